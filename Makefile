@@ -1,0 +1,42 @@
+# What people type. Each target sets up .venv first if it is not there.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DEMO   ?= workspace/demo
+
+.PHONY: help install demo test test-fast lint jobs clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+install: $(READY)  ## set up .venv with every dependency and this package
+
+demo: $(READY)  ## a federation of three sites and a held-out one on the phantom; prints the table
+	$(BIN)/nvflare simulator jobs/fedmsa -w $(DEMO) -n 4 -t 4 -l concise
+	$(BIN)/fedfms report $(DEMO)
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## the tests that take under a minute together
+	$(BIN)/python -m pytest -m "not slow and not federation"
+
+lint: $(READY)  ## ruff and mypy
+	@$(BIN)/python -c "import ruff, mypy" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+jobs: $(READY)  ## make the committed jobs again from their studies
+	$(BIN)/fedfms job build fedmsa --study phantom --out jobs/fedmsa
+	$(BIN)/fedfms job build fedsam --study phantom --out jobs/fedsam
+
+clean:  ## remove workspaces and caches, not .venv
+	rm -rf workspace simulator_workspace .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

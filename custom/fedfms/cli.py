@@ -1,0 +1,149 @@
+"""The `fedfms` command: build jobs, make reports, list what there is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import fedfms
+from fedfms.errors import FedfmsError, StudyError
+
+_EXAMPLES = """\
+examples:
+  fedfms job build fedmsa --study phantom --out jobs/fedmsa
+  fedfms job build fedmsa --study polyp --checkpoint weights/lite_medsam.pth --rounds 5 \\
+      --held-out kvasir_seg_vestreviken_no --set data.max_images=24 --out /tmp/polyp
+  fedfms job build fedsam --study polyp --preset paper --out /tmp/polyp-paper
+  nvflare simulator jobs/fedmsa -w workspace -n 3 -t 3
+  fedfms report workspace
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 a fault that is told in one line, 2 wrong usage."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except FedfmsError as error:
+        print(f"fedfms: {error.line()}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def find_study(name: str) -> Path:
+    """The YAML of a study: a file, or a name in `jobs/studies` of this folder or of the package's checkout.
+
+    Raises:
+        StudyError: there is none of that name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folders = [Path("jobs/studies"), Path(fedfms.__file__).parents[2] / "jobs" / "studies"]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise StudyError(f"no study {name!r}", where="--study", do=f"a YAML file, or one of {known}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedfms", description=fedfms.__doc__, epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"fedfms {fedfms.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_job(commands.add_parser("job", help="build NVFLARE jobs"))
+    report = commands.add_parser("report", help="table, curves and results.json of a run, made again")
+    report.add_argument("workspace", type=Path, help="a simulator's workspace, or a run's folder")
+    report.add_argument("--out", type=Path, help="where to write (default: in the run's folder)")
+    report.set_defaults(run=_report)
+    listing = commands.add_parser("list", help="methods, backbones, presets and studies")
+    listing.set_defaults(run=_list)
+    return parser
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    build = commands.add_parser(
+        "build", help="make the job folder of a method on a study", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    build.add_argument("method", help="as `fedfms list` names them")
+    build.add_argument("--study", required=True, help="a YAML file, or a name in jobs/studies")
+    build.add_argument("--out", required=True, type=Path, help="the job folder to write")
+    build.add_argument("--preset", help="schedule and backbone of `fedfms list`, laid over the study's")
+    build.add_argument("--backbone", help="vit_b, vit_l, vit_h, vit_tiny, tiny_vit")
+    build.add_argument("--checkpoint", type=Path, help="weights to start from; the job holds its name and SHA-256 only")
+    build.add_argument("--rounds", type=int)
+    build.add_argument("--seed", type=int)
+    build.add_argument("--sites", help="a,b,c: the sites that train (default: the study's)")
+    build.add_argument("--held-out", help="a,b: sites that score the global model and do not train")
+    build.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study, e.g. train.lr=1e-3"
+    )
+    build.add_argument("--bundle-code", action="store_true", help="copy this package into the job")
+    build.set_defaults(run=_job_build)
+
+
+def _job_build(args: argparse.Namespace) -> None:
+    from fedfms.flare.job import build_job, with_checkpoint
+    from fedfms.study import load_study
+
+    path = find_study(args.study)
+    held_out = None if args.held_out is None else [name for name in args.held_out.split(",") if name]
+    sites = None if args.sites is None else [name for name in args.sites.split(",") if name]
+    if sites is None and held_out:
+        named = load_study(path, preset=args.preset, overrides=args.set, held_out=[]).sites
+        sites = [name for name in named if name not in held_out]
+    study = load_study(
+        path,
+        preset=args.preset,
+        overrides=args.set,
+        **{
+            "method": args.method,
+            "seed": args.seed,
+            "sites": sites,
+            "held_out": held_out,
+            "model.backbone": args.backbone,
+            "train.rounds": args.rounds,
+            **({} if args.checkpoint is None else with_checkpoint(args.checkpoint)),
+        },
+    )
+    build_job(study, args.out, bundle_code=args.bundle_code)
+    print(f"{args.out}: {study.method} on {study.name}, {study.model.backbone} at {study.model.input_px} px, "
+          f"{study.train.rounds} rounds, at least {study.min_sites} sites")  # fmt: skip
+
+
+def _report(args: argparse.Namespace) -> None:
+    from fedfms.report import make_report
+
+    report = make_report(args.workspace, args.out)
+    console = Console()
+    console.print(report.first_line)
+    for table in report.tables:
+        console.print(table)
+    for path in report.paths:
+        print(path)
+    if report.overlays:
+        print(f"{len(report.overlays)} overlays, at the sites: {report.overlays[0].parent.as_posix()} ...")
+
+
+def _list(args: argparse.Namespace) -> None:
+    from fedfms.methods import METHODS
+    from fedfms.models import BACKBONES
+    from fedfms.study import PRESETS
+
+    studies = sorted(path.stem for path in (Path(fedfms.__file__).parents[2] / "jobs" / "studies").glob("*.yaml"))
+    table = Table("what", "names")
+    table.add_row("methods", "\n".join(f"{name} ({method.paper})" for name, method in METHODS.items()))
+    table.add_row("backbones", ", ".join(BACKBONES))
+    table.add_row("presets", ", ".join(PRESETS))
+    table.add_row("studies", ", ".join(studies))
+    Console().print(table)

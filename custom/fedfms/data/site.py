@@ -1,0 +1,209 @@
+"""A site's data for a study: which slices are in which part, and datasets of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+from torch.utils.data import Dataset
+
+from fedfms.data import splits
+from fedfms.data.manifest import Manifest, load_manifest, make_splits, missing_files, pixel_sha256
+from fedfms.data.phantom import make_phantom
+from fedfms.data.source import FolderSource, Item, MemorySource, Pixels, Source
+from fedfms.data.transforms import make_transforms
+from fedfms.errors import DataError, SettingsError
+from fedfms.rng import rng
+from fedfms.settings import SiteSettings
+from fedfms.study import PHANTOM, DataSpec, Study
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """Slices of a site by part, in an order that pixels alone decide.
+
+    Parts: train, val, all, and test under the "personal" protocol, where val is the same slices. A held-out
+    site has nothing in train and everything in the others.
+    """
+
+    site: str
+    parts: Mapping[str, tuple[Item, ...]]
+    scored_part: str  # what a model is scored on here: "val", "test" or (held out) "all"
+    spec: DataSpec
+    seed: int
+    source: Source
+
+    def counts(self) -> dict[str, int]:
+        """Number of slices by part."""
+        return {part: len(items) for part, items in self.parts.items()}
+
+    def dataset(
+        self, part: str, *, input_px: int, mask_px: int, augment: bool = False, round_: int = 0
+    ) -> Dataset[dict[str, Any]]:
+        """Samples of a part: image float32 (3, input_px, input_px) in 0..1, label float32 (C, mask_px,
+        mask_px) in {0, 1}, case str, slice int, key str (content hash of the image).
+
+        With `data.cache`, every slice of the part is decoded here, once, and kept.
+
+        Raises:
+            DataError: no such part, or a slice that cannot be read.
+        """
+        if part not in self.parts:
+            raise DataError(f"there is no part {part!r}", where=f"site {self.site}", do=f"one of {sorted(self.parts)}")
+        transforms = make_transforms(self.spec, input_px=input_px, mask_px=mask_px, augment=augment)
+        if self.spec.cache:
+            for item in self.parts[part]:
+                self.source.read(item)
+        return _Slices(self, self.parts[part], transforms, round_)
+
+
+class _Slices(Dataset[dict[str, Any]]):
+    """Items through transforms; each item's randomness hangs on its content and the round, not on the
+    order.
+    """
+
+    def __init__(self, data: SiteData, items: tuple[Item, ...], transforms: Compose, round_: int) -> None:
+        self._data = data
+        self._items = items
+        self._transforms = transforms
+        self._round = round_
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self._items[index]
+        image, label = self._data.source.read(item)
+        random = rng(self._data.seed, self._data.site, self._round, f"augment:{item.key}")
+        self._transforms.set_random_state(seed=int(random.integers(2**32)))
+        channels_first = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+        sample = {"image": torch.from_numpy(channels_first), "label": torch.from_numpy(label[None])}
+        sample = self._transforms(sample)
+        return {**sample, "case": item.case, "slice": item.slice, "key": item.key}
+
+
+def open_site(study: Study, site: str, settings: SiteSettings) -> SiteData:
+    """The data of a site for a study.
+
+    Damage inside a file is found when a part is first decoded (`SiteData.dataset`); the rest is found here.
+
+    Raises:
+        SettingsError: the study needs a data set, and the site has no data_root.
+        DataError: no manifest or case; a missing file, or one of another size; a structure without label
+            values.
+    """
+    if study.data.dataset == PHANTOM:
+        items, source = _open_phantom(study, site)
+        if settings.data_root is None:
+            _log.warning("site %s: no data_root is set, embedded phantom images are used", site)
+    else:
+        try:
+            items, source = _open_folder(study, site, settings)
+        except DataError as error:
+            raise error if error.where.startswith("site ") else error.at(f"site {site}") from error
+    parts, scored = _parts(study, site, items)
+    return SiteData(site, parts, scored, study.data, study.seed, source)
+
+
+def _open_phantom(study: Study, site: str) -> tuple[list[Item], Source]:
+    used = {value for structure in study.data.structures for value in structure.values}
+    if not used <= {0, 1, 2}:
+        raise DataError(
+            f"the phantom has no label values {sorted(used - {0, 1, 2})}", where=f"study {study.name}",
+            do="its values are 1 (rim) and 2 (inner structure)",
+        )  # fmt: skip
+    spec = study.data
+    phantom = make_phantom(
+        study.seed, site, n=spec.phantom_images, size_px=spec.phantom_px, structures=2 if 2 in used else 1
+    )
+    items: list[Item] = []
+    pixels: dict[tuple[str, int], Pixels] = {}
+    for number, (image, label) in enumerate(zip(phantom.images, phantom.labels, strict=True)):
+        case, values = f"phantom-{number:04d}", tuple(np.unique(label).tolist())
+        height_px, width_px = label.shape
+        items.append(Item(case, 0, phantom.patients[number], pixel_sha256(image), width_px, height_px, 3, values))
+        pixels[case, 0] = image, label
+    return items, MemorySource(pixels)
+
+
+def _open_folder(study: Study, site: str, settings: SiteSettings) -> tuple[list[Item], Source]:
+    if settings.data_root is None:
+        raise SettingsError(
+            f"study {study.name} needs the data set {study.data.dataset!r}, and no data_root is set",
+            where=f"site {site}",
+            do="write data_root in local/fedfms_site.yaml, or in the file that FEDFMS_SITE names",
+        )
+    folder = settings.data_root / study.data.dataset / site
+    if not folder.is_dir():
+        raise DataError(
+            f"there is no folder {study.data.dataset}/{site} in the data root",
+            do="convert the site with `python -m preprocessing`, or correct data_root or the site's name",
+        )
+    manifest = load_manifest(folder)
+    _check_manifest(study, site, manifest, folder)
+    source = FolderSource(folder, site, cache=study.data.cache)
+    items = []
+    for case, number, s in manifest.slices():
+        item = Item(
+            case.id, number, case.patient, s.image_sha256, s.width_px, s.height_px, s.channels, s.values,
+            s.label_sha256, s.image, s.label,
+        )  # fmt: skip
+        source.look(item)
+        items.append(item)
+    return items, source
+
+
+def _check_manifest(study: Study, site: str, manifest: Manifest, folder: Path) -> None:
+    again = "convert the site again with `python -m preprocessing`"
+    if (manifest.dataset, manifest.site) != (study.data.dataset, site):
+        raise DataError("the manifest is of another data set or site", do="put the folder where it belongs")
+    if not manifest.cases:
+        raise DataError("the manifest lists no case", do=again)
+    missing = missing_files(manifest, folder)
+    if missing:
+        more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+        raise DataError(missing[0] + more, do=again)
+    for structure in study.data.structures:
+        odd = sorted(set(structure.values) - manifest.values)
+        if odd:
+            known = {structure.name: structure.value for structure in manifest.structures}
+            raise DataError(
+                f"{structure.name!r} of study {study.name} has label values {odd}, the data have {known}",
+                do="correct data.structures in the study, or the label rule of the conversion",
+            )
+    if manifest.splits != make_splits(manifest.cases):
+        raise DataError(f"the splits are not those of rule {splits.RULE_VERSION}", do=again)
+
+
+def _parts(study: Study, site: str, items: Sequence[Item]) -> tuple[dict[str, tuple[Item, ...]], str]:
+    """Items by part and the part to score on; `max_images` is applied before the split, so proportions
+    hold.
+    """
+    by_patient: dict[str, list[Item]] = {}
+    for item in sorted(items, key=lambda item: (item.key, item.label_sha256, item.slice)):
+        by_patient.setdefault(item.patient, []).append(item)
+    hashes = {patient: [item.key for item in own] for patient, own in by_patient.items()}
+    chosen = splits.subset(hashes, study.data.max_images, study.seed)
+
+    def of(patients: Sequence[str]) -> tuple[Item, ...]:
+        found = [item for patient in patients for item in by_patient[patient][: len(chosen[patient])]]
+        return tuple(sorted(found, key=lambda item: (item.key, item.label_sha256, item.slice)))
+
+    everything = of(tuple(chosen))
+    personal = study.data.protocol == "personal"
+    if site in study.held_out:
+        held = {"train": (), "val": everything, "all": everything}
+        return ({**held, "test": everything} if personal else held), "all"
+    parts = {name: of(members) for name, members in splits.assign(chosen, study.data.protocol, study.seed).items()}
+    parts["all"] = everything
+    if personal:
+        parts["val"] = parts["test"]
+    return parts, "test" if personal else "val"

@@ -1,0 +1,127 @@
+"""Where slices come from: a site's folder, or arrays in memory. Both give native uint8 pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fedfms.data.manifest import pixel_sha256
+from fedfms.errors import DataError
+from fedfms.study import Structure
+
+Pixels = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # image (H, W) or (H, W, 3); label values (H, W)
+_CHECK = "run `python -m preprocessing check` on the data root, then convert the site again"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One slice: pseudonymous case, number in it, content hash of the image, size, label values present."""
+
+    case: str
+    slice: int
+    patient: str
+    key: str  # SHA-256 of the image's pixels
+    width_px: int
+    height_px: int
+    channels: int
+    values: tuple[int, ...]
+    label_sha256: str = ""
+    image: str = ""  # file names relative to the site's folder; empty in memory
+    label: str = ""
+
+    def has(self, structure: Structure) -> bool:
+        """Whether the structure's mask is not empty at native resolution."""
+        return bool(set(self.values) & set(structure.values))
+
+
+class Source(Protocol):
+    """Gives the pixels of an item."""
+
+    def read(self, item: Item) -> Pixels: ...
+
+
+class MemorySource:
+    """Pixels that are in memory, by (case, slice)."""
+
+    def __init__(self, pixels: dict[tuple[str, int], Pixels]) -> None:
+        self._pixels = pixels
+
+    def read(self, item: Item) -> Pixels:
+        """Image and label values of the item."""
+        return self._pixels[item.case, item.slice]
+
+
+class FolderSource:
+    """Pixels in a site's folder, compared with the manifest when first read, kept in memory when `cache`."""
+
+    def __init__(self, folder: Path, site: str, *, cache: bool) -> None:
+        self._folder = folder
+        self._site = site
+        self._cache = cache
+        self._kept: dict[tuple[str, int], Pixels] = {}
+        self._seen: set[tuple[str, int]] = set()
+
+    def read(self, item: Item) -> Pixels:
+        """Image and label values of the item.
+
+        Raises:
+            DataError: a file is gone or damaged, or its pixels are not those of the manifest.
+        """
+        place = item.case, item.slice
+        if place in self._kept:
+            return self._kept[place]
+        pixels = self._decode(item.image, item, "image"), self._decode(item.label, item, "label")
+        if place not in self._seen:
+            self._verify(pixels, item)
+            self._seen.add(place)
+        if self._cache:
+            self._kept[place] = pixels
+        return pixels
+
+    def look(self, item: Item) -> None:
+        """Check that both files open and have the item's size, without decoding them.
+
+        Raises:
+            DataError: they do not.
+        """
+        for kind, name, modes in (
+            ("image", item.image, ("L",) if item.channels == 1 else ("RGB",)),
+            ("label", item.label, ("L",)),
+        ):
+            try:
+                with Image.open(self._folder / name) as opened:
+                    size, mode = opened.size, opened.mode
+            except OSError as error:
+                raise self._fault(f"the {kind} of slice {item.slice} is missing or no PNG", item) from error
+            if size != (item.width_px, item.height_px) or mode not in modes:
+                raise self._fault(
+                    f"the {kind} of slice {item.slice} is {size[0]} x {size[1]} px {mode}, "
+                    f"the manifest says {item.width_px} x {item.height_px} px {modes[0]}",
+                    item,
+                )
+
+    def _decode(self, name: str, item: Item, kind: str) -> NDArray[np.uint8]:
+        try:
+            with Image.open(self._folder / name) as opened:
+                return np.array(opened)  # a copy: torch wants it writable
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # Pillow reports damage to a PNG's chunks as SyntaxError
+            raise self._fault(f"the {kind} of slice {item.slice} is missing or damaged", item) from error
+
+    def _verify(self, pixels: Pixels, item: Item) -> None:
+        image, label = pixels
+        if image.shape[:2] != label.shape[:2] or label.ndim != 2:
+            raise self._fault(f"image and label of slice {item.slice} differ in size", item)
+        odd = sorted(set(np.unique(label).tolist()) - set(item.values))
+        if odd:
+            raise self._fault(f"slice {item.slice} has label values {odd} that the manifest does not list", item)
+        if pixel_sha256(image) != item.key or pixel_sha256(label) != item.label_sha256:
+            raise self._fault(f"the pixels of slice {item.slice} have changed since the conversion", item)
+
+    def _fault(self, what: str, item: Item) -> DataError:
+        return DataError(what, where=f"site {self._site}, case {item.case}", do=_CHECK)

@@ -1,0 +1,47 @@
+"""The errors that a person reads: one line that says what, where (site, round, file of the study) and what to do.
+
+They never carry a patient's file name, path or pixel: a case is named by its pseudonymous id.
+"""
+
+from __future__ import annotations
+
+
+class FedfmsError(Exception):
+    """Base of all expected faults: `what` is wrong, `where` (a site, a study, a job) and what to `do` about it."""
+
+    def __init__(self, what: str, *, where: str = "", do: str = "") -> None:
+        self.what, self.where, self.do = what, where, do
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """The message on one line: `where: what; do`."""
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return " ".join((f"{text}; {self.do}" if self.do else text).split())
+
+    def at(self, where: str) -> FedfmsError:
+        """The same error, placed: `where` is put before what is already known of the place."""
+        return type(self)(self.what, where=f"{where}, {self.where}" if self.where else where, do=self.do)
+
+
+class StudyError(FedfmsError):
+    """A study, preset, override or job configuration is not what it must be."""
+
+
+class SettingsError(FedfmsError):
+    """A site's own settings are missing or wrong."""
+
+
+class CheckpointError(FedfmsError):
+    """A file of pre-trained weights is missing, damaged, or does not fit the model."""
+
+
+class DataError(FedfmsError):
+    """Images, masks or a manifest are missing or do not fit each other."""
+
+
+class TrainingError(FedfmsError):
+    """Training or evaluation cannot go on (for instance a loss that is not finite)."""
+
+
+class UpdateError(FedfmsError):
+    """An update from a site, or the set of them, cannot be aggregated."""

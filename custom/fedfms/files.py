@@ -1,0 +1,74 @@
+"""Writing that survives a kill: write beside, fsync, rename; a reader sees the old file or the new one, never half."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+_BLOCK = 4096
+
+
+def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
+    """Put `content` in `path` at once; text as UTF-8. The file has `mode`, whatever the umask.
+
+    Raises:
+        OSError: no folder, no permission, no room; `path` is as it was.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if something went wrong, be it Ctrl-C
+    _sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file and see it onto the disk. A kill leaves at most the last line unfinished.
+
+    Such an unfinished line, left by a kill before, is cut off first: the new line would otherwise become a part of it.
+    One process at a time may append to a file.
+
+    Raises:
+        ValueError: the text has a line break in it.
+        OSError: no folder, no permission, no room.
+    """
+    if "\n" in line:
+        raise ValueError("a line has no line break in it")
+    new = not path.exists()
+    with path.open("a+b") as file:
+        _cut_unfinished(file.fileno())
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        _sync_folder(path.parent)
+
+
+def _cut_unfinished(descriptor: int) -> None:
+    """Truncate a file just after its last line break."""
+    end = size = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(descriptor, end)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

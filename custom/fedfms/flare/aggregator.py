@@ -1,0 +1,111 @@
+"""The server's aggregator: checks every update, lets the method combine them, and fails a round that is too thin.
+
+NVFLARE's own accepts NaN, wrong shapes and negative counts, counts an error reply as an answer, and adds in order
+of arrival; see `fedfms.guard`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.aggregator import Aggregator
+from nvflare.app_common.app_constant import AppConstants
+
+from fedfms.flare.persistor import SharedModelPersistor
+from fedfms.flare.wire import REPORT, ROUND, nbytes, to_arrays, to_tensors
+from fedfms.guard.checks import Schema, check_names, check_samples, check_tensors
+from fedfms.methods import Method, Update
+
+
+class CheckedAggregator(Aggregator):
+    """Accepts updates one by one, combines them in an order that does not depend on their arrival.
+
+    Args:
+        min_sites: updates that a round needs.
+        persistor_id: the component that holds the study, its method and the shared tensors.
+    """
+
+    def __init__(self, min_sites: int, persistor_id: str = "persistor") -> None:
+        super().__init__()
+        self._min_sites = min_sites
+        self._persistor_id = persistor_id
+        self._updates: dict[str, Update] = {}
+        self._state: Any = {}
+        self.rows: dict[str, dict[str, Any]] = {}  # of this round, by site; the recorder reads them
+
+    def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
+        """Check what a site sent; True if it is an update that will be aggregated."""
+        site = str(shareable.get_peer_prop(ReservedKey.IDENTITY_NAME, "?"))
+        round_ = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        row: dict[str, Any] = {"round": round_, "site": site, "accepted": False, "reason": ""}
+        try:
+            dxo = from_shareable(shareable)
+        except ValueError:
+            dxo = DXO(DataKind.METRICS, data={})
+        report = dxo.data.get(REPORT) if dxo.data_kind == DataKind.METRICS else dxo.get_meta_prop(REPORT)
+        row |= _numbers(report)
+        held_out = site in self._holder(fl_ctx)[2]
+        reason = "held out" if held_out else self._refusal(site, round_, dxo, shareable, fl_ctx)
+        if reason is None:
+            samples = int(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
+            self._updates[site] = Update(site, to_tensors(dxo.data), samples)
+            row |= {"accepted": True, "samples": samples, "bytes_up": nbytes(dxo.data)}
+        elif not held_out:
+            self.log_warning(fl_ctx, f"fedfms: round {round_}: update of {site} refused: {reason}", fire_event=False)
+        if site not in self._updates or reason is None:
+            self.rows[site] = row | {"held_out": held_out, "reason": reason or ""}
+        return reason is None
+
+    def _refusal(self, site: str, round_: int, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> str | None:
+        """Why the update may not be aggregated, or None."""
+        if site in self._updates:
+            return "a second update of the same site in one round"
+        if dxo.data_kind != DataKind.WEIGHTS:
+            return f"it holds {dxo.data_kind}, not weights"
+        sent_for = (shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), dxo.get_meta_prop(ROUND))
+        if sent_for != (round_, round_):
+            return f"it is of round {sent_for[1]}, not of round {round_}"
+        schema = Schema.of(self._holder(fl_ctx)[1])
+        return (
+            check_samples(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
+            or check_names(dxo.data, schema)
+            or check_tensors(dxo.data, schema)
+        )
+
+    def aggregate(self, fl_ctx: FLContext) -> Shareable:
+        """The next global model; fails the job when fewer than `min_sites` updates were accepted."""
+        round_ = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        if len(self._updates) < self._min_sites:
+            reasons = "; ".join(f"{site}: {row['reason']}" for site, row in sorted(self.rows.items()) if row["reason"])
+            self.system_panic(
+                f"fedfms: round {round_}: {len(self._updates)} updates accepted, {self._min_sites} needed "
+                f"({reasons or 'the others did not answer'})",
+                fl_ctx,
+            )
+            return Shareable()
+        method: Method = self._holder(fl_ctx)[0]
+        combined = method.combine(list(self._updates.values()), self._state)
+        self._state = combined.state
+        reply: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(combined.shared)).to_shareable()
+        return reply
+
+    def reset(self, fl_ctx: FLContext) -> None:
+        """Forget the round that was aggregated."""
+        self._updates, self.rows = {}, {}
+
+    def _holder(self, fl_ctx: FLContext) -> tuple[Method, Any, tuple[str, ...]]:
+        persistor = fl_ctx.get_engine().get_component(self._persistor_id)
+        if not isinstance(persistor, SharedModelPersistor) or persistor.method is None or persistor.study is None:
+            raise TypeError(f"component {self._persistor_id!r} must be a started SharedModelPersistor")
+        return persistor.method, persistor.shared, persistor.study.held_out
+
+
+def _numbers(report: Any) -> dict[str, Any]:
+    """The known keys of a site's report; whatever else it sends is dropped."""
+    report = report if isinstance(report, dict) else {}
+    keys = ("scores", "train_loss", "seconds", "bytes_down")
+    return {key: report.get(key) for key in keys} | {"samples": 0, "bytes_up": 0}

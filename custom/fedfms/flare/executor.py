@@ -1,0 +1,141 @@
+"""The site's side of a federation: a plain NVFLARE Executor with the tasks train, validate and submit_model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
+from nvflare.apis.signal import Signal
+from nvflare.app_common.app_constant import AppConstants
+
+from fedfms.errors import FedfmsError, UpdateError
+from fedfms.flare.wire import (
+    REPORT,
+    SUBMIT_MODEL,
+    TRAIN,
+    VALIDATE,
+    error_reply,
+    nbytes,
+    to_arrays,
+    to_tensors,
+    update_dxo,
+)
+from fedfms.settings import load_settings
+from fedfms.study import Study
+from fedfms.training.site import Site
+from fedfms.training.trainer import Aborted
+
+
+class SiteExecutor(Executor):
+    """Trains and scores the study's model on the data of the site that it runs at.
+
+    Faults that a person can mend become an error reply with one line of text; the job goes on or ends as the
+    controller decides, and never hangs on them.
+    """
+
+    def __init__(self, study: dict[str, Any]) -> None:
+        super().__init__()
+        self._raw_study = study
+        self._site: Site | None = None
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        """Do a task; the reply is a DXO of weights or of metrics, or an error reply."""
+        tasks = {TRAIN: self._train, VALIDATE: self._validate, SUBMIT_MODEL: self._submit_model}
+        if task_name not in tasks:
+            return make_reply(ReturnCode.TASK_UNKNOWN)
+        try:
+            site = self._open(fl_ctx, abort_signal)
+            dxo = tasks[task_name](site, shareable, fl_ctx)
+        except Aborted:
+            return make_reply(ReturnCode.TASK_ABORTED)
+        except FedfmsError as error:
+            self.log_error(fl_ctx, f"fedfms: {error.line()}", fire_event=False)
+            return error_reply(error)
+        reply: Shareable = dxo.to_shareable()
+        return reply
+
+    def _open(self, fl_ctx: FLContext, abort_signal: Signal) -> Site:
+        # The signal is of this task; a site that is kept between tasks must ask the newest one.
+        self._abort_signal = abort_signal
+        if self._site is None:
+            workspace = fl_ctx.get_workspace()
+            settings = load_settings(Path(workspace.get_root_dir()))
+            if settings.threads:
+                torch.set_num_threads(settings.threads)
+            folder = Path(workspace.get_run_dir(fl_ctx.get_job_id())) / "fedfms"
+            name = fl_ctx.get_identity_name()
+            study = Study.from_dict(self._raw_study)
+            self._site = Site(study, name, settings, folder, stop=lambda: bool(self._abort_signal.triggered))
+        return self._site
+
+    def _train(self, site: Site, shareable: Shareable, fl_ctx: FLContext) -> DXO:
+        round_ = int(shareable.get_header(AppConstants.CURRENT_ROUND, 0))
+        of = int(shareable.get_header(AppConstants.NUM_ROUNDS, 0))
+        received, bytes_down = _received(shareable)
+        if site.held_out:
+            report = site.evaluate(received) | {"bytes_down": bytes_down}
+            self.log_info(fl_ctx, f"fedfms: {_line(site, round_, of, report['scores'])} (held out)", fire_event=False)
+            return DXO(DataKind.METRICS, data={REPORT: report})
+        result = site.train_round(round_, received)
+        self.log_info(
+            fl_ctx,
+            f"fedfms: {_line(site, round_, of, result.scores)}, training loss {result.train_loss:.4f} "
+            f"on {result.update.samples} slices, {result.seconds:.1f} s",
+            fire_event=False,
+        )
+        report = {
+            "scores": result.scores,
+            "train_loss": result.train_loss,
+            "seconds": result.seconds,
+            "bytes_down": bytes_down,
+            "held_out": False,
+        }
+        dice = result.scores["dice"] if result.scores else None
+        return update_dxo(
+            result.update.tensors, samples=result.update.samples, round_=round_, report=report, val_dice=dice
+        )
+
+    def _validate(self, site: Site, shareable: Shareable, fl_ctx: FLContext) -> DXO:
+        owner = str(shareable.get_header(AppConstants.MODEL_OWNER, "model"))
+        name = model_name(owner)
+        received, _ = _received(shareable)
+        report = site.evaluate(received, overlays=name)
+        self.log_info(fl_ctx, f"fedfms: {site.name}, {name} model: {_dice(report['scores'])}", fire_event=False)
+        return DXO(DataKind.METRICS, data={REPORT: report})
+
+    def _submit_model(self, site: Site, shareable: Shareable, fl_ctx: FLContext) -> DXO:
+        return DXO(DataKind.WEIGHTS, data=to_arrays(site.local_model()))
+
+
+def model_name(owner: str) -> str:
+    """What people call a model that NVFLARE's locator names after its file: `best`, `final`, or a site's own name."""
+    stem = Path(owner).name.removeprefix("SRV_")
+    if "best" in stem.lower():
+        return "best"
+    return "final" if "FL_global_model" in stem else "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)
+
+
+def _received(shareable: Shareable) -> tuple[Any, int]:
+    try:
+        dxo = from_shareable(shareable)
+    except ValueError as error:
+        raise UpdateError("the task came without a model", do="use this package's own job") from error
+    if dxo.data_kind != DataKind.WEIGHTS:
+        raise UpdateError(f"the task came with {dxo.data_kind}, not with weights", do="use this package's own job")
+    tensors = to_tensors(dxo.data)
+    return tensors, nbytes({name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+def _line(site: Site, round_: int, of: int, scores: dict[str, Any] | None) -> str:
+    return f"{site.name}, round {round_ + 1}/{of}: received model {_dice(scores)}"
+
+
+def _dice(scores: dict[str, Any] | None) -> str:
+    if not scores or scores["dice"] is None:
+        return "not scored (no image with a structure)"
+    return f"Dice {scores['dice']:.3f} on {scores['images']} images"

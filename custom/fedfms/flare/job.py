@@ -1,0 +1,146 @@
+"""From a study to an NVFLARE job folder: JSON only, no code and no weights, the same bytes for the same study.
+
+The whole study is in the job, resolved; a site's own paths are not (`fedfms.settings`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fedfms
+from fedfms.errors import StudyError
+from fedfms.flare.wire import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
+from fedfms.methods import make_method
+from fedfms.models import BACKBONES
+from fedfms.study import Study
+
+APP = "app"
+
+_BYOC = """\
+NVFLARE runs components of other packages only in a job that has this folder, or where the site's
+`local/resources.json` allows `fedfms.` by name. It holds no code: the package is installed at the site.
+"""
+
+
+def build_job(study: Study, out: Path, *, bundle_code: bool = False) -> Path:
+    """Write the job folder of a study to `out`, replacing an older job there; returns `out`.
+
+    Args:
+        bundle_code: put a copy of this package into the job, for sites that have none.
+
+    Raises:
+        StudyError: the study's method or backbone is unknown, or `out` holds something that is no job.
+    """
+    make_method(study.method, study.method_options)
+    if study.model.backbone not in BACKBONES:
+        raise StudyError(
+            f"unknown backbone {study.model.backbone!r}", where=study.name, do=f"one of {sorted(BACKBONES)}"
+        )
+    if out.exists() and any(out.iterdir()) and not (out / "meta.json").is_file():
+        raise StudyError(f"{out.name} is not empty and holds no job", where="job build", do="name another folder")
+    shutil.rmtree(out, ignore_errors=True)
+    config, custom = out / APP / "config", out / APP / "custom"
+    config.mkdir(parents=True)
+    custom.mkdir()
+    _write_json(out / "meta.json", _meta(study, out.name))
+    _write_json(config / "config_fed_server.json", _server(study))
+    _write_json(config / "config_fed_client.json", _client(study))
+    (custom / "README.txt").write_text(_BYOC, encoding="utf-8")
+    if bundle_code:
+        package = Path(fedfms.__file__).parent
+        shutil.copytree(package, custom / "fedfms", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    return out
+
+
+def with_checkpoint(path: Path) -> dict[str, str]:
+    """The overrides by which a study names a file of weights: its name and its SHA-256, never its folder.
+
+    Raises:
+        StudyError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    except OSError as error:
+        raise StudyError(
+            f"cannot read checkpoint {path.name}", where="job build", do="name a file that is there"
+        ) from error
+    return {"model.checkpoint": path.name, "model.checkpoint_sha256": digest.hexdigest()}
+
+
+def _meta(study: Study, name: str) -> dict[str, Any]:
+    named = [*study.sites, *study.held_out] if study.sites else []
+    return {
+        "name": name,
+        "resource_spec": {},
+        "min_clients": study.min_sites,
+        "deploy_map": {APP: ["server", *named] if named else ["@ALL"]},
+    }
+
+
+def _server(study: Study) -> dict[str, Any]:
+    federation = study.federation
+    return {
+        "format_version": 2,
+        "workflows": [
+            _component(
+                "train",
+                "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather",
+                min_clients=study.min_sites,
+                num_rounds=study.train.rounds,
+                start_round=0,
+                wait_time_after_min_received=federation.wait_s,
+                train_timeout=federation.round_timeout_s,
+                aggregator_id="aggregator",
+                persistor_id="persistor",
+                shareable_generator_id="shareable_generator",
+                train_task_name=TRAIN,
+            ),
+            _component(
+                "evaluate",
+                "nvflare.app_common.workflows.global_model_eval.GlobalModelEval",
+                model_locator_id="locator",
+                validation_timeout=federation.wait_s,
+            ),
+        ],
+        "components": [
+            _component("persistor", "fedfms.flare.persistor.SharedModelPersistor", study=study.to_dict()),
+            _component(
+                "shareable_generator",
+                "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
+            ),
+            _component("aggregator", "fedfms.flare.aggregator.CheckedAggregator", min_sites=study.min_sites),
+            _component(
+                "selector",
+                "nvflare.app_common.widgets.intime_model_selector.IntimeModelSelector",
+                key_metric=VAL_DICE,
+            ),
+            _component(
+                "locator", "nvflare.app_opt.pt.file_model_locator.PTFileModelLocator", pt_persistor_id="persistor"
+            ),
+            _component("recorder", "fedfms.flare.recorder.Recorder"),
+        ],
+    }
+
+
+def _client(study: Study) -> dict[str, Any]:
+    executor = {"path": "fedfms.flare.executor.SiteExecutor", "args": {"study": study.to_dict()}}
+    return {
+        "format_version": 2,
+        "executors": [{"tasks": [TRAIN, VALIDATE, SUBMIT_MODEL], "executor": executor}],
+        "components": [],
+    }
+
+
+def _component(id_: str, path: str, **args: Any) -> dict[str, Any]:
+    return {"id": id_, "path": path, "args": args}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

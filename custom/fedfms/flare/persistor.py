@@ -1,0 +1,82 @@
+"""The server's model: only the shared tensors, kept by NVFLARE's own PyTorch persistor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
+
+from fedfms.errors import FedfmsError
+from fedfms.methods import Method, Tensors
+from fedfms.settings import load_settings
+from fedfms.study import Study
+from fedfms.training.build import BuiltModel, build
+
+
+class SharedModel(torch.nn.Module):
+    """A module whose `state_dict` is the study's shared tensors under their own names, and nothing else.
+
+    What a server sends in round 0 is what it holds; with the whole model it would send the frozen part as well.
+    """
+
+    def __init__(self, shared: Tensors) -> None:
+        super().__init__()
+        for name, tensor in shared.items():
+            owner: torch.nn.Module = self
+            *path, leaf = name.split(".")
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, torch.nn.Module())
+                owner = owner.get_submodule(part)
+            owner.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+class SharedModelPersistor(PTFileModelPersistor):
+    """PTFileModelPersistor for a study: builds the initial model from the study and the server's own settings.
+
+    Args:
+        study: the resolved study (`Study.to_dict()`).
+        source_ckpt_file_full_name: a saved global model to go on from; absolute, on the server.
+    """
+
+    def __init__(self, study: dict[str, Any], source_ckpt_file_full_name: str | None = None) -> None:
+        super().__init__(source_ckpt_file_full_name=source_ckpt_file_full_name, load_device="cpu")
+        self._raw_study = study
+        self.study: Study | None = None
+        self.method: Method | None = None
+        self.shared: Tensors = {}
+        self.sizes: dict[str, float] = {}
+
+    def handle_event(self, event: str, fl_ctx: FLContext) -> None:
+        """Build the model before the parent class asks for it; a fault ends the job with one line."""
+        if event == EventType.START_RUN:
+            try:
+                self._build(fl_ctx)
+            except FedfmsError as error:
+                self.system_panic(f"fedfms: server: {error.line()}", fl_ctx)
+                return
+        super().handle_event(event, fl_ctx)
+
+    def _build(self, fl_ctx: FLContext) -> None:
+        workspace = fl_ctx.get_workspace()
+        self.study = Study.from_dict(self._raw_study)
+        built = build(self.study, load_settings(Path(workspace.get_root_dir())))
+        self.method = built.method
+        self.shared = built.shared()
+        self.sizes = _sizes(built)
+        self.model = SharedModel(self.shared)
+
+
+def _sizes(built: BuiltModel) -> dict[str, float]:
+    counts = {name: p.numel() for name, p in built.model.named_parameters()}
+    shared = sum(counts[name] for name in built.partition.shared)
+    return {
+        "total": sum(counts.values()),
+        "trained": sum(counts[name] for name in built.partition.trained),
+        "shared": shared,
+        "shared_mb": sum(t.numel() * t.element_size() for t in built.shared().values()) / 1e6,
+    }

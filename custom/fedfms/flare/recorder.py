@@ -1,0 +1,140 @@
+"""What a run leaves at the server: one row a round and site, the final scores, and the report made of them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import monai
+import nvflare
+import torch
+from nvflare.apis.dxo import DataKind, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import ReturnCode, Shareable
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
+
+import fedfms
+from fedfms.errors import FedfmsError
+from fedfms.files import append_line, write_atomic
+from fedfms.flare.aggregator import CheckedAggregator
+from fedfms.flare.executor import model_name
+from fedfms.flare.persistor import SharedModelPersistor
+from fedfms.flare.wire import REASON, REPORT, TRAIN
+from fedfms.report import make_report, render_text
+
+
+class Recorder(FLComponent):
+    """Writes `fedfms/run.json`, `rounds.jsonl` and `final.json` at the server, and the report at the end."""
+
+    def __init__(self, persistor_id: str = "persistor", aggregator_id: str = "aggregator") -> None:
+        super().__init__()
+        self._persistor_id = persistor_id
+        self._aggregator_id = aggregator_id
+        self._errors: dict[str, str] = {}
+        self._final: dict[str, Any] = {}
+        self._rounds_done = 0
+        self._best_round = 0
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Record what NVFLARE tells by its events."""
+        handlers = {
+            AppEventType.INITIAL_MODEL_LOADED: self._start,
+            EventType.BEFORE_PROCESS_SUBMISSION: self._note_error,
+            AppEventType.AFTER_AGGREGATION: self._write_round,
+            AppEventType.GLOBAL_BEST_MODEL_AVAILABLE: self._note_best,
+            AppEventType.VALIDATION_RESULT_RECEIVED: self._note_final,
+            EventType.END_RUN: self._report,
+        }
+        if event_type in handlers:
+            handlers[event_type](fl_ctx)
+
+    def _folder(self, fl_ctx: FLContext) -> Path:
+        folder = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id())) / "fedfms"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _start(self, fl_ctx: FLContext) -> None:
+        persistor = fl_ctx.get_engine().get_component(self._persistor_id)
+        assert isinstance(persistor, SharedModelPersistor) and persistor.study is not None
+        run = {
+            "format": 1,
+            "study": persistor.study.to_dict(),
+            "versions": {
+                "fedfms": fedfms.__version__,
+                "nvflare": nvflare.__version__,
+                "torch": torch.__version__,
+                "monai": monai.__version__,
+                "python": platform.python_version(),
+            },
+            "parameters": persistor.sizes,
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        write_atomic(self._folder(fl_ctx) / "run.json", json.dumps(run, indent=2))
+
+    def _note_error(self, fl_ctx: FLContext) -> None:
+        result = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+        peer = fl_ctx.get_peer_context()
+        if not isinstance(result, Shareable) or peer is None or result.get_return_code() in (None, ReturnCode.OK):
+            return
+        site = str(peer.get_identity_name())
+        task = fl_ctx.get_prop(FLContextKey.TASK_NAME)
+        reason = str(result.get_header(REASON) or f"answered {result.get_return_code()}")
+        self.log_error(fl_ctx, f"fedfms: {task} failed at {site}: {reason}", fire_event=False)
+        if task == TRAIN:
+            self._errors[site] = reason
+
+    def _note_best(self, fl_ctx: FLContext) -> None:
+        # The model that the sites received in this round, which is the result of that many rounds.
+        self._best_round = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+
+    def _write_round(self, fl_ctx: FLContext) -> None:
+        aggregator = fl_ctx.get_engine().get_component(self._aggregator_id)
+        assert isinstance(aggregator, CheckedAggregator)
+        self._write_rows(aggregator.rows, fl_ctx)
+        self._rounds_done += 1
+
+    def _write_rows(self, accepted: dict[str, dict[str, Any]], fl_ctx: FLContext) -> None:
+        round_ = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND, 0))
+        failed = {
+            site: {"round": round_, "site": site, "accepted": False, "reason": reason, "samples": 0}
+            for site, reason in self._errors.items()
+        }
+        path = self._folder(fl_ctx) / "rounds.jsonl"
+        for _, row in sorted((accepted | failed).items()):
+            append_line(path, json.dumps(row))
+        self._errors = {}
+
+    def _note_final(self, fl_ctx: FLContext) -> None:
+        result = fl_ctx.get_prop(AppConstants.VALIDATION_RESULT)
+        site = str(fl_ctx.get_prop(AppConstants.DATA_CLIENT))
+        name = model_name(str(fl_ctx.get_prop(AppConstants.MODEL_OWNER)))
+        if not isinstance(result, Shareable) or result.get_return_code() != ReturnCode.OK:
+            return
+        dxo = from_shareable(result)
+        if dxo.data_kind != DataKind.METRICS or REPORT not in dxo.data:
+            return
+        round_ = self._best_round if name == "best" else self._rounds_done
+        model = self._final.setdefault(name, {"round": round_, "sites": {}})
+        model["sites"][site] = dxo.data[REPORT]
+        text = json.dumps({"models": self._final}, indent=2)
+        write_atomic(self._folder(fl_ctx) / "final.json", text)
+
+    def _report(self, fl_ctx: FLContext) -> None:
+        folder = self._folder(fl_ctx)
+        if not (folder / "run.json").is_file():
+            return
+        if self._errors:  # of a round that never came to its aggregation
+            self._write_rows({}, fl_ctx)
+        try:
+            report = make_report(folder.parent)
+        except FedfmsError as error:
+            self.log_error(fl_ctx, f"fedfms: no report: {error.line()}", fire_event=False)
+            return
+        self.log_info(fl_ctx, f"fedfms: report in {folder / 'report'}\n{render_text(report)}", fire_event=False)

@@ -1,0 +1,57 @@
+"""Between NVFLARE's shareables and the dicts that methods work on; names of what travels beside the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from nvflare.apis.dxo import DXO, DataKind, MetaKey
+from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
+
+from fedfms.errors import FedfmsError
+from fedfms.methods import Tensors
+
+TRAIN, VALIDATE, SUBMIT_MODEL = "train", "validate", "submit_model"
+
+# Beside the tensors travel numbers about a site as a whole, never about a case.
+REPORT = "fedfms_report"  # DXO meta: {"scores", "train_loss", "seconds", "held_out"}
+REASON = "fedfms_reason"  # header of an error reply: one line, as the site's own log has it
+ROUND = "fedfms_round"  # DXO meta: the round that the update belongs to, as the site knows it
+VAL_DICE = "val_dice"  # key of the initial metrics, by which NVFLARE's model selector chooses
+
+
+def to_arrays(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Tensors as the NumPy arrays that go on the wire."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def to_tensors(arrays: Mapping[str, Any]) -> Tensors:
+    """Arrays from the wire as tensors of their own memory."""
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+
+def nbytes(arrays: Mapping[str, np.ndarray]) -> int:
+    """Payload of an update in bytes; what NVFLARE sends is this and 0.03 % of framing."""
+    return sum(int(array.nbytes) for array in arrays.values())
+
+
+def update_dxo(
+    tensors: Tensors, *, samples: int, round_: int, report: Mapping[str, Any], val_dice: float | None
+) -> DXO:
+    """A site's update as NVFLARE's exchange object."""
+    dxo = DXO(data_kind=DataKind.WEIGHTS, data=to_arrays(tensors))
+    dxo.set_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, samples)
+    dxo.set_meta_prop(ROUND, round_)
+    dxo.set_meta_prop(REPORT, dict(report))
+    if val_dice is not None:
+        dxo.set_meta_prop(MetaKey.INITIAL_METRICS, {VAL_DICE: val_dice})
+    return dxo
+
+
+def error_reply(error: FedfmsError) -> Shareable:
+    """The reply to a task that failed for a reason that a person can act on."""
+    reply = make_reply(ReturnCode.EXECUTION_EXCEPTION)
+    reply.set_header(REASON, error.line())
+    return reply

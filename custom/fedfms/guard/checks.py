@@ -1,0 +1,62 @@
+"""Checks of an update before it may touch the global model: each returns the reason to refuse it, or None.
+
+NVFLARE's own aggregators take NaN, shapes that broadcast, missing names and negative counts without a word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What an update must look like: name -> (shape, dtype). Agreed on from the model, before the first round."""
+
+    tensors: Mapping[str, tuple[tuple[int, ...], str]]
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any]) -> Schema:
+        """The schema of a dict of arrays or of CPU tensors."""
+        return cls({name: _describe(array) for name, array in arrays.items()})
+
+
+def check_names(arrays: Mapping[str, Any], schema: Schema) -> str | None:
+    """The update has exactly the schema's names."""
+    missing = sorted(set(schema.tensors) - set(arrays))
+    extra = sorted(str(name) for name in set(arrays) - set(schema.tensors))
+    if missing:
+        return f"{len(missing)} tensors are missing, the first is {missing[0]}"
+    if extra:
+        return f"{len(extra)} tensors are not of this study, the first is {extra[0][:80]}"
+    return None
+
+
+def check_tensors(arrays: Mapping[str, Any], schema: Schema) -> str | None:
+    """Every tensor is an array of the schema's shape and dtype, and all its values are finite."""
+    for name, (shape, dtype) in schema.tensors.items():
+        array = arrays[name]
+        if not isinstance(array, np.ndarray):
+            return f"{name} is no array"
+        if _describe(array) != (shape, dtype):
+            return f"{name} is {array.dtype} {tuple(array.shape)}, not {dtype} {shape}"
+        if not np.isfinite(array).all():
+            return f"{name} has values that are not finite"
+    return None
+
+
+def check_samples(samples: Any) -> str | None:
+    """The sample count is a whole number above 0."""
+    if isinstance(samples, bool) or not isinstance(samples, int | float | np.integer | np.floating):
+        return "the number of samples is missing or no number"
+    if not math.isfinite(samples) or samples != int(samples) or samples <= 0:
+        return f"the number of samples is {samples}, not a whole number above 0"
+    return None
+
+
+def _describe(array: Any) -> tuple[tuple[int, ...], str]:
+    return tuple(array.shape), str(array.dtype).removeprefix("torch.")

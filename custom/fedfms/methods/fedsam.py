@@ -1,0 +1,14 @@
+"""FedSAM (FedFMS, MICCAI 2024): all of SAM's image encoder and mask decoder, averaged by sample count."""
+
+from __future__ import annotations
+
+from fedfms.methods.fedavg import FedAvg
+
+
+class FedSAM(FedAvg):
+    """Trains and shares everything that a mask depends on; no adapters."""
+
+    name = "fedsam"
+    paper = "FedFMS, MICCAI 2024"
+    adapters = False
+    trained_roles = frozenset({"encoder", "decoder", "head"})

@@ -1,0 +1,8 @@
+"""Networks: a backbone a file, `BACKBONES` names them, `build_model` makes them. They know no site."""
+
+from __future__ import annotations
+
+from fedfms.models.base import ROLES, SegmentationModel
+from fedfms.models.registry import BACKBONES, build_model
+
+__all__ = ["BACKBONES", "ROLES", "SegmentationModel", "build_model"]

@@ -1,0 +1,66 @@
+"""MSA: adapters in the blocks of a frozen image encoder (Wu et al., 2023; FedFMS, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fedfms.study import ModelSpec
+
+BESIDE_MLP_SCALE = 0.5
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class Adapter(nn.Module):
+    """x -> up(act(down(x))): (..., dim) -> (..., dim), through max(1, int(ratio x dim)) channels.
+
+    `init="zero"` starts the up-projection at zero, so that round 0 is exactly the pre-trained
+    function; `"reference"` is torch's default, as in the paper's code.
+    """
+
+    def __init__(self, dim: int, *, ratio: float, act: str, init: str) -> None:
+        super().__init__()
+        width = max(1, int(ratio * dim))
+        self.down = nn.Linear(dim, width)
+        self.act = _ACTIVATIONS[act]()
+        self.up = nn.Linear(width, dim)
+        if init == "zero":
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim), no skip connection."""
+        out: Tensor = self.up(self.act(self.down(x)))
+        return out
+
+
+def _adapter(dim: int, spec: ModelSpec) -> Adapter:
+    return Adapter(dim, ratio=spec.adapter_ratio, act=spec.adapter_act, init=spec.adapter_init)
+
+
+class BlockAdapters(nn.Module):
+    """The two adapters of one block, in the order of A_1..A_K: after attention, then beside the MLP."""
+
+    def __init__(self, dim: int, spec: ModelSpec) -> None:
+        super().__init__()
+        self.after_attention = _adapter(dim, spec)
+        self.beside_mlp = _adapter(dim, spec)
+
+    def adapt_attention(self, attended: Tensor) -> Tensor:
+        """Attention's output (B, H, W, dim), before the block's own residual -> the same shape; has a skip.
+
+        An adapter works token by token, so remove the windows' padding first: same result, less work.
+        """
+        out: Tensor = attended + self.after_attention(attended)
+        return out
+
+    def add_beside_mlp(self, x: Tensor, normed: Tensor) -> Tensor:
+        """x + 0.5 x adapter(normed), `normed` the MLP's own normalised input; all (..., dim)."""
+        out: Tensor = x + BESIDE_MLP_SCALE * self.beside_mlp(normed)
+        return out
+
+
+def build_adapters(block_dims: Sequence[int], spec: ModelSpec) -> nn.ModuleList:
+    """Two adapters for each block, from input to output; `block_dims` are the blocks' channels."""
+    return nn.ModuleList(BlockAdapters(dim, spec) for dim in block_dims)

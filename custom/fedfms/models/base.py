@@ -1,0 +1,94 @@
+"""What every network of a study offers, whatever it is made of."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+ROLES = ("encoder", "adapter", "decoder", "head", "unused")
+
+
+class SegmentationModel(nn.Module, abc.ABC):
+    """Images (B, 3, input_px, input_px) in 0..1 -> logits (B, n_structures, mask_px, mask_px).
+
+    The caller chooses what trains (`requires_grad`); autograd stores nothing before the first such tensor.
+    """
+
+    # Names of tensors that a file of pre-trained weights may hold in vain: this network has no use for them.
+    ignored_pretrained: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, backbone: str, *, input_px: int, mask_px: int, n_structures: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.input_px = input_px
+        self.mask_px = mask_px
+        self.n_structures = n_structures
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, input_px, input_px) in 0..1 -> logits (B, n_structures, mask_px, mask_px)."""
+        return self.from_prefix(self.prefix(images))
+
+    @abc.abstractmethod
+    def prefix(self, images: Tensor) -> Tensor:
+        """What depends on the images alone while only adapters, decoder and head train: (B, ...) features."""
+
+    @property
+    def prefix_is_costly(self) -> bool:
+        """Whether keeping `prefix`'s features by image saves more than reading them back costs."""
+        return False
+
+    @abc.abstractmethod
+    def from_prefix(self, features: Tensor) -> Tensor:
+        """Logits (B, n_structures, mask_px, mask_px) from `prefix`'s features, bit-equal to `forward`."""
+
+    @abc.abstractmethod
+    def prefix_names(self) -> frozenset[str]:
+        """Names, as in the state dict, of the parameters and buffers that `prefix` depends on.
+
+        Cached features stay valid as long as none of them changes, nor the study's `model` section.
+        """
+
+    @abc.abstractmethod
+    def roles(self) -> dict[str, str]:
+        """One of `ROLES` for every parameter name; "unused" = no mask depends on it, no gradient."""
+
+    @abc.abstractmethod
+    def adapters_in_order(self) -> list[tuple[str, ...]]:
+        """Parameter names of the adapters A_1..A_K, from input to output; empty without adapters."""
+
+    def pretrained_names(self) -> frozenset[str]:
+        """Names, as in the state dict, of the tensors that a file of pre-trained weights must hold."""
+        return frozenset(self.state_dict())
+
+    def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`state`, with the tables that depend on the input size brought to this model's."""
+        return dict(state)
+
+
+class ImageEncoder(nn.Module, abc.ABC):
+    """Images (B, 3, S, S) -> embedding (B, out_dim, grid, grid), in two parts; with adapters or without."""
+
+    ignored_pretrained: ClassVar[tuple[str, ...]] = ()
+    prefix_is_costly: ClassVar[bool] = False
+    grid: int
+    block_dims: tuple[int, ...]  # channels of each transformer block, from input to output
+    adapters: nn.ModuleList  # one `BlockAdapters` for each transformer block, or none at all
+
+    @abc.abstractmethod
+    def prefix(self, images: Tensor) -> Tensor:
+        """Everything before the first transformer block: images (B, 3, S, S) -> features."""
+
+    @abc.abstractmethod
+    def rest(self, features: Tensor) -> Tensor:
+        """The transformer blocks and the neck: features -> embedding (B, out_dim, grid, grid)."""
+
+    @abc.abstractmethod
+    def prefix_modules(self) -> tuple[str, ...]:
+        """Names of the modules and parameters of this encoder that `prefix` uses."""
+
+    def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `SegmentationModel.fit_pretrained`, with names inside this encoder."""
+        return dict(state)

@@ -1,0 +1,216 @@
+"""SAM without prompts: image encoder, SAM's mask decoder on a whole batch at once, structure head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedfms.errors import StudyError
+from fedfms.models import segment_anything as sa
+from fedfms.models.adapters import build_adapters
+from fedfms.models.base import ImageEncoder, SegmentationModel
+from fedfms.rng import seeded
+from fedfms.study import ModelSpec
+
+# segment-anything's build_sam.py has them for pixels in 0..255; here for 0..1.
+PIXEL_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
+PIXEL_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+MASK_TOKENS = 4
+UPSCALING = 4  # of the embedding grid, by the decoder's two transposed convolutions
+_ENCODER, _ADAPTERS, _DECODER, _PROMPTS = (
+    "image_encoder.", "image_encoder.adapters.", "mask_decoder.", "prompt_encoder.",
+)  # fmt: skip
+# Of SAM's prompt encoder only the positional encoding of the grid is used.
+UNUSED_PROMPT_KEYS = tuple(
+    f"{_PROMPTS}{name}." for name in ("point_embeddings", "not_a_point_embed", "mask_downscaling", "no_mask_embed")
+)
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of the mask decoder; the defaults are SAM's."""
+
+    dim: int = 256
+    depth: int = 2
+    heads: int = 8
+    mlp_dim: int = 2048
+    iou_hidden: int = 256
+
+
+def _mask_decoder(shape: DecoderShape) -> Any:
+    transformer = sa.TwoWayTransformer(
+        depth=shape.depth, embedding_dim=shape.dim, num_heads=shape.heads, mlp_dim=shape.mlp_dim
+    )
+    return sa.MaskDecoder(
+        transformer_dim=shape.dim, transformer=transformer, num_multimask_outputs=MASK_TOKENS - 1,
+        iou_head_depth=3, iou_head_hidden_dim=shape.iou_hidden,
+    )  # fmt: skip
+
+
+class GridEncoding(nn.Module):
+    """What is left of SAM's prompt encoder: fixed random frequencies, in a frozen buffer."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.pe_layer = sa.PositionEmbeddingRandom(dim // 2)
+
+    def forward(self, grid: int) -> Tensor:
+        """Positional encoding (1, dim, grid, grid) of the image grid."""
+        encoding: Tensor = self.pe_layer((grid, grid))
+        return encoding[None]
+
+
+class PromptFreeSam(SegmentationModel):
+    """Images (B, 3, S, S) in 0..1 -> logits (B, C, 4 x grid, 4 x grid); no prompt ever enters.
+
+    `head="token"` takes mask token 0 as it is (C = 1); `"conv"` convolves (1 x 1) the 4 tokens' masks to C.
+
+    Raises:
+        StudyError: head "token" with more than one structure.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self, spec: ModelSpec, n_structures: int, encoder: ImageEncoder, decoder: Any, positions: GridEncoding
+    ) -> None:
+        super().__init__(
+            spec.backbone, input_px=spec.input_px, mask_px=UPSCALING * encoder.grid, n_structures=n_structures
+        )
+        kind = spec.head if spec.head != "auto" else ("token" if n_structures == 1 else "conv")
+        if kind == "token" and n_structures != 1:
+            raise StudyError(
+                f"head 'token' makes one mask, but there are {n_structures} structures", where="model",
+                do="use 'conv'",
+            )  # fmt: skip
+        self.image_encoder = encoder
+        self.mask_decoder = decoder
+        self.prompt_encoder = positions
+        self.head = nn.Conv2d(MASK_TOKENS, n_structures, 1) if kind == "conv" else None
+        self._normalise = spec.normalise == "sam"
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+
+    def prefix(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in 0..1 -> the encoder's features before its first transformer block.
+
+        Raises:
+            ValueError: images of another size.
+        """
+        if tuple(images.shape[1:]) != (3, self.input_px, self.input_px):
+            size = f"(B, 3, {self.input_px}, {self.input_px})"
+            raise ValueError(f"images must be {size}, not {tuple(images.shape)}")
+        if self._normalise:
+            images = (images - self.pixel_mean) / self.pixel_std
+        return self.image_encoder.prefix(images)
+
+    @property
+    def prefix_is_costly(self) -> bool:
+        """As the encoder says."""
+        return self.image_encoder.prefix_is_costly
+
+    def from_prefix(self, features: Tensor) -> Tensor:
+        """`prefix`'s features -> logits (B, C, mask_px, mask_px)."""
+        return self.decode(self.embed(features))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """`prefix`'s features -> image embedding (B, dim, grid, grid)."""
+        return self.image_encoder.rest(features)
+
+    def decode(self, embedding: Tensor) -> Tensor:
+        """Image embedding (B, dim, grid, grid) -> logits (B, C, mask_px, mask_px).
+
+        SAM's `predict_masks` repeats one image for many prompts; here there are many images and no prompt, so
+        its parts are run on the batch as it is, without the prediction of mask quality.
+        """
+        decoder = self.mask_decoder
+        batch, dim, grid, _ = embedding.shape
+        tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = tokens.expand(batch, -1, -1)
+        positions = self.prompt_encoder(grid).to(embedding.dtype)  # broadcast over the batch
+        queries, keys = decoder.transformer(embedding, positions, tokens)
+        upscaled = decoder.output_upscaling(keys.transpose(1, 2).reshape(batch, dim, grid, grid))
+        used = MASK_TOKENS if self.head is not None else 1
+        hyper = torch.stack([decoder.output_hypernetworks_mlps[i](queries[:, 1 + i]) for i in range(used)], dim=1)
+        masks = (hyper @ upscaled.flatten(2)).view(batch, used, *upscaled.shape[2:])
+        return masks if self.head is None else self.head(masks)
+
+    def prefix_names(self) -> frozenset[str]:
+        """Patch embedding or stem, positions, convolutional stage; the pixel mean and s.d. are constants."""
+        starts = tuple(f"{_ENCODER}{name}" for name in self.image_encoder.prefix_modules())
+        return frozenset(
+            name for name in self.state_dict() if any(name == s or name.startswith(s + ".") for s in starts)
+        )
+
+    def roles(self) -> dict[str, str]:
+        """As the base says; with head "token", the hypernetworks of mask tokens 1..3 are unused."""
+        return {name: self._role(name) for name, _ in self.named_parameters()}
+
+    def _role(self, name: str) -> str:
+        if name.startswith(_ADAPTERS):
+            return "adapter"
+        if name.startswith(_ENCODER):
+            return "encoder"
+        if name.startswith("head."):
+            return "head"
+        unused = [f"{_DECODER}iou_prediction_head."]
+        if self.head is None:
+            unused += [f"{_DECODER}output_hypernetworks_mlps.{i}." for i in range(1, MASK_TOKENS)]
+        return "unused" if name.startswith(tuple(unused)) else "decoder"
+
+    def adapters_in_order(self) -> list[tuple[str, ...]]:
+        """Names of A_1..A_K; in each block first after attention, then beside the MLP: K = 2 x depth."""
+        return [
+            tuple(f"{_ADAPTERS}{index}.{place}.{name}" for name, _ in adapter.named_parameters())
+            for index, pair in enumerate(self.image_encoder.adapters)
+            for place, adapter in pair.named_children()
+        ]
+
+    def pretrained_names(self) -> frozenset[str]:
+        """Encoder, decoder and positional encoding; adapters and head are ours."""
+        return frozenset(
+            name for name in self.state_dict()
+            if name.startswith((_ENCODER, _DECODER, _PROMPTS)) and not name.startswith(_ADAPTERS)
+        )  # fmt: skip
+
+    @property
+    def ignored_pretrained(self) -> tuple[str, ...]:  # type: ignore[override]
+        """SAM's prompt keys, and what the encoder's own file carries in vain."""
+        return UNUSED_PROMPT_KEYS + tuple(_ENCODER + name for name in self.image_encoder.ignored_pretrained)
+
+    def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Position tables of a checkpoint of another input size, brought to this one's by the encoder."""
+        inner = {n.removeprefix(_ENCODER): t for n, t in state.items() if n.startswith(_ENCODER)}
+        fitted = self.image_encoder.fit_pretrained(inner)
+        return {**state, **{_ENCODER + name: table for name, table in fitted.items()}}
+
+
+def build_sam(
+    spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool,
+    encoder: Callable[[ModelSpec], ImageEncoder], decoder: DecoderShape,
+) -> PromptFreeSam:  # fmt: skip
+    """A prompt-free SAM around the encoder that `encoder` makes.
+
+    Every part draws from a stream of its own, so that the frozen tensors and the decoder are the same with
+    and without adapters, for any number of structures. `blank` leaves encoder and decoder without memory: a
+    checkpoint is to come.
+
+    Raises:
+        StudyError: input size, head and structures do not go together.
+    """
+    with torch.device("meta") if blank else nullcontext():
+        with seeded(seed, "encoder"):
+            image_encoder = encoder(spec)
+        with seeded(seed, "decoder"):
+            mask_decoder, positions = _mask_decoder(decoder), GridEncoding(decoder.dim)
+    if adapters:
+        with seeded(seed, "adapters"):
+            image_encoder.adapters = build_adapters(image_encoder.block_dims, spec)
+    with seeded(seed, "head"):
+        return PromptFreeSam(spec, n_structures, image_encoder, mask_decoder, positions)

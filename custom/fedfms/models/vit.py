@@ -1,0 +1,149 @@
+"""SAM's own image encoder (ViT), made of segment-anything's modules; with adapters, for any input size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedfms.errors import StudyError
+from fedfms.models import segment_anything as sa
+from fedfms.models.adapters import BlockAdapters
+from fedfms.models.base import ImageEncoder
+from fedfms.study import ModelSpec
+
+
+@dataclass(frozen=True)
+class ViTShape:
+    """Sizes of a ViT; those of SAM's three are in segment-anything's build_sam.py."""
+
+    embed_dim: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+    patch_px: int = 16
+    window: int = 14  # tokens a side
+    out_dim: int = 256
+    random_positions: bool = False  # SAM's code starts them at zero and leaves them to a checkpoint
+
+
+class ViTEncoder(ImageEncoder):
+    """Images (B, 3, S, S) -> embedding (B, out_dim, S / patch_px, S / patch_px).
+
+    State names are those of SAM's checkpoints. Blocks are segment-anything's own; attention is always reached
+    as `block.attn(windows)`, (B x windows, h, w, dim) -> the same shape, so that another can take its place.
+
+    Raises:
+        StudyError: the patch size does not divide the input size.
+    """
+
+    def __init__(self, shape: ViTShape, spec: ModelSpec) -> None:
+        super().__init__()
+        if spec.input_px % shape.patch_px:
+            raise StudyError(
+                f"input_px {spec.input_px} is not a multiple of the patch size {shape.patch_px} px",
+                where="model", do=f"choose a multiple of {shape.patch_px}",
+            )  # fmt: skip
+        plain = sa.ImageEncoderViT(
+            img_size=spec.input_px, patch_size=shape.patch_px, embed_dim=shape.embed_dim, depth=shape.depth,
+            num_heads=shape.heads, mlp_ratio=4, out_chans=shape.out_dim, qkv_bias=True,
+            norm_layer=_LayerNorm, use_rel_pos=True, window_size=shape.window,
+            global_attn_indexes=shape.global_blocks,
+        )  # fmt: skip
+        self.patch_embed, self.pos_embed = plain.patch_embed, plain.pos_embed
+        self.blocks, self.neck = plain.blocks, plain.neck
+        self.adapters = nn.ModuleList()
+        self.grid = spec.input_px // shape.patch_px
+        self.block_dims = (shape.embed_dim,) * shape.depth
+        self._pad_first = spec.window_pad == "reference"
+        if shape.random_positions:
+            for name, table in self.named_parameters():
+                if name == "pos_embed" or "rel_pos" in name:
+                    nn.init.trunc_normal_(table, std=0.02)
+
+    def prefix(self, images: Tensor) -> Tensor:
+        """Patch embedding and positions: (B, 3, S, S) -> (B, grid, grid, embed_dim)."""
+        out: Tensor = self.patch_embed(images) + self.pos_embed
+        return out
+
+    def rest(self, features: Tensor) -> Tensor:
+        """(B, grid, grid, embed_dim) -> (B, out_dim, grid, grid)."""
+        x = features
+        if self.adapters:
+            for block, adapters in zip(self.blocks, self.adapters, strict=True):
+                x = _adapted_block(block, cast(BlockAdapters, adapters), x, pad_first=self._pad_first)
+        else:  # the paper's padding concerns its adapted blocks only: without adapters, SAM's own code runs
+            for block in self.blocks:
+                x = block(x)
+        out: Tensor = self.neck(x.permute(0, 3, 1, 2))
+        return out
+
+    def prefix_modules(self) -> tuple[str, ...]:
+        """Patch embedding and position table."""
+        return ("patch_embed", "pos_embed")
+
+    def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Position tables of a checkpoint of another input size, interpolated to this one's.
+
+        `pos_embed` (1, g, g, dim) bicubic to the grid; `rel_pos_*` (2g - 1, head_dim) of global blocks linear
+        to 2 x grid - 1 rows, which is what segment-anything does at every step. Tables of window blocks stay.
+        """
+        fitted = dict(state)
+        for name, table in state.items():
+            if name == "pos_embed":
+                fitted[name] = _resize_grid(table, self.grid)
+            elif name.endswith((".attn.rel_pos_h", ".attn.rel_pos_w")) and self._is_global(name):
+                fitted[name] = _resize_rows(table, 2 * self.grid - 1)
+        return fitted
+
+    def _is_global(self, name: str) -> bool:
+        index = name.split(".")[1]
+        if not index.isdigit() or int(index) >= len(self.blocks):
+            return False
+        block: Any = self.blocks[int(index)]
+        return bool(block.window_size == 0)
+
+
+class _LayerNorm(nn.LayerNorm):
+    """SAM's epsilon."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+
+def _adapted_block(block: Any, adapters: BlockAdapters, x: Tensor, *, pad_first: bool) -> Tensor:
+    """One ViT block with its two adapters: (B, H, W, dim) -> the same shape.
+
+    `pad_first`: windows are padded before norm1, as in the paper's code, so that a padded token enters
+    attention as norm1's bias; otherwise after it, in SAM's order, as zero.
+    """
+    height, width = x.shape[1:3]
+    tokens = x if pad_first else block.norm1(x)
+    padded = (height, width)
+    if block.window_size > 0:
+        tokens, padded = sa.window_partition(tokens, block.window_size)
+    if pad_first:
+        tokens = block.norm1(tokens)
+    attended = block.attn(tokens)
+    if block.window_size > 0:
+        attended = sa.window_unpartition(attended, block.window_size, padded, (height, width))
+    x = x + adapters.adapt_attention(attended)
+    normed = block.norm2(x)
+    return adapters.add_beside_mlp(x + block.mlp(normed), normed)
+
+
+def _resize_grid(table: Tensor, grid: int) -> Tensor:
+    if table.ndim != 4 or tuple(table.shape[1:3]) == (grid, grid):
+        return table
+    channels_first = table.float().permute(0, 3, 1, 2)
+    resized = F.interpolate(channels_first, size=(grid, grid), mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).contiguous()
+
+
+def _resize_rows(table: Tensor, rows: int) -> Tensor:
+    if table.ndim != 2 or table.shape[0] == rows:
+        return table
+    return F.interpolate(table.float().T[None], size=rows, mode="linear")[0].T.contiguous()

@@ -1,0 +1,187 @@
+"""The report's table, for a terminal and for Markdown, and its first line: who took part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+_COLUMNS = (
+    "site", "structure", "Dice before", "Dice", "IoU", "Dice (fedfms)", "IoU (fedfms)", "images", "empty",
+)  # fmt: skip
+_LEGEND = (
+    "Dice, IoU: sigmoid > 0.5, mean over images; an image that is empty in truth and prediction is left out and "
+    "counted as empty. (fedfms): as the reference code of FedFMS computes them, over all images. before: of the model "
+    "of round 0. Means over sites are plain means of the sites' means."
+)
+_PARTS = {"val": "validation images", "test": "test images", "all": "all images"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells of the table, one for each column."""
+
+    cells: tuple[str, ...]
+    bold: bool = False
+
+
+def participation_line(results: Mapping[str, Any]) -> str:
+    """One line: the rounds done, the sites that took part in all of them, and the others with the reasons."""
+    rounds = results["rounds"]
+    all_rounds, gaps, held_out = [], [], []
+    for site, entry in results["participation"].items():
+        if entry["held_out"]:
+            held_out.append(site)
+        elif entry["missed"]:
+            count = len(entry["missed"])
+            gaps.append(f"{site} missed {count} of {count + len(entry['rounds'])} ({_reasons(entry['missed'])})")
+        elif entry["rounds"]:
+            all_rounds.append(site)
+    parts = [f"{rounds['done']} of {rounds['planned']} rounds", f"in all of them: {', '.join(all_rounds) or 'no site'}"]
+    if held_out:
+        parts.append(f"held out: {', '.join(held_out)}")
+    line = "; ".join(parts + gaps)
+    if results["complete"]:
+        return line
+    cut = "" if "final" in results["models"] else ", the run was cut: there are no final scores"
+    return f"NOT COMPLETE{cut}: {line}"
+
+
+def _reasons(missed: Mapping[str, str]) -> str:
+    """`{"1": "late", "2": "late", "4": "NaN"}` -> `round 1-2: late; round 4: NaN`."""
+    by_reason: dict[str, list[int]] = {}
+    for round_, reason in missed.items():
+        by_reason.setdefault(reason, []).append(int(round_))
+    return "; ".join(f"round {_ranges(rounds)}: {reason}" for reason, rounds in by_reason.items())
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def title(results: Mapping[str, Any], model: str) -> str:
+    """What the table is of."""
+    start = f"from {results['checkpoint']}" if results["checkpoint"] else "from random weights"
+    of = results["models"][model]["round"] if model in results["models"] else 0
+    name = "last model that the sites scored" if model == "last" else f"{model} model"
+    return (
+        f"{results['method']} on {results['study']}, {results['backbone']} {start}, seed {results['seed']}: "
+        f"{name}, {of} round{'' if of == 1 else 's'}"
+    )
+
+
+def rows(results: Mapping[str, Any], model: str) -> Iterator[Row]:
+    """Rows of the table of a model: sites by structure, then means over sites."""
+    after, before = results["models"][model], results["before"]
+    structures = results["structures"]
+    for site, entry in after["sites"].items():
+        name = f"{site} (held out)" if entry["held_out"] else site
+        yield from _rows_of(name, entry["scores"], before["sites"][site]["scores"], structures)
+    for what, key in (("sites that train", "mean"), ("held-out sites", "mean_held_out")):
+        mean = after[key]
+        if mean["scored"] and mean["sites"] > 1:  # of one site, it would be that site's rows again
+            of = "all" if mean["scored"] == mean["sites"] else f"{mean['scored']} of the {mean['sites']}"
+            yield from _rows_of(f"mean of {of} {what}", mean, before[key], structures, bold=True)
+
+
+def _rows_of(
+    name: str,
+    scores: Mapping[str, Any] | None,
+    start: Mapping[str, Any] | None,
+    structures: list[str],
+    *,
+    bold: bool = False,
+) -> Iterator[Row]:
+    """A row a structure and, where there are several, one with their mean."""
+    if scores is None:
+        yield Row((name, "no scores", *["-"] * (len(_COLUMNS) - 2)))
+        return
+    for structure in structures:
+        part = {mode: scores["by_structure"][mode][structure] for mode in ("standard", "fedfms")}
+        first = start["by_structure"]["standard"][structure]["dice"] if start else None
+        counts = [str(part["standard"].get(key, "")) for key in ("images", "empty")]
+        yield Row((name, structure, _number(first), *_numbers(part), *counts), bold)
+    if len(structures) > 1:
+        first = start["standard"]["dice"] if start else None
+        yield Row((name, "mean", _number(first), *_numbers(scores), "", ""), True)
+
+
+def rich_table(results: Mapping[str, Any], model: str) -> Table:
+    """The table for a terminal. Names come from outside: as `Text`, so that no bracket in them is taken for markup."""
+    table = Table(title=Text(title(results, model)), caption=Text("images: counted; empty: left out, see table.md"))
+    for index, column in enumerate(_COLUMNS):
+        table.add_column(column, justify="left" if index < 2 else "right")
+    previous = None
+    for row in rows(results, model):
+        same = row.cells[0] == previous
+        cells = ("", *row.cells[1:]) if same else row.cells
+        table.add_row(*map(Text, cells), style="bold" if row.bold else None)
+        previous = row.cells[0]
+    return table
+
+
+def markdown(results: Mapping[str, Any], models: Iterable[str]) -> str:
+    """The whole report as Markdown."""
+    lines = [f"# {_escape(results['title'] or results['study'])}", "", _escape(participation_line(results)), ""]
+    for model in models:
+        lines += [f"## {_escape(title(results, model))}", "", _line(_COLUMNS), _line(("---",) * len(_COLUMNS))]
+        lines += [_line(tuple(map(_escape, row.cells))) for row in rows(results, model)] + [""]
+    for paragraph in (scored_on(results), _LEGEND, _cost(results), *footnotes(results)):
+        lines += [_escape(paragraph), ""] if paragraph else []
+    return "\n".join(lines)
+
+
+def footnotes(results: Mapping[str, Any]) -> list[str]:
+    """Lines on the overlays and on what was left out."""
+    drawn = [f"{count} in {folder}" for folder, count in results["overlays"].items()]
+    lines = [f"Overlays stay at the sites that drew them: {', '.join(drawn)}."] if drawn else []
+    return lines + [f"Note: {note}." for note in results["notes"]]
+
+
+def scored_on(results: Mapping[str, Any]) -> str:
+    """Which images the models were scored on, as the sites say; empty if they do not."""
+    kinds: dict[str, set[str]] = {}
+    for model in results["models"].values():
+        for entry in model["sites"].values():
+            if entry["part"]:
+                kinds.setdefault("held-out sites" if entry["held_out"] else "sites that train", set()).add(
+                    _PARTS[entry["part"]]
+                )
+    parts = [f"{', '.join(sorted(images))} of the {who}" for who, images in sorted(kinds.items(), reverse=True)]
+    return f"Scored on: {'; '.join(parts)}." if parts else ""
+
+
+def _cost(results: Mapping[str, Any]) -> str:
+    parameters, sent = results["parameters"], results["bytes"]
+    return (
+        f"{parameters['shared']:,} parameters are shared, {parameters['shared_mb']:.1f} MB a site, round and "
+        f"direction; {parameters['trained']:,} trained, {parameters['total']:,} in all. {sent['total'] / 1e6:,.1f} MB "
+        f"travelled in the rounds: {sent['up'] / 1e6:,.1f} up, {sent['down'] / 1e6:,.1f} down."
+    )
+
+
+def _escape(text: str) -> str:
+    for character in "\\|<>*`[]":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _numbers(scores: Mapping[str, Any]) -> list[str]:
+    return [_number(scores[mode][metric]) for mode in ("standard", "fedfms") for metric in ("dice", "iou")]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,92 @@
+"""What belongs to a site and never to a job: where its data and weights lie, and what it computes on.
+
+Read from the file named by FEDFMS_SITE, or from `local/fedfms_site.yaml` in the site's FLARE workspace::
+
+    data_root: /data/fedfms        # holds <dataset>/<site>/manifest.json
+    checkpoints: /data/checkpoints # holds the files that a study names
+    device: cuda:0                 # default: cuda if there is one, else cpu
+    cache: /scratch/fedfms         # default: inside the run's own folder
+    workers: 0                     # loader processes
+    threads: 0                     # of torch on the CPU; 0: torch's own choice
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import yaml
+
+from fedfms.errors import SettingsError
+
+ENV = "FEDFMS_SITE"
+FILE_NAME = "fedfms_site.yaml"
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """A site's own settings; every path is absolute or None."""
+
+    data_root: Path | None = None
+    checkpoints: Path | None = None
+    device: str = ""
+    cache: Path | None = None
+    workers: int = 0
+    threads: int = 0
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device to compute on; the default is CUDA where there is one."""
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def load_settings(workspace: Path | None = None) -> SiteSettings:
+    """The settings of this site, or the defaults when there is no file.
+
+    Args:
+        workspace: root of the site's FLARE workspace, whose `local/` may hold the file.
+
+    Raises:
+        SettingsError: the named file is missing, is not YAML, or holds an unknown key or a relative path.
+    """
+    named = os.environ.get(ENV)
+    if named:
+        path = Path(named)
+        if not path.is_file():
+            raise SettingsError(f"{ENV} names a file that is not there", do="correct it or unset it")
+    elif workspace is not None and (workspace / "local" / FILE_NAME).is_file():
+        path = workspace / "local" / FILE_NAME
+    else:
+        return SiteSettings()
+    return _parse(path)
+
+
+def _parse(path: Path) -> SiteSettings:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{FILE_NAME} is not valid YAML", do="see the example in README.md") from error
+    if not isinstance(raw, dict):
+        raise SettingsError(f"{FILE_NAME} must be a mapping of settings", do="see the example in README.md")
+    known = {f.name for f in fields(SiteSettings)}
+    unknown = sorted(str(key) for key in set(raw) - known)
+    if unknown:
+        raise SettingsError(f"{FILE_NAME} has unknown settings {unknown}", do=f"known ones: {sorted(known)}")
+    for key in ("data_root", "checkpoints", "cache"):
+        if raw.get(key) is not None:
+            raw[key] = Path(str(raw[key])).expanduser()
+            if not raw[key].is_absolute():
+                raise SettingsError(f"{FILE_NAME}: {key} must be an absolute path", do="write it from the root on")
+    for key in ("workers", "threads"):
+        if type(raw.get(key, 0)) is not int or raw.get(key, 0) < 0:
+            raise SettingsError(f"{FILE_NAME}: {key} must be a number, 0 or more", do="0 is a good start")
+    return SiteSettings(
+        data_root=raw.get("data_root"),
+        checkpoints=raw.get("checkpoints"),
+        device=str(raw.get("device") or ""),
+        cache=raw.get("cache"),
+        workers=raw.get("workers", 0),
+        threads=raw.get("threads", 0),
+    )

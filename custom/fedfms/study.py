@@ -1,0 +1,300 @@
+"""A study: what is trained, on whose data, how, for how long. YAML -> frozen dataclasses -> job config, one way.
+
+An unknown key or a value of another type is an error: a study that loads is a study that is meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedfms.errors import StudyError
+
+PHANTOM = "phantom"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One thing to segment: its name, and the label values of the data set that belong to it."""
+
+    name: str
+    values: tuple[int, ...] = (1,)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which data, and how they become batches."""
+
+    dataset: str = PHANTOM
+    structures: tuple[Structure, ...] = (Structure("structure"),)
+    protocol: str = "held-out"  # held-out (9:1 training, validation) | personal (8:2 training, test)
+    max_images: int | None = None  # of a site, chosen by seed and patient; None = all
+    crop_px: int | None = None  # random square crop in training, at native resolution
+    augment: str = "none"  # none | flip | photometric: flips, and gamma, gain, offset, colour and noise
+    cache: bool = True  # decoded slices in memory; outputs of a frozen prefix on the site's disk
+    phantom_images: int = 40  # a site, in the embedded phantom
+    phantom_px: int = 128
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which network, and how it starts."""
+
+    backbone: str = "vit_b"
+    input_px: int = 1024
+    stem: str = "auto"  # tiny_vit only: mobile_sam | lite_medsam | auto: lite_medsam up to 256 px
+    head: str = "auto"  # token (C = 1 only) | conv | auto: token for C = 1, conv for C > 1
+    normalise: str = "none"  # none: 0..1 as it is | sam: SAM's pixel mean and s.d.
+    window_pad: str = "sam"  # sam: after norm1 | reference: before it, as the paper's code
+    adapter_ratio: float = 0.25
+    adapter_act: str = "relu"  # relu | gelu
+    adapter_init: str = "zero"  # zero: round 0 is the pre-trained function | reference: torch's default
+    checkpoint: str | None = None  # a file name in the site's checkpoint folder; None = random weights
+    checkpoint_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """The schedule at a site."""
+
+    rounds: int = 100
+    local_epochs: int = 1
+    batch_size: int = 6
+    lr: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    loss: str = "bce"  # bce | dice_bce
+    pos_weight: float = 2.0
+
+
+@dataclass(frozen=True)
+class FederationSpec:
+    """Who must answer, and how long the server waits."""
+
+    min_sites: int | None = None  # None: all named sites; two where none is named
+    wait_s: int = 3600  # for the others, once min_sites have answered
+    round_timeout_s: int = 0  # 0 = none
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a run needs, but for what belongs to a site (`fedfms.settings`)."""
+
+    name: str
+    title: str = ""
+    method: str = "fedmsa"
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    sites: tuple[str, ...] = ()  # empty = whoever takes part in the run
+    held_out: tuple[str, ...] = ()  # take no part in training; score each global model on all their data
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    train: TrainSpec = TrainSpec()
+    federation: FederationSpec = FederationSpec()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def structure_names(self) -> tuple[str, ...]:
+        """Names of the structures, in the order of the model's output channels."""
+        return tuple(structure.name for structure in self.data.structures)
+
+    @property
+    def min_sites(self) -> int:
+        """Sites whose update a round needs: what the study says, else all that it names, else two."""
+        return self.federation.min_sites or len(self.sites) or 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars: what a job's JSON holds. `Study.from_dict` is its inverse."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Study:
+        """The study that `raw` describes.
+
+        Raises:
+            StudyError: an unknown key, a value of the wrong type, or values that do not go together.
+        """
+        study: Study = _build(cls, raw, str(raw.get("name", "study")))
+        return study
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # FedFMS (MICCAI 2024), section 4: ViT-B at 1024, batch 6, Adam 1e-4, 100 rounds of one local epoch.
+    "paper": {
+        "model": {"backbone": "vit_b", "input_px": 1024},
+        "train": {"rounds": 100, "local_epochs": 1, "batch_size": 6, "lr": 1e-4, "loss": "bce", "pos_weight": 2.0},
+    },
+    # A pre-trained TinyViT SAM at 256: hours on a CPU where the paper's ViT-B takes weeks.
+    "lite": {
+        "model": {"backbone": "tiny_vit", "input_px": 256},
+        "train": {"rounds": 20, "local_epochs": 1, "batch_size": 4, "lr": 1e-3},
+    },
+    # The demo's: small classes, small images.
+    "tiny": {
+        "model": {"backbone": "vit_tiny", "input_px": 128},
+        "train": {"rounds": 8, "local_epochs": 2, "batch_size": 8, "lr": 1e-3},
+    },
+}
+
+_CHOICES = {
+    "data.protocol": ("held-out", "personal"),
+    "data.augment": ("none", "flip", "photometric"),
+    "model.stem": ("auto", "mobile_sam", "lite_medsam"),
+    "model.head": ("auto", "token", "conv"),
+    "model.normalise": ("none", "sam"),
+    "model.window_pad": ("sam", "reference"),
+    "model.adapter_act": ("relu", "gelu"),
+    "model.adapter_init": ("zero", "reference"),
+    "train.loss": ("bce", "dice_bce"),
+}
+_POSITIVE = (
+    "model.input_px", "model.adapter_ratio", "train.rounds", "train.local_epochs", "train.batch_size", "train.lr",
+    "train.pos_weight", "federation.min_sites", "data.max_images", "data.crop_px", "data.phantom_images",
+    "data.phantom_px",
+)  # fmt: skip
+
+
+def load_study(path: Path, *, preset: str | None = None, overrides: Sequence[str] = (), **values: Any) -> Study:
+    """Read a study's YAML; a preset, then `key=value` overrides, then `values` (dotted keys) are laid over it.
+
+    Raises:
+        StudyError: the file is missing or not YAML; an unknown key, preset or type.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(
+            f"cannot read {path.name}", where="study", do="name a file or a study in jobs/studies"
+        ) from error
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path.name} is not valid YAML", where="study", do="check its indentation") from error
+    if not isinstance(raw, dict):
+        raise StudyError(f"{path.name} must be a mapping", where="study", do="start from jobs/studies/phantom.yaml")
+    raw.setdefault("name", path.stem)
+    if preset is not None:
+        if preset not in PRESETS:
+            raise StudyError(f"unknown preset {preset!r}", where=raw["name"], do=f"known ones: {sorted(PRESETS)}")
+        raw = _merge(raw, PRESETS[preset])
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise StudyError(f"override {text!r} is not key=value", where=raw["name"], do="as in train.lr=0.001")
+        raw = _merge(raw, _nested(key.strip(), yaml.safe_load(value)))
+    for key, value in values.items():
+        if value is not None:
+            raw = _merge(raw, _nested(key, value))
+    return Study.from_dict(raw)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(cls: type, raw: Any, where: str) -> Any:
+    """A dataclass from a mapping, each value of the type that its field declares."""
+    if not isinstance(raw, Mapping):
+        raise StudyError(f"expected a mapping, got {raw!r}", where=where)
+    hints = typing.get_type_hints(cls)
+    for key in raw:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            advice = f"did you mean {near[0]!r}?" if near else f"known ones: {sorted(hints)}"
+            raise StudyError(f"unknown key {key!r}", where=where, do=advice)
+    values = {key: _coerce(hints[key], value, f"{where}.{key}") for key, value in raw.items()}
+    missing = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory and f.name not in values]
+    if missing:
+        raise StudyError(f"missing {missing}", where=where)
+    return cls(**values)
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _coerce(next(a for a in args if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            raise StudyError(f"expected a list, got {value!r}", where=where)
+        return tuple(_coerce(args[0], item, where) for item in value)
+    if origin is not None:  # Mapping
+        if not isinstance(value, Mapping):
+            raise StudyError(f"expected a mapping, got {value!r}", where=where)
+        return dict(value)
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 1e-4 as text
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise StudyError(f"expected {hint.__name__}, got {value!r}", where=where)
+    return value
+
+
+def _value(study: Study, dotted: str) -> Any:
+    value: Any = study
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _check(study: Study) -> None:
+    for key, allowed in _CHOICES.items():
+        if _value(study, key) not in allowed:
+            raise StudyError(f"{key} is {_value(study, key)!r}", where=study.name, do=f"one of {list(allowed)}")
+    for key in _POSITIVE:
+        value = _value(study, key)
+        if value is not None and not value > 0:
+            raise StudyError(f"{key} is {value!r}", where=study.name, do="it must be above 0")
+    names = study.structure_names
+    if not names or len(set(names)) != len(names):
+        raise StudyError("structures must have distinct names, at least one", where=study.name)
+    if study.model.head == "token" and len(names) > 1:
+        raise StudyError(
+            f"head 'token' makes one mask, but there are {len(names)} structures", where=study.name, do="use 'conv'"
+        )
+    if len(set(study.sites)) != len(study.sites):
+        raise StudyError("a site is named twice", where=study.name)
+    both = sorted(set(study.sites) & set(study.held_out))
+    if both:
+        raise StudyError(f"sites {both} both train and are held out", where=study.name, do="name them once")
+    for name in (*study.sites, *study.held_out, study.data.dataset):
+        if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
+            raise StudyError(f"{name!r} is not a name", where=study.name, do="no path separators")
+    file_name = study.model.checkpoint
+    if file_name is not None and (not file_name or Path(file_name).name != file_name or file_name in (".", "..")):
+        raise StudyError(
+            "model.checkpoint must be a file name, not a path", where=study.name,
+            do="the site's own settings say which folder it is in",
+        )  # fmt: skip

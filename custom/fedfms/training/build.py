@@ -1,0 +1,89 @@
+"""From a study and a site's settings to a model with its method: the same at the server and at every site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedfms.errors import CheckpointError, SettingsError
+from fedfms.methods import Method, Partition, Tensors, make_method
+from fedfms.models import SegmentationModel, build_model
+from fedfms.settings import SiteSettings
+from fedfms.study import Study
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model, the method that trains it, and what becomes of each of its parameters."""
+
+    model: SegmentationModel
+    method: Method
+    partition: Partition
+
+    def shared(self) -> Tensors:
+        """The shared tensors as they are now: copies on the CPU, in the model's own order."""
+        return self._copy(self.partition.shared)
+
+    def trained(self) -> Tensors:
+        """All trained tensors as they are now: copies on the CPU."""
+        return self._copy((*self.partition.shared, *self.partition.private))
+
+    def load(self, tensors: Tensors) -> None:
+        """Put trained tensors into the model; `tensors` holds each of them, of the right shape.
+
+        Raises:
+            CheckpointError: a name or a shape differs from the model's.
+        """
+        own = dict(self.model.named_parameters())
+        if set(tensors) != self.partition.trained:
+            raise CheckpointError(
+                f"{len(set(tensors) ^ self.partition.trained)} tensors of the received model are not those of this "
+                "study's model", do="use one version of the job at the server and at all sites",
+            )  # fmt: skip
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                if tensor.shape != own[name].shape:
+                    raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
+                own[name].copy_(tensor)
+
+    def _copy(self, names: tuple[str, ...]) -> Tensors:
+        own = dict(self.model.named_parameters())
+        return {name: own[name].detach().to("cpu", copy=True) for name in names}
+
+
+def build(study: Study, settings: SiteSettings) -> BuiltModel:
+    """The study's model on the site's device, in evaluation mode, with gradients for its trained tensors only.
+
+    Raises:
+        StudyError, CheckpointError, SettingsError: see `build_model` and `checkpoint_path`.
+    """
+    method = make_method(study.method, study.method_options)
+    model = build_model(
+        study.model,
+        len(study.data.structures),
+        adapters=method.adapters,
+        seed=study.seed,
+        checkpoint=checkpoint_path(study, settings),
+    )
+    partition = method.partition(model.roles())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in partition.trained)
+    return BuiltModel(model.to(settings.torch_device).eval(), method, partition)
+
+
+def checkpoint_path(study: Study, settings: SiteSettings) -> Path | None:
+    """Where this site keeps the file of weights that the study names, or None when it names none.
+
+    Raises:
+        SettingsError: the study names a file, but the site has no checkpoint folder.
+    """
+    if study.model.checkpoint is None:
+        return None
+    if settings.checkpoints is None:
+        raise SettingsError(
+            f"study {study.name} starts from {study.model.checkpoint}, but this site names no checkpoint folder",
+            do="write `checkpoints: FOLDER` in local/fedfms_site.yaml, or in the file that FEDFMS_SITE names",
+        )
+    return settings.checkpoints / study.model.checkpoint

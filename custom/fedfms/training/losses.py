@@ -1,0 +1,22 @@
+"""Losses on logits; the reference code of FedFMS trains with BCE whose positives weigh twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from monai.losses import DiceLoss
+from torch import nn
+
+from fedfms.study import TrainSpec
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def make_loss(spec: TrainSpec) -> Loss:
+    """Loss of (logits, masks), both (B, C, h, w): `bce` with `pos_weight`, or `dice_bce`, its sum with Dice."""
+    bce = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(spec.pos_weight))
+    if spec.loss == "bce":
+        return lambda logits, masks: bce.to(logits.device)(logits, masks)
+    dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
+    return lambda logits, masks: bce.to(logits.device)(logits, masks) + dice(logits, masks)

@@ -1,0 +1,1 @@
+"""Raw images and masks -> the data contract of `fedfms.data.manifest`; a data set is one file here."""

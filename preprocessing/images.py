@@ -1,0 +1,86 @@
+"""Raw files -> uint8 pixels, with every defect of a file as one `Fault` that names neither file nor
+folder.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from preprocessing.recipe import LabelRule
+
+ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+_GREY, _COLOUR = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")
+_LOSSY = ("JPEG", "MPO")
+
+
+class Fault(Exception):
+    """A case that cannot be converted, and why; the text is safe to show."""
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Pixels (H, W) of a grey image or (H, W, 3) of a colour one, EXIF orientation applied.
+
+    Raises:
+        Fault: damaged, too large, of several pages, or not of 8 bits.
+    """
+    opened, _ = _open(path, "image")
+    if opened.mode in _GREY:
+        return np.asarray(opened.convert("L"))
+    if opened.mode in _COLOUR:
+        return np.asarray(opened.convert("RGB"))
+    raise Fault(f"the image has mode {opened.mode}, not 8 bits; window it to 8 bits first")
+
+
+def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
+    """Label values (H, W), uint8, of a mask under a rule.
+
+    Raises:
+        Fault: as `read_image`; or a stored value that the rule does not foresee.
+    """
+    opened, kind = _open(path, "mask")
+    if opened.mode not in _GREY + _COLOUR:
+        raise Fault(f"the mask has mode {opened.mode}, not 8 bits")
+    if rule.palette_index and opened.mode == "P":
+        stored = np.asarray(opened)
+    else:
+        flat = opened.convert("RGB") if opened.mode in ("P", "RGBA") else opened  # alpha plays no part
+        stored = np.asarray(flat.convert("L"))
+    if rule.threshold is not None:
+        top = int(stored.max())
+        # A lossless mask of 0 and 1 would come out empty under a threshold of 127, and nobody would notice.
+        if 0 < top <= rule.threshold and kind not in _LOSSY:
+            raise Fault(f"the mask's largest value is {top}, none is above the threshold {rule.threshold}")
+        return (stored > rule.threshold).astype(np.uint8)
+    odd = sorted(set(np.unique(stored).tolist()) - set(rule.values))
+    if odd:
+        raise Fault(f"the mask has values {odd[:8]} that the label rule does not name")
+    table = np.zeros(256, dtype=np.uint8)
+    for source, value in rule.values.items():
+        table[source] = value
+    label: NDArray[np.uint8] = table[stored]
+    return label
+
+
+def _open(path: Path, what: str) -> tuple[Image.Image, str]:
+    """The decoded, upright image and the format of its file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                if getattr(opened, "n_frames", 1) > 1 and opened.format not in _LOSSY:
+                    raise Fault(f"the {what} has several pages; write one file a slice")
+                kind = str(opened.format)
+                opened.load()
+                return ImageOps.exif_transpose(opened), kind
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Fault(f"the {what} has more than {Image.MAX_IMAGE_PIXELS} pixels") from error
+    except FileNotFoundError as error:
+        raise Fault(f"the {what} is missing") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # Pillow's ways to say damaged or truncated; its own texts may hold the path
+        raise Fault(f"the {what} cannot be read: damaged, cut short, or no kind that Pillow opens") from error

@@ -1,0 +1,35 @@
+"""What tests of all kinds share: the real images and weights beside the checkout, where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# One thread, here and in the processes that tests start: sites that run side by side must not fight for the cores,
+# and sums whose order depends on the number of threads differ in the last bit.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_polyp() -> Path:
+    """Folder of the real polyp images of seven hospitals."""
+    return _need(SHARED / "data" / "polyp")
+
+
+@pytest.fixture(scope="session")
+def shared_weights() -> Path:
+    """The pre-trained TinyViT SAM of LiteMedSAM."""
+    return _need(SHARED / "weights" / "lite_medsam.pth")
+
+
+def _need(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"needs {'/'.join(path.parts[-3:])} beside the checkout")
+    return path

@@ -1,0 +1,160 @@
+"""The aggregator on real shareables: refuses what must not get in, whatever came before it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.app_constant import AppConstants
+
+from fedfms.flare.aggregator import CheckedAggregator
+from fedfms.flare.persistor import SharedModel, SharedModelPersistor
+from fedfms.flare.wire import REPORT, update_dxo
+from fedfms.methods import make_method
+from fedfms.study import Study
+
+MODEL = {"decoder.w": torch.zeros(2, 2), "adapters.0.up.bias": torch.zeros(3)}
+
+
+class Server:
+    """An aggregator with just enough of a server around it."""
+
+    def __init__(self, min_sites: int = 2) -> None:
+        study = Study(name="test", held_out=("unseen",))
+        persistor = SharedModelPersistor(study.to_dict())
+        persistor.study, persistor.method, persistor.shared = study, make_method("fedmsa", {}), MODEL
+        self.panics: list[str] = []
+        self.aggregator = CheckedAggregator(min_sites)
+        self.aggregator.system_panic = lambda reason, fl_ctx: self.panics.append(reason)
+        self.context = FLContext()
+        self.context.set_prop(AppConstants.CURRENT_ROUND, 3)
+        self.context.get_engine = lambda: SimpleNamespace(get_component=lambda _: persistor)
+
+    def send(self, site: str, shareable: Shareable, round_: int = 3) -> bool:
+        shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
+        shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, round_)
+        return self.aggregator.accept(shareable, self.context)
+
+    def aggregate(self) -> dict[str, np.ndarray]:
+        data: dict[str, np.ndarray] = from_shareable(self.aggregator.aggregate(self.context)).data
+        return data
+
+
+def update(value: float = 1.0, samples: Any = 10, round_: int = 3, **change: Any) -> Shareable:
+    tensors = {name: torch.full_like(tensor, value) for name, tensor in MODEL.items()}
+    dxo = update_dxo(tensors, samples=samples, round_=round_, report={"scores": None}, val_dice=None)
+    dxo.data.update(change)
+    return dxo.to_shareable()
+
+
+def test_weights_by_sample_count() -> None:
+    server = Server()
+    assert server.send("b", update(1.0, samples=30))
+    assert server.send("a", update(5.0, samples=10))
+    assert np.array_equal(server.aggregate()["decoder.w"], np.full((2, 2), 2.0, np.float32))
+
+
+BAD = {
+    "nan": lambda: update(float("nan")),
+    "inf": lambda: update(float("inf")),
+    "broadcastable shape": lambda: update(**{"decoder.w": np.zeros((1, 2), np.float32)}),
+    "missing name": lambda: _without(update(), "decoder.w"),
+    "extra name": lambda: update(**{"encoder.secret": np.zeros(2, np.float32)}),
+    "float64": lambda: update(**{"decoder.w": np.zeros((2, 2))}),
+    "no samples": lambda: update(samples=0),
+    "negative samples": lambda: update(samples=-5),
+    "NaN samples": lambda: update(samples=float("nan")),
+    "older round": lambda: update(round_=2),
+    "differences": lambda: DXO(DataKind.WEIGHT_DIFF, {"decoder.w": np.zeros((2, 2), np.float32)}).to_shareable(),
+    "metrics": lambda: DXO(DataKind.METRICS, {REPORT: {}}).to_shareable(),
+    "no exchange object": Shareable,
+}
+
+
+def _without(shareable: Shareable, name: str) -> Shareable:
+    dxo = from_shareable(shareable)
+    del dxo.data[name]
+    rebuilt: Shareable = dxo.to_shareable()
+    return rebuilt
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["bad first", "bad last"])
+@pytest.mark.parametrize("kind", sorted(BAD))
+def test_a_bad_update_is_refused_and_the_good_ones_are_not(kind: str, first: bool) -> None:
+    server = Server()
+    order = ["bad", "a", "b"] if first else ["a", "b", "bad"]
+    answers = {site: server.send(site, BAD[kind]() if site == "bad" else update(2.0)) for site in order}
+    assert answers == {"a": True, "b": True, "bad": False}
+    assert server.aggregator.rows["bad"]["reason"]
+    assert np.array_equal(server.aggregate()["decoder.w"], np.full((2, 2), 2.0, np.float32))
+    assert not server.panics
+
+
+def test_an_old_cookie_is_refused() -> None:
+    assert not Server().send("a", update(), round_=2)
+
+
+def test_a_second_update_of_one_site_is_refused_and_the_first_counts() -> None:
+    server = Server()
+    assert server.send("a", update(1.0))
+    assert not server.send("a", update(9.0))
+    assert server.aggregator.rows["a"]["accepted"]
+    assert server.send("b", update(1.0))
+    assert server.aggregate()["decoder.w"].max() == 1.0
+
+
+def test_a_held_out_site_is_recorded_and_never_aggregated() -> None:
+    server = Server(min_sites=1)
+    assert not server.send("unseen", update(100.0))
+    assert server.send("a", update(1.0))
+    assert server.aggregator.rows["unseen"]["held_out"]
+    assert server.aggregate()["decoder.w"].max() == 1.0
+
+
+def test_a_round_with_too_few_updates_fails_with_the_reason_by_site() -> None:
+    server = Server()
+    server.send("a", update())
+    server.send("b", update(float("nan")))
+    server.aggregator.aggregate(server.context)
+    assert len(server.panics) == 1
+    assert "1 updates accepted, 2 needed" in server.panics[0]
+    assert "b: " in server.panics[0]
+    assert "not finite" in server.panics[0]
+
+
+def test_the_next_round_starts_empty() -> None:
+    server = Server()
+    server.send("a", update())
+    server.aggregator.reset(server.context)
+    assert server.send("a", update())
+
+
+def test_nvflares_own_aggregator_takes_what_ours_refuses() -> None:
+    """Why there is one of ours. If NVFLARE mends this, the test fails and the workaround can be looked at again."""
+    from nvflare.app_common.aggregators.intime_accumulate_model_aggregator import (
+        InTimeAccumulateWeightedAggregator,
+    )
+
+    theirs = InTimeAccumulateWeightedAggregator(expected_data_kind=DataKind.WEIGHTS)
+    context = Server().context
+    theirs._initialize(None, None, DataKind.WEIGHTS)
+    for site, shareable in {"a": update(float("nan")), "b": update(1.0, samples=-5)}.items():
+        shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
+        shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, 3)
+        assert theirs.accept(shareable, context)
+
+
+def test_the_servers_module_holds_the_shared_tensors_and_nothing_else() -> None:
+    module = SharedModel({name: torch.rand(tensor.shape) for name, tensor in MODEL.items()})
+    assert set(module.state_dict()) == set(MODEL)
+
+
+def test_counts_travel_as_nvflare_expects() -> None:
+    assert from_shareable(update(samples=12)).get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND) == 12

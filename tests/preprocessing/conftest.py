@@ -1,0 +1,19 @@
+"""Fixtures of the converters' tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.preprocessing.make import make_raw
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A raw folder of six pairs."""
+    return make_raw(tmp_path / "raw")
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A data root that is not there yet."""
+    return tmp_path / "out"

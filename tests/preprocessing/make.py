@@ -1,0 +1,48 @@
+"""Raw folders for the converters: made here, or real ones under links."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+CANARY = "ZZCANARYMustermann"
+
+
+def make_raw(folder: Path, n: int = 6) -> Path:
+    """`n` PNG pairs of 10 x 14 px whose names and text chunks carry the canary."""
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    info = PngInfo()
+    info.add_text("PatientName", CANARY)
+    for number in range(n):
+        mask = np.zeros((10, 14), dtype=np.uint8)
+        mask[2:6, 3:9] = 0 if number == 0 else 255
+        image = random.integers(0, 256, (10, 14, 3), dtype=np.uint8)
+        name = f"{CANARY}{number}"
+        Image.fromarray(image).save(folder / "images" / f"{name}.png", pnginfo=info)
+        Image.fromarray(mask).save(folder / "labels" / f"{name}_mask.png", pnginfo=info)
+    return folder
+
+
+def convert_pairs(raw: Path, out: Path, *extra: str) -> int:
+    """`pairs` on one site, in this process."""
+    from preprocessing.cli import main
+
+    arguments = [
+        "pairs",
+        "--raw",
+        str(raw),
+        "--out",
+        str(out),
+        "--dataset",
+        "d",
+        "--site",
+        "s",
+        "--workers",
+        "0",
+    ]
+    return main([*arguments, *extra])

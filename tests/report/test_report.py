@@ -1,0 +1,329 @@
+"""The report of a run that was written by hand: its numbers are worked out here."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from fedfms.errors import StudyError
+from fedfms.report import Report, ReportError, make_report, render_text
+from fedfms.study import Study
+
+from .make import MB, REFUSED, make_models, make_row, make_rows, make_run, make_scores, make_study
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    make_run(tmp_path)
+    return make_report(tmp_path)
+
+
+def _without(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in raw.items() if name != key}
+
+
+def test_files_are_beside_the_records_and_nothing_else(report: Report, tmp_path: Path) -> None:
+    folder = tmp_path / "server" / "simulate_job" / "fedfms" / "report"
+    assert report.paths == [folder / name for name in ("results.json", "table.md", "curves.png", "config.yaml")]
+    assert sorted(folder.iterdir()) == sorted(report.paths)
+    assert json.loads((folder / "results.json").read_text()) == report.results
+    assert Study.from_dict(yaml.safe_load((folder / "config.yaml").read_text())) == make_study()
+
+
+def test_another_folder(tmp_path: Path) -> None:
+    records = make_run(tmp_path / "ws")
+    report = make_report(tmp_path / "ws", tmp_path / "new" / "out")
+    assert {path.parent for path in report.paths} == {tmp_path / "new" / "out"}
+    assert not (records / "report").exists()
+
+
+def test_a_report_made_again_is_the_same(report: Report, tmp_path: Path) -> None:
+    before = [path.read_bytes() for path in report.paths]
+    assert [path.read_bytes() for path in make_report(tmp_path).paths] == before
+
+
+@pytest.mark.parametrize("inside", ["", "server", "server/simulate_job", "server/simulate_job/fedfms"])
+def test_a_run_is_found_from_any_folder_of_it(inside: str, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    report = make_report(tmp_path / inside)
+    assert report.results["study"] == "eyes"
+    assert report.results["overlays"] == {"a/simulate_job/fedfms/overlays": 2}
+
+
+def test_results_say_what_was_run(report: Report) -> None:
+    got = {key: report.results[key] for key in ("format", "study", "method", "backbone", "seed", "rounds", "complete")}
+    assert got == {
+        "format": 1, "study": "eyes", "method": "fedmsa", "backbone": "vit_b", "seed": 7,
+        "rounds": {"planned": 3, "done": 3}, "complete": True,
+    }  # fmt: skip
+    assert report.results["model"] == {"input_px": 1024, "mask_px": 256}
+
+
+def test_scores_by_hand(report: Report) -> None:
+    before, final, best = report.results["before"], *(report.results["models"][name] for name in ("final", "best"))
+    assert (before["round"], final["round"], best["round"]) == (0, 3, 2)
+    # Site a, final: disc 0.75, cup 0.75; IoU half of it, the other mode 0.9 of it.
+    scores = final["sites"]["a"]["scores"]
+    assert scores["standard"] == {"dice": 0.75, "iou": 0.375}
+    assert scores["fedfms"] == pytest.approx({"dice": 0.675, "iou": 0.3375})
+    assert (scores["images"], scores["empty"]) == (4, {"disc": 0, "cup": 0})
+    # Over the sites that train: (0.75 + (0.5 + 0.75) / 2) / 2; by structure (0.75 + 0.5) / 2 and (0.75 + 0.75) / 2.
+    assert final["mean"]["standard"]["dice"] == 0.6875
+    by_structure = final["mean"]["by_structure"]["standard"]
+    assert (by_structure["disc"]["dice"], by_structure["cup"]["dice"]) == (0.625, 0.75)
+    assert (final["mean"]["scored"], final["mean"]["sites"]) == (2, 2)
+    assert final["mean_held_out"]["standard"]["dice"] == 0.75
+    # Before: a (0.25 + 0) / 2, b (0.5 + 0.25) / 2; at c no image has a cup, so its mean is that of the disc.
+    assert before["mean"]["standard"]["dice"] == 0.25
+    assert before["sites"]["c"]["scores"]["standard"]["dice"] == 0.0
+    assert before["sites"]["c"]["scores"]["empty"] == {"disc": 0, "cup": 10}
+    # b told no scores of the best model: the mean is that of a, and says so.
+    assert best["sites"]["b"]["scores"] is None
+    assert best["mean"]["standard"]["dice"] == 0.625
+    assert (best["mean"]["scored"], best["mean"]["sites"]) == (1, 2)
+
+
+def test_curves_by_hand(report: Report) -> None:
+    curves = report.results["curves"]
+    assert curves["rounds"] == [0, 1, 2, 3]
+    sites = curves["sites"]
+    assert sites["a"]["dice"] == [0.125, 0.5, 0.625, 0.75]
+    assert sites["b"]["dice"] == [0.375, 0.375, None, 0.625]
+    assert sites["c"]["dice"] == [0.0, 0.375, 0.5, 0.75]
+    assert curves["mean_dice"] == [0.25, 0.4375, 0.625, 0.6875]  # without the held-out c
+    assert sites["a"]["train_loss"] == [None, 1.0, 1 / 2, 1 / 3]
+    assert sites["b"]["train_loss"] == [None, 1.0, 1 / 2, None]
+    assert [site for site, curve in sites.items() if curve["held_out"]] == ["c"]
+
+
+def test_bytes_and_seconds_by_hand(report: Report) -> None:
+    sent = report.results["bytes"]
+    assert [(row["round"], row["up"], row["down"]) for row in sent["by_round"]] == [
+        (0, 2 * MB, 3 * MB), (1, MB, 3 * MB), (2, MB, 2 * MB),
+    ]  # fmt: skip
+    assert (sent["up"], sent["down"], sent["total"]) == (4 * MB, 8 * MB, 12 * MB)
+    assert report.results["seconds"] == {"a": 7.5, "b": 5.0, "c": 0.0}
+
+
+def test_participation_by_hand(report: Report) -> None:
+    assert report.results["participation"] == {
+        "a": {"held_out": False, "rounds": [0, 1, 2], "missed": {}},
+        "b": {"held_out": False, "rounds": [0], "missed": {"1": REFUSED, "2": "did not answer"}},
+        "c": {"held_out": True, "rounds": [], "missed": {}},
+    }
+    assert report.first_line.plain == (
+        f"3 of 3 rounds; in all of them: a; held out: c; b missed 2 of 3 (round 1: {REFUSED}; round 2: did not answer)"
+    )
+
+
+def test_rounds_missed_for_one_reason_are_told_once(tmp_path: Path) -> None:
+    rows = [make_row(r, "a", None) for r in range(7)]
+    rows += [make_row(r, "b", None, reason="late") for r in (1, 2, 3, 5)] + [make_row(0, "b", None)]
+    make_run(tmp_path, rows=rows, models={})
+    line = make_report(tmp_path).first_line.plain
+    assert "b missed 6 of 7 (round 1-3, 5: late; round 4, 6: did not answer)" in line
+
+
+def test_markdown_has_every_row(report: Report) -> None:
+    text = report.paths[1].read_text()
+    lines = text.splitlines()
+    assert lines[0] == "# Disc and cup"
+    assert lines[2].startswith("3 of 3 rounds; in all of them: a; held out: c; b missed 2 of 3")
+    assert "| a | disc | 0.250 | 0.750 | 0.375 | 0.675 | 0.338 | 4 | 0 |" in lines
+    assert "| a | mean | 0.125 | 0.750 | 0.375 | 0.675 | 0.338 |  |  |" in lines
+    assert "| c (held out) | cup | - | 0.500 | 0.250 | 0.450 | 0.225 | 10 | 0 |" in lines
+    assert "| mean of all sites that train | mean | 0.250 | 0.688 | 0.344 | 0.619 | 0.309 |  |  |" in lines
+    assert "| mean of 1 of the 2 sites that train | disc | 0.375 | 0.750 | 0.375 | 0.675 | 0.338 |  |  |" in lines
+    assert "| b | no scores | - | - | - | - | - | - | - |" in lines  # of the best model
+    assert "Scored on: validation images of the sites that train; all images of the held-out sites." in text
+    assert "12.0 MB travelled in the rounds: 4.0 up, 8.0 down." in text
+    assert "2 in a/simulate_job/fedfms/overlays." in text
+    assert "final_0" not in text  # how many and where, no more
+
+
+def test_terminal_shows_the_same_and_takes_nothing_for_markup(report: Report) -> None:
+    text = render_text(report)
+    assert text.startswith("3 of 3 rounds")
+    assert REFUSED in " ".join(text.split())  # with its [3, 4]
+    for cell in ("c (held out)", "0.688", "final model, 3 rounds", "best model, 2 rounds"):
+        assert cell in text
+    console = Console(file=io.StringIO(), width=200)
+    console.print(report.first_line)
+    console.print(report.table)
+
+
+def test_one_structure_has_no_row_of_means(tmp_path: Path) -> None:
+    def only_disc(scores: dict[str, Any]) -> dict[str, Any]:
+        return scores | {mode: {"disc": scores[mode]["disc"]} for mode in ("standard", "fedfms")}
+
+    rows = [row | {"scores": only_disc(row["scores"])} for row in make_rows()]
+    models = make_models()
+    for model in models.values():
+        for entry in model["sites"].values():
+            entry["scores"] = only_disc(entry["scores"])
+    make_run(tmp_path, study=make_study(data={"structures": [{"name": "disc"}]}), rows=rows, models=models)
+    report = make_report(tmp_path)
+    assert report.results["models"]["final"]["mean"]["standard"]["dice"] == 0.625
+    text = report.paths[1].read_text()
+    assert "| mean |" not in text
+    assert "| mean of all sites that train | disc |" in text
+
+
+def test_curves_are_a_picture(report: Report) -> None:
+    with Image.open(report.paths[2]) as picture:
+        assert picture.format == "PNG"
+        assert (picture.width, picture.height) == (1210, 462)
+        assert len(picture.convert("RGB").getcolors(maxcolors=1_000_000) or []) > 50
+
+
+@pytest.mark.parametrize("sites", [0, 1, 12])
+def test_curves_of_few_and_many_sites(sites: int, tmp_path: Path) -> None:
+    names = [f"_hospital ${index}$ x^" for index in range(sites)]  # what matplotlib might take for a formula
+    rows = [make_row(r, name, make_scores(0.5, 0.5)) for r in range(2) for name in names]
+    make_run(tmp_path, study=make_study(sites=[], held_out=[]), rows=rows, finished=False)
+    with Image.open(make_report(tmp_path).paths[2]) as picture:
+        assert picture.width == 1210
+
+
+def test_a_run_that_was_cut_says_so_and_shows_the_last_scores(tmp_path: Path) -> None:
+    make_run(tmp_path, rows=make_rows()[:6], finished=False)
+    report = make_report(tmp_path)
+    assert report.results["complete"] is False
+    assert report.results["rounds"] == {"planned": 3, "done": 2}
+    assert list(report.results["models"]) == ["last"]
+    assert report.results["models"]["last"]["round"] == 1  # what was received in round 1 is the result of one round
+    assert report.results["models"]["last"]["sites"]["a"]["scores"]["standard"]["dice"] == 0.5
+    assert report.results["curves"]["sites"]["a"]["dice"] == [0.125, 0.5, None]
+    assert report.first_line.plain.startswith("NOT COMPLETE, the run was cut: there are no final scores: 2 of 3 rounds")
+    assert "last model that the sites scored, 1 round\n" in report.paths[1].read_text()
+
+
+def test_a_run_that_was_cut_at_once(tmp_path: Path) -> None:
+    records = make_run(tmp_path, rows=[], finished=False)
+    (records / "rounds.jsonl").unlink()
+    report = make_report(tmp_path)
+    assert report.results["rounds"] == {"planned": 3, "done": 0}
+    assert report.first_line.plain.endswith("0 of 3 rounds; in all of them: no site; held out: c")
+    assert report.tables == []
+
+
+def test_a_round_with_too_few_updates_is_not_done(tmp_path: Path) -> None:
+    make_run(tmp_path, study=make_study(federation={"min_sites": 2}), finished=False)
+    assert make_report(tmp_path).results["rounds"]["done"] == 1  # rounds 1 and 2 had site a alone
+
+
+@pytest.mark.parametrize("left", ['{"round": 3, "site": "a", "acc', '{"round": 3, "reason": "\xe9'])
+def test_an_unfinished_last_line_is_passed_over(left: str, tmp_path: Path) -> None:
+    path = make_run(tmp_path) / "rounds.jsonl"
+    with path.open("ab") as file:
+        file.write(left.encode()[:-1])
+    report = make_report(tmp_path)
+    assert report.results["rounds"]["done"] == 3
+    assert report.results["notes"] == ["the last line of rounds.jsonl is unfinished and left out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "{", "run.json: it cannot be read"),
+        ("run.json", "[]", "run.json: it is no JSON object"),
+        ("run.json", '{"format": 2}', "run.json: its format is 2, not 1"),
+        ("run.json", '{"format": 1, "study": {"name": "x"}}', "run.json: study, versions or parameters are missing"),
+        (
+            "run.json",
+            '{"format": 1, "study": {"name": "x"}, "versions": {}, "parameters": {"total": "many"}}',
+            "run.json: parameters must have",
+        ),
+        ("rounds.jsonl", '{"round": 0,\n{"round": 1}\n', "rounds.jsonl: line 1 is damaged"),
+        ("rounds.jsonl", '{"round": 0}\n', "rounds.jsonl, line 1: it is no row"),
+        ("rounds.jsonl", "12\n", "rounds.jsonl, line 1: it is no row"),
+        ("rounds.jsonl", '{"round": -1, "site": "a", "accepted": true}\n', "rounds.jsonl, line 1: it is no row"),
+        ("final.json", "", "final.json: it cannot be read"),
+        ("final.json", "{}", "final.json: models are missing"),
+        ("final.json", '{"models": {"final": {"round": 1}}}', "final.json: model 'final' has no round or no sites"),
+    ],
+)
+def test_damaged_records_are_an_error_of_one_line(name: str, content: str, message: str, tmp_path: Path) -> None:
+    records = make_run(tmp_path)
+    (records / name).write_text(content)
+    with pytest.raises(ReportError) as caught:
+        make_report(tmp_path)
+    assert caught.value.line().startswith(message)
+    assert "\n" not in caught.value.line()
+    assert not (records / "report").exists()
+
+
+def test_a_study_of_another_version_is_an_error(tmp_path: Path) -> None:
+    path = make_run(tmp_path) / "run.json"
+    run = json.loads(path.read_text())
+    run["study"]["unheard_of"] = 1
+    path.write_text(json.dumps(run))
+    with pytest.raises(StudyError, match="unknown key 'unheard_of'"):
+        make_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        "all well",
+        {"standard": {}},
+        _without(make_scores(0.5, 0.5), "fedfms"),
+        _without(make_scores(0.5, 0.5), "images"),
+        make_scores(float("nan"), 0.5),
+        make_scores(1.5, 0.5),
+        make_scores(0.5, 0.5) | {"images": "four"},
+    ],
+    ids=str,
+)
+def test_a_site_that_tells_nonsense_is_left_out_with_a_note(scores: Any, tmp_path: Path) -> None:
+    rows, models = make_rows(), make_models()
+    rows[1] |= {"scores": scores, "seconds": "long", "train_loss": float("inf"), "reason": None}
+    models["final"]["sites"]["b"]["scores"] = scores
+    make_run(tmp_path, rows=rows, models=models)
+    report = make_report(tmp_path)
+    assert report.results["before"]["sites"]["b"]["scores"] is None
+    assert report.results["models"]["final"]["mean"]["standard"]["dice"] == 0.75  # of a alone
+    assert report.results["curves"]["sites"]["b"]["train_loss"][1] is None
+    assert report.results["seconds"]["b"] == 2.5
+    assert [note.split(":")[0] for note in report.results["notes"]] == ["b, round 0"] * 3 + ["b, final model"]
+    assert "Note: b, round 0: seconds is not a finite number" in report.paths[1].read_text()
+
+
+def test_names_and_reasons_do_not_break_the_table(tmp_path: Path) -> None:
+    rows = [make_row(0, "x|y [/bold]", make_scores(0.5, 0.5)), make_row(0, "z", None, reason="[/no]\n| # <b>" * 100)]
+    make_run(tmp_path, study=make_study(sites=[], held_out=[]), rows=rows, models={})
+    report = make_report(tmp_path)
+    assert "x|y [/bold]" in render_text(report)
+    text = report.paths[1].read_text()
+    assert r"| x\|y \[/bold\] | disc |" in text
+    assert "<b>" not in text.replace(r"\<b\>", "")
+    assert len(report.first_line.plain) < 450
+
+
+def test_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="there is no run below this folder"):
+        make_report(tmp_path)
+    with pytest.raises(ReportError, match="there is no such folder"):
+        make_report(tmp_path / "none")
+
+
+def test_several_runs_are_listed(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_run(tmp_path / name)
+    with pytest.raises(ReportError, match="2 runs: one/server/simulate_job, two/server/simulate_job; name one"):
+        make_report(tmp_path)
+    assert make_report(tmp_path / "two").results["study"] == "eyes"
+
+
+def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    make_run(tmp_path / "ws")
+    (tmp_path / "file").touch()
+    with pytest.raises(ReportError, match="the report cannot be written"):
+        make_report(tmp_path / "ws", tmp_path / "file")

@@ -1,0 +1,88 @@
+"""Files that survive a kill."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from fedfms import files
+from fedfms.files import append_line, write_atomic
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("content", ["Dice: 0,9 · é\n", b"\x00\xff"])
+def test_content_replaces_what_was_there_and_leaves_nothing_beside(content: bytes | str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    write_atomic(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600])
+def test_mode_does_not_depend_on_the_umask(mode: int, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_atomic(tmp_path / "a", "x", mode=mode)
+    finally:
+        os.umask(before)
+    assert _mode(tmp_path / "a") == mode
+
+
+@pytest.mark.parametrize("fault", [OSError("no room"), KeyboardInterrupt()])
+def test_a_fault_leaves_the_old_file_and_nothing_beside(
+    fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def broken(_: int) -> None:
+        raise fault
+
+    monkeypatch.setattr(files.os, "fsync", broken)
+    with pytest.raises(type(fault)):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_on_the_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "a", []
+    real = os.fsync
+
+    def noting(descriptor: int) -> None:
+        seen.append(path.exists())
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", noting)
+    write_atomic(path, "new")
+    assert seen == [False, True]  # the content before the rename, the folder after it
+
+
+def test_lines_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    append_line(path, "one")
+    append_line(path, "")
+    append_line(path, "three")
+    assert path.read_text() == "one\n\nthree\n"
+
+
+@pytest.mark.parametrize("left", ["", "whole\n", "whole\n" * 2000])
+@pytest.mark.parametrize("unfinished", ["", '{"round": 3, "si', "x" * 10_000])
+def test_an_unfinished_line_does_not_spoil_the_next(left: str, unfinished: str, tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    path.write_text(left + unfinished)
+    append_line(path, "next")
+    assert path.read_text() == left + "next\n"
+
+
+def test_a_line_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="line break"):
+        append_line(tmp_path / "a", "one\ntwo")
+    assert not (tmp_path / "a").exists()

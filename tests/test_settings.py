@@ -1,0 +1,54 @@
+"""A site's settings: from the named file, the workspace, or defaults; faults in one line without paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedfms.errors import SettingsError
+from fedfms.settings import ENV, FILE_NAME, SiteSettings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENV, raising=False)
+
+
+def test_defaults_without_a_file(tmp_path: Path) -> None:
+    assert load_settings(tmp_path) == SiteSettings()
+
+
+def test_workspace_file_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / FILE_NAME).write_text(f"data_root: {tmp_path}\ndevice: cpu\n")
+    assert load_settings(tmp_path) == SiteSettings(data_root=tmp_path, device="cpu")
+    other = tmp_path / "other.yaml"
+    other.write_text("workers: 2\n")
+    monkeypatch.setenv(ENV, str(other))
+    assert load_settings(tmp_path) == SiteSettings(workers=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("data: /x", "unknown settings"),
+        ("data_root: x", "absolute path"),
+        ("- a", "must be a mapping"),
+        ("a: [", "not valid YAML"),
+        ("workers: many", "must be a number"),
+    ],
+)
+def test_faults(text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    monkeypatch.setenv(ENV, str(path))
+    with pytest.raises(SettingsError, match=says) as caught:
+        load_settings()
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_named_file_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(ENV, str(tmp_path / "none.yaml"))
+    with pytest.raises(SettingsError, match="names a file that is not there"):
+        load_settings()
