@@ -126,9 +126,7 @@ def _report(args: argparse.Namespace) -> None:
 
     report = make_report(args.workspace, args.out)
     console = Console()
-    console.print(report.first_line)
-    for table in report.tables:
-        console.print(table)
+    console.print(report.table)
     for path in report.paths:
         print(path)
     if report.overlays:

@@ -20,7 +20,9 @@ class FedfmsError(Exception):
 
     def at(self, where: str) -> FedfmsError:
         """The same error, placed: `where` is put before what is already known of the place."""
-        return type(self)(self.what, where=f"{where}, {self.where}" if self.where else where, do=self.do)
+        # A place may be known already, from further in: "site a" is not said twice.
+        known = [part for part in self.where.split(", ") if part and part not in where.split(", ")]
+        return type(self)(self.what, where=", ".join([where, *known]), do=self.do)
 
 
 class StudyError(FedfmsError):

@@ -35,7 +35,8 @@ class Server:
         self.aggregator.system_panic = lambda reason, fl_ctx: self.panics.append(reason)
         self.context = FLContext()
         self.context.set_prop(AppConstants.CURRENT_ROUND, 3)
-        self.context.get_engine = lambda: SimpleNamespace(get_component=lambda _: persistor)
+        engine = SimpleNamespace(get_component=lambda _: persistor, fire_event=lambda *_: None)
+        self.context.get_engine = lambda: engine
 
     def send(self, site: str, shareable: Shareable, round_: int = 3) -> bool:
         shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})

@@ -34,12 +34,12 @@ def test_a_round_trains_what_is_shared_and_nothing_else(method: str, tmp_path: P
     received = _shared(study)
     frozen = {n: site.built.model.get_parameter(n).clone() for n in site.built.partition.frozen}
     result = site.train_round(0, received)
-    assert result.update.samples == site.samples == 9
+    assert result.update.samples == site.samples == 8  # 10 images of 5 patients; one patient validates
     assert set(result.update.tensors) == set(received)
     assert any(not torch.equal(received[name], tensor) for name, tensor in result.update.tensors.items())
     assert all(torch.equal(site.built.model.get_parameter(name), tensor) for name, tensor in frozen.items())
     assert result.scores is not None
-    assert result.scores["images"] == 1
+    assert result.scores["images"] == 2
     assert torch.isfinite(torch.tensor(result.train_loss))
 
 
