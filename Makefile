@@ -18,7 +18,7 @@ $(READY): requirements.txt pyproject.toml
 install: $(READY)  ## set up .venv with every dependency and this package
 
 demo: $(READY)  ## a federation of three sites and a held-out one on the phantom; prints the table
-	$(BIN)/nvflare simulator jobs/fedmsa -w $(DEMO) -n 4 -t 4 -l concise
+	OMP_NUM_THREADS=1 $(BIN)/nvflare simulator jobs/fedmsa -w $(DEMO) -n 4 -t 4 -l concise
 	$(BIN)/fedfms report $(DEMO)
 
 test: $(READY)  ## all tests

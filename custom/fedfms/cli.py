@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedfmsError as error:
         print(f"fedfms: {error.line()}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        sys.stdout = None  # Python would flush it at exit, and fail again
     return 0
 
 
