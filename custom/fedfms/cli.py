@@ -17,8 +17,8 @@ _EXAMPLES = """\
 examples:
   fedfms job build fedmsa --study phantom --out jobs/fedmsa
   fedfms job build fedmsa --study polyp --checkpoint weights/lite_medsam.pth --rounds 5 \\
-      --held-out kvasir_seg_vestreviken_no --set data.max_images=24 --out /tmp/polyp
-  fedfms job build fedsam --study polyp --preset paper --out /tmp/polyp-paper
+      --held-out kvasir_seg_vestreviken_no --set data.max_images=24 --out polyp-fedmsa
+  fedfms job build fedsam --study polyp --preset paper --out polyp-paper
   nvflare simulator jobs/fedmsa -w workspace -n 3 -t 3
   fedfms report workspace
 """
@@ -131,8 +131,6 @@ def _report(args: argparse.Namespace) -> None:
     console.print(report.table)
     for path in report.paths:
         print(path)
-    if report.overlays:
-        print(f"{len(report.overlays)} overlays, at the sites: {report.overlays[0].parent.as_posix()} ...")
 
 
 def _list(args: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""Speed and memory, measured: each benchmark prints JSON with the machine that it ran on. No tests, no limits."""

@@ -1,0 +1,26 @@
+"""The benchmark runs and says what it measured on; no timing is asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_one_step_as_json(tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    command = "step --method fedmsa --backbone vit_tiny --size 64 --batch 1 --steps 1 --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *command.split(), str(out)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == json.loads(out.read_text())
+    report = json.loads(done.stdout)
+    (row,) = report["rows"]
+    assert row["step_s"] > 0
+    assert row["peak_mb"] > 0
+    assert report["machine"]["cores"] >= 1
