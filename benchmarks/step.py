@@ -1,4 +1,4 @@
-"""One training step of a method: forward, loss, backward, Adam."""
+"""One training step of a method, by the trainer that a site uses: forward, loss, backward, Adam."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import build
-from fedfms.training.losses import make_loss
+from fedfms.training.trainer import Trainer
 
 
 def measure(method: str, backbone: str, size_px: int, batch: int, steps: int) -> dict[str, Any]:
@@ -22,17 +22,14 @@ def measure(method: str, backbone: str, size_px: int, batch: int, steps: int) ->
     )
     built = build(study, SiteSettings())
     device = next(built.model.parameters()).device
-    trained = [p for p in built.model.parameters() if p.requires_grad]
-    optimizer, loss_fn = torch.optim.Adam(trained, lr=study.train.lr), make_loss(study.train)
-    images = torch.rand(batch, 3, size_px, size_px, device=device)
-    masks = (torch.rand(batch, 1, built.model.mask_px, built.model.mask_px, device=device) > 0.5).float()
+    trainer = Trainer(built, study.train, study.structure_names)
+    optimizer = trainer.optimizer()
+    images = torch.rand(batch, 3, size_px, size_px)
+    masks = (torch.rand(batch, 1, built.model.mask_px, built.model.mask_px) > 0.5).float()
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_fn(built.model(images), masks)
-        loss.backward()
-        optimizer.step()
+        trainer.epoch([{"image": images, "label": masks}], optimizer, {}, cached=False)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
@@ -48,5 +45,5 @@ def measure(method: str, backbone: str, size_px: int, batch: int, steps: int) ->
         "steps": steps,
         "step_s": round(statistics.median(seconds), 3),
         "peak_mb": round(peak / 2**20),
-        "trained_parameters": sum(p.numel() for p in trained),
+        "trained_parameters": sum(p.numel() for p in built.model.parameters() if p.requires_grad),
     }
