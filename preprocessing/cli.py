@@ -15,7 +15,8 @@ from rich.table import Table
 from fedfms.errors import DataError, FedfmsError
 from preprocessing import pairs, polyp
 from preprocessing.check import check_site, find_sites
-from preprocessing.convert import Summary, convert_site, site_folders
+from preprocessing.convert import Summary, convert_site
+from preprocessing.raw import is_folder, site_folders
 from preprocessing.recipe import Recipe
 
 _EPILOG = """\
@@ -32,9 +33,19 @@ examples:
 What is written: DATA/<dataset>/<site>/manifest.json and lossless PNG slices under pseudonymous ids. The
 secret key and the table from ids to files stay in RAW/.fedfms-keys (mode 0600); where RAW is read-only, in
 DATA.keys beside DATA. Run a command again after an interruption or a change: ids stay the same, and what was
-converted is kept. Exit code: 0 all well; 1 some cases have faults (the others are converted), or check found
-some; 2 wrong usage.
+converted is kept. Exit code: 0 all well; 1 some cases have faults (the others are converted), nothing could be
+converted (then an earlier conversion stays as it was), or check found some; 2 wrong usage.
 """
+_KEYS = """\
+The secret key and the table from ids to files stay in RAW/.fedfms-keys; where RAW is read-only, in OUT.keys,
+beside OUT.
+"""
+_SITES = "\n  ".join(polyp.SITES)
+_POLYP_EPILOG = f"""\
+RAW holds RAW/<site>/images/a.jpg and RAW/<site>/labels/a_mask.jpg (or a.jpg). The patient rule goes by the name
+of the site's folder, so name it as here:
+  {_SITES}
+{_KEYS}"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedfmsError as error:
         print(f"preprocessing: {error.line()}", file=sys.stderr)
         return 1
+    except OSError as error:  # its own text would name the path
+        print(f"preprocessing: cannot read or write: {error.strerror}; check space and rights", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("preprocessing: interrupted; run it again to go on", file=sys.stderr)
         return 130
@@ -70,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the colonoscopy data set, all its sites or one",
         description=polyp.__doc__,
         formatter_class=raw_text,
+        epilog=_POLYP_EPILOG,
     )
     command.add_argument("--site", help="convert this site's folder only")
     _common(command, "folder with one folder a site")
@@ -78,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         help="any folder with images/ and labels/",
         description=pairs.__doc__,
         formatter_class=raw_text,
+        epilog=_KEYS,
     )
     command.add_argument("--dataset", required=True, type=_name, help="name of the data set, as a study says it")
     command.add_argument("--site", required=True, type=_name, help="name of the site, as a study says it")
@@ -107,9 +123,8 @@ def _count(text: str) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    jobs = _polyp_jobs(arguments) if arguments.command == "polyp" else _pairs_jobs(arguments)
+    jobs, lines = _polyp_jobs(arguments) if arguments.command == "polyp" else (_pairs_jobs(arguments), [])
     summaries: list[Summary] = []
-    lines: list[str] = []
     for folder, site, recipe in jobs:
         try:
             summaries.append(_with_bar(folder, site, recipe, arguments))
@@ -118,18 +133,22 @@ def _convert(arguments: argparse.Namespace) -> int:
     for summary in summaries:
         lines += [f"site {summary.site}, case {case}: {text}" for case, text in summary.faults]
         if not summary.images:
-            lines.append(f"site {summary.site}: nothing could be converted; no manifest was written")
+            lines.append(f"site {summary.site}: nothing could be converted; the output is as it was")
     _report(summaries, lines)
     return 1 if lines else 0
 
 
-def _polyp_jobs(arguments: argparse.Namespace) -> list[tuple[Path, str, Recipe]]:
+def _polyp_jobs(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str, Recipe]], list[str]]:
+    """What to convert, and lines on what cannot be."""
     _need_folder(arguments.raw, "--raw")
-    found = [path for path in site_folders(arguments.raw) if arguments.site in (None, path.name)]
+    found, closed = site_folders(arguments.raw, arguments.site)
+    # not by name: of a folder that cannot be looked into, nobody knows that it is a site's
+    lines = [f"{closed} folders in --raw cannot be read; give this user the right to, or name a --site"] * bool(closed)
     if not found:
         what = f"no folder {arguments.site!r}" if arguments.site else "no site folder"
-        raise DataError(f"{what} with images/ and labels/ in --raw", do=f"known sites: {list(polyp.SITES)}")
-    return [(path, path.name, polyp.RECIPE) for path in found]
+        known = f"known sites: {list(polyp.SITES)}"
+        raise DataError(f"{what} with images/ and labels/ in --raw", do="; ".join([*lines, known]))
+    return [(path, path.name, polyp.RECIPE) for path in found], lines
 
 
 def _pairs_jobs(arguments: argparse.Namespace) -> list[tuple[Path, str, Recipe]]:
@@ -139,7 +158,11 @@ def _pairs_jobs(arguments: argparse.Namespace) -> list[tuple[Path, str, Recipe]]
 
 
 def _need_folder(path: Path, what: str) -> None:
-    if not path.is_dir():
+    try:
+        there = is_folder(path)
+    except OSError as error:
+        raise DataError(f"{what} cannot be read: {error.strerror}", do="give this user the right to") from error
+    if not there:
         raise DataError(f"{what} is not a folder", do="see `python -m preprocessing --help`")
 
 

@@ -1,14 +1,13 @@
 """The engine: one site's raw images and masks -> slices and a manifest, in parallel, resumable, faults
 collected.
 
-An image that was converted before is recognised by its pixels and kept. The manifest is removed first and
-written last, so an interrupted conversion has none. What a fault says names the case's pseudonym, never a
-file.
+An image that was converted before is recognised by its pixels and kept. The manifest is removed before the
+first slice is written and comes back last, so an interrupted conversion has none; where no image can be
+converted, an earlier conversion stays as it was. What a fault says names the case's pseudonym, never a file.
 """
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from fedfms.data.manifest import (
-    FILE_NAME,
     VERSION,
     Case,
     Manifest,
@@ -32,10 +28,11 @@ from fedfms.data.manifest import (
     save_manifest,
 )
 from fedfms.errors import DataError
-from fedfms.files import write_atomic
-from preprocessing.images import ENDINGS, Fault, read_image, read_label
+from preprocessing.images import Fault, read_image, read_label
 from preprocessing.keys import Keys, open_keys
+from preprocessing.raw import Found, find_pairs
 from preprocessing.recipe import LabelRule, Recipe
+from preprocessing.target import begin, keep_or_write, refuse_foreign, remove_strays
 
 _FEW = 4  # cases for which starting processes costs more than it saves
 Advance = Callable[[int, int], None]  # cases done, cases in all
@@ -70,20 +67,8 @@ class _Done:
     fault: str = ""
 
 
-def site_folders(raw: Path) -> list[Path]:
-    """Folders directly below `raw` that hold `images/` and `labels/`, by name."""
-    return sorted(p for p in raw.iterdir() if (p / "images").is_dir() and (p / "labels").is_dir())
-
-
 def convert_site(
-    folder: Path,
-    raw: Path,
-    out: Path,
-    site: str,
-    recipe: Recipe,
-    *,
-    workers: int = 2,
-    advance: Advance | None = None,
+    folder: Path, raw: Path, out: Path, site: str, recipe: Recipe, *, workers: int = 2, advance: Advance | None = None
 ) -> Summary:
     """Convert `folder/images` and `folder/labels` into `out/<dataset>/<site>`.
 
@@ -92,91 +77,42 @@ def convert_site(
         workers: processes; 0 = this one.
 
     Raises:
-        DataError: nothing could be converted, the key file is unreadable, or the output cannot be written.
+        DataError: the raw folder or the key file cannot be read, the output cannot be written, or it holds files
+            that no conversion made.
     """
     keys = open_keys(raw, out, recipe.dataset, site)
-    images, double, ignored = _files(folder / "images")
-    labels, double_labels, ignored_labels = _files(folder / "labels")
-    pairs, faults = _pair(images, labels, recipe)
-    faults += [(stem, "several files of this name with different endings") for stem in double + double_labels]
-    pairs = {stem: pair for stem, pair in pairs.items() if stem not in double + double_labels}
+    found = find_pairs(folder, site, recipe)
+    links = _links(keys, folder, found)
     target = out / recipe.dataset / site
     try:
-        keys.save(_links(keys, folder, pairs, faults))
-        _prepare(target)
-        tasks = [_Task(keys.case_id(s), i, m, recipe.labels, target) for s, (i, m) in sorted(pairs.items())]
+        refuse_foreign(target, site)
+        if links:  # an empty folder may be a share that is not mounted: no key is made in its place
+            keys.save(links)
+        tasks = [_Task(keys.case_id(s), p.image, p.label, recipe.labels, target) for s, p in found.pairs.items()]
         done = sorted(_run(tasks, workers, advance), key=lambda result: result.case)
-        manifest = _manifest(recipe, site, keys, pairs, done)
-        bad = [(keys.case_id(stem), text) for stem, text in faults] + [(d.case, d.fault) for d in done if d.fault]
-        _remove_strays(target, manifest)
+        manifest = _manifest(recipe, site, keys, found, done)
         if manifest.cases:
+            remove_strays(target, manifest)
             save_manifest(manifest, target)
+        faults = [(keys.case_id(s), text) for s, text in found.faults] + [(d.case, d.fault) for d in done if d.fault]
+        notes = (keys.note if links else "", _ignored(found.ignored))
+        return _summary(manifest, target, sorted(faults), [note for note in notes if note])
     except OSError as error:
-        raise DataError(
-            f"cannot write: {error.strerror}",
-            where=f"site {site}",
-            do="check space and rights, then run it again",
-        ) from error
-    notes = [note for note in (keys.note, _ignored(ignored + ignored_labels)) if note]
-    return _summary(manifest, target, sorted(bad), notes)
-
-
-def _files(folder: Path) -> tuple[dict[str, Path], list[str], int]:
-    """Files by stem relative to the folder, stems that occur twice, and how many files of other kinds there
-    are.
-    """
-    found: dict[str, Path] = {}
-    double, ignored = [], 0
-    for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        if path.suffix.lower() not in ENDINGS:
-            ignored += 1
-            continue
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if stem in found:
-            double.append(stem)
-        found[stem] = path
-    return found, double, ignored
+        do = "check space and rights, then run it again"
+        raise DataError(f"cannot write: {error.strerror}", where=f"site {site}", do=do) from error
 
 
 def _ignored(count: int) -> str:
     return f"{count} files that are no PNG, JPEG, TIFF or BMP were left alone" if count else ""
 
 
-def _pair(
-    images: dict[str, Path], labels: dict[str, Path], recipe: Recipe
-) -> tuple[dict[str, tuple[Path, Path]], list[tuple[str, str]]]:
-    """Pairs by the image's stem; `(stem, fault)` of what has no partner."""
-    pairs, faults, used = {}, [], set()
-    for stem, image in images.items():
-        names = [stem + suffix for suffix in recipe.mask_suffixes if stem + suffix in labels]
-        used.update(names)
-        if len(names) == 1:
-            pairs[stem] = image, labels[names[0]]
-        else:
-            faults.append((stem, "the image has several masks" if names else "the image has no mask"))
-    for name in labels.keys() - used:
-        suffix = next((s for s in recipe.mask_suffixes if s and name.endswith(s)), "")
-        faults.append((name.removesuffix(suffix), "the mask has no image"))
-    return pairs, faults
-
-
-def _links(
-    keys: Keys, folder: Path, pairs: dict[str, tuple[Path, Path]], faults: Sequence[tuple[str, str]]
-) -> dict[str, dict[str, str]]:
+def _links(keys: Keys, folder: Path, found: Found) -> dict[str, dict[str, str]]:
     """The table that leads from an id back to the files, which stays at the site."""
-    table = {keys.case_id(stem): {"stem": stem} for stem, _ in faults}
-    for stem, (image, label) in pairs.items():
-        files = {"image": image.relative_to(folder).as_posix(), "label": label.relative_to(folder).as_posix()}
+    table = {keys.case_id(stem): {"stem": stem} for stem, _ in found.faults}
+    for stem, pair in found.pairs.items():
+        files = {"image": pair.image.relative_to(folder).as_posix(), "label": pair.label.relative_to(folder).as_posix()}
         table[keys.case_id(stem)] = {"stem": stem, **files}
     return table
-
-
-def _prepare(target: Path) -> None:
-    for part in ("images", "labels"):
-        (target / part).mkdir(parents=True, exist_ok=True)
-    (target / FILE_NAME).unlink(missing_ok=True)
 
 
 def _run(tasks: Sequence[_Task], workers: int, advance: Advance | None) -> Iterator[_Done]:
@@ -208,9 +144,10 @@ def _convert(task: _Task) -> _Done:
             raise Fault(f"image {sizes[0]} and mask {sizes[1]} differ")
     except Fault as fault:
         return _Done(task.case, None, str(fault))
+    begin(task.out)
     names = f"images/{task.case}_0.png", f"labels/{task.case}_0.png"
     for name, pixels in zip(names, (image, label), strict=True):
-        _keep_or_write(task.out / name, pixels)
+        keep_or_write(task.out / name, pixels)
     return _Done(
         task.case,
         Slice(
@@ -225,36 +162,10 @@ def _convert(task: _Task) -> _Done:
     )
 
 
-def _keep_or_write(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a PNG of nothing but pixels, unless one with these pixels is there."""
-    try:
-        with Image.open(path) as opened:
-            if not opened.info and np.array_equal(np.asarray(opened), pixels):
-                return
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        pass  # not there, or cut short by an interruption: written below
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG", compress_level=3)
-    write_atomic(path, png.getvalue())
-
-
-def _manifest(
-    recipe: Recipe, site: str, keys: Keys, pairs: dict[str, tuple[Path, Path]], done: Sequence[_Done]
-) -> Manifest:
-    patients = {keys.case_id(stem): keys.patient_id(recipe.patient(site, stem)) for stem in pairs}
+def _manifest(recipe: Recipe, site: str, keys: Keys, found: Found, done: Sequence[_Done]) -> Manifest:
+    patients = {keys.case_id(stem): keys.patient_id(pair.patient) for stem, pair in found.pairs.items()}
     cases = tuple(Case(d.case, patients[d.case], (d.slice,)) for d in done if d.slice)
     return Manifest(VERSION, recipe.dataset, site, recipe.structures, cases, make_splits(cases))
-
-
-def _remove_strays(target: Path, manifest: Manifest) -> None:
-    """Delete slices of an earlier run whose raw files are gone: a withdrawn image must not live on in the
-    copy.
-    """
-    listed = {name for _, _, s in manifest.slices() for name in (s.image, s.label)}
-    for part in ("images", "labels"):
-        for path in sorted((target / part).iterdir()):
-            if path.suffix in (".png", ".tmp") and f"{part}/{path.name}" not in listed:
-                path.unlink()
 
 
 def _summary(manifest: Manifest, target: Path, faults: Sequence[tuple[str, str]], notes: Sequence[str]) -> Summary:

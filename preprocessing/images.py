@@ -5,6 +5,8 @@ folder.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +30,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         Fault: damaged, too large, of several pages, or not of 8 bits.
     """
-    opened, _ = _open(path, "image")
-    if opened.mode in _GREY:
-        return np.asarray(opened.convert("L"))
-    if opened.mode in _COLOUR:
-        return np.asarray(opened.convert("RGB"))
-    raise Fault(f"the image has mode {opened.mode}, not 8 bits; window it to 8 bits first")
+    with _as_fault("image"):
+        opened, _ = _open(path, "image")
+        if opened.mode in _GREY:
+            return np.asarray(opened.convert("L"))
+        if opened.mode in _COLOUR:
+            return np.asarray(opened.convert("RGB"))
+        raise Fault(f"the image has mode {opened.mode}, not 8 bits; window it to 8 bits first")
 
 
 def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
@@ -42,14 +45,15 @@ def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
     Raises:
         Fault: as `read_image`; or a stored value that the rule does not foresee.
     """
-    opened, kind = _open(path, "mask")
-    if opened.mode not in _GREY + _COLOUR:
-        raise Fault(f"the mask has mode {opened.mode}, not 8 bits")
-    if rule.palette_index and opened.mode == "P":
-        stored = np.asarray(opened)
-    else:
-        flat = opened.convert("RGB") if opened.mode in ("P", "RGBA") else opened  # alpha plays no part
-        stored = np.asarray(flat.convert("L"))
+    with _as_fault("mask"):
+        opened, kind = _open(path, "mask")
+        if opened.mode not in _GREY + _COLOUR:
+            raise Fault(f"the mask has mode {opened.mode}, not 8 bits")
+        if rule.palette_index and opened.mode == "P":
+            stored = np.asarray(opened)
+        else:
+            flat = opened.convert("RGB") if opened.mode in ("P", "RGBA") else opened  # alpha plays no part
+            stored = np.asarray(flat.convert("L"))
     if rule.threshold is not None:
         top = int(stored.max())
         # A lossless mask of 0 and 1 would come out empty under a threshold of 127, and nobody would notice.
@@ -68,19 +72,31 @@ def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
 
 def _open(path: Path, what: str) -> tuple[Image.Image, str]:
     """The decoded, upright image and the format of its file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as opened:
+            if getattr(opened, "n_frames", 1) > 1 and opened.format not in _LOSSY:
+                raise Fault(f"the {what} has several pages; write one file a slice")
+            kind = str(opened.format)
+            opened.load()
+            return ImageOps.exif_transpose(opened), kind
+
+
+@contextmanager
+def _as_fault(what: str) -> Iterator[None]:
+    """Whatever goes wrong in reading one file is this file's fault, so that the others are converted.
+
+    The texts of Pillow's and the system's own errors may hold the path, so none is passed on.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                if getattr(opened, "n_frames", 1) > 1 and opened.format not in _LOSSY:
-                    raise Fault(f"the {what} has several pages; write one file a slice")
-                kind = str(opened.format)
-                opened.load()
-                return ImageOps.exif_transpose(opened), kind
+        yield
+    except Fault:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Fault(f"the {what} has more than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except FileNotFoundError as error:
         raise Fault(f"the {what} is missing") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # Pillow's ways to say damaged or truncated; its own texts may hold the path
+    except PermissionError as error:
+        raise Fault(f"the {what} cannot be read: this user has no right to") from error
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything inside Pillow
         raise Fault(f"the {what} cannot be read: damaged, cut short, or no kind that Pillow opens") from error

@@ -53,12 +53,18 @@ def open_keys(raw: Path, out: Path, dataset: str, site: str) -> Keys:
     """The site's key: the one of an earlier run if there is one, otherwise a new random one.
 
     Raises:
-        DataError: a key file that cannot be read, or a place that would be inside the output.
+        DataError: a key file or its place that cannot be read, or a place that would be inside the output.
     """
     name = f"{dataset}-{site}.json"
     beside_raw, beside_out = raw / FOLDER / name, out.parent / f"{out.name}.keys" / name
-    there = [path for path in (beside_raw, beside_out) if path.is_file()]
-    path = beside_raw if _writable(raw) and there != [beside_out] else beside_out
+    try:
+        there = [path for path in (beside_raw, beside_out) if _exists(path)]
+        path = beside_raw if _writable(raw) and there != [beside_out] else beside_out
+    except OSError as error:
+        raise DataError(
+            f"the key file's folder cannot be read: {error.strerror}", where=f"{FOLDER}/{name}",
+            do="run it as the user who converted first, or give this one the right to read it",
+        ) from error  # fmt: skip
     if path.resolve().is_relative_to(out.resolve()):
         raise DataError("the raw folder is inside the output folder", do="choose an output elsewhere")
     note = "" if path == beside_raw else _NOTE.format(out.name)
@@ -80,6 +86,15 @@ def _load(path: Path) -> tuple[bytes, dict[str, dict[str, str]]]:
     if len(key) != 32:
         raise DataError("the key is not 32 bytes long", where=f"{FOLDER}/{path.name}", do="restore the file")
     return key, links
+
+
+def _exists(path: Path) -> bool:
+    """As `Path.is_file`, which says False on some Pythons where a look is forbidden: a new key would be made."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _writable(folder: Path) -> bool:

@@ -3,9 +3,10 @@
 structures: {cup: 2, rim: 1}      # name: label value to write; default {structure: 1}
 values: {0: 2, 128: 1, 255: 0}    # stored value: label value; without it, a threshold
 threshold: 127                    # stored luminance above it: label value 1
-palette_index: false              # values are indices of a palette, not luminance
+palette_index: false              # true: values are indices of a palette, not luminance
 mask_suffixes: ["", "_mask"]      # the mask of a.png is a.png or a_mask.png
-patient: "^([^_]+)_"              # group 1 of this expression in the image's name; default: one an image
+patient: "^([^_]+)_"              # group 1 of this expression in the image's name, and an image without it
+                                  # is a fault; without a rule, each image is a patient of its own
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ _KEYS = ("structures", "values", "threshold", "palette_index", "mask_suffixes", 
 
 @dataclass(frozen=True)
 class PatientPattern:
-    """A patient rule: what a regular expression's group 1 finds in the image's stem, else the stem."""
+    """A patient rule: what a regular expression's group 1 finds in the image's stem."""
 
     pattern: str
 
-    def __call__(self, site: str, stem: str) -> str:
-        """The patient of an image."""
+    def __call__(self, site: str, stem: str) -> str | None:
+        """The patient of an image; None if the expression finds none."""
         found = re.search(self.pattern, stem)
-        return found.group(1) if found and found.group(1) else stem
+        return (found.group(1) or None) if found else None
 
 
 def load_recipe(dataset: str, path: Path | None) -> Recipe:
@@ -78,7 +79,12 @@ def _structures(raw: Any) -> tuple[LabelClass, ...]:
 
 
 def _labels(raw: dict[str, Any], known: set[int]) -> LabelRule:
+    palette_index = raw.get("palette_index", False)
+    if not isinstance(palette_index, bool):
+        raise _wrong("palette_index must be true or false")  # "no" in quotes is a text, and would count as true
     if "values" not in raw:
+        if "palette_index" in raw:
+            raise _wrong("palette_index needs values")
         threshold = raw.get("threshold", 127)
         if not _byte(threshold):
             raise _wrong("threshold must be in 0..255")
@@ -92,7 +98,7 @@ def _labels(raw: dict[str, Any], known: set[int]) -> LabelRule:
         raise _wrong("values must map numbers in 0..255 to numbers in 0..255")
     if not set(values.values()) <= known | {0}:
         raise _wrong("values lead to a label value that structures do not name")
-    return LabelRule(threshold=None, values=dict(values), palette_index=bool(raw.get("palette_index", False)))
+    return LabelRule(threshold=None, values=dict(values), palette_index=palette_index)
 
 
 def _suffixes(raw: Any) -> tuple[str, ...]:

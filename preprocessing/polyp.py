@@ -37,15 +37,18 @@ CLINICDB_LAST_FRAMES = (
 )  # fmt: skip
 
 
-def patient(site: str, stem: str) -> str:
+def patient(site: str, stem: str) -> str | None:
     """Who is on a frame: Paris names an examination before the first `_`, ClinicDB has sequences, others a
     frame each.
 
-    PolypGen's other centres and Kvasir-SEG tell nothing of patients in their names.
+    PolypGen's other centres and Kvasir-SEG tell nothing of patients in their names. A ClinicDB name that is no
+    frame number is of an unknown sequence: None.
     """
     if site.startswith("polypgen_c1"):
         return stem.partition("_")[0]
-    if site.startswith("cvc_clinicdb") and stem.isdecimal() and 1 <= int(stem) <= CLINICDB_LAST_FRAMES[-1]:
+    if site.startswith("cvc_clinicdb"):
+        if not stem.isdecimal() or not 1 <= int(stem) <= CLINICDB_LAST_FRAMES[-1]:
+            return None
         return f"sequence {bisect.bisect_left(CLINICDB_LAST_FRAMES, int(stem)) + 1}"
     return stem
 

@@ -35,11 +35,11 @@ class Recipe:
 
     A raw site folder holds `images/` and `labels/`; the mask of `images/a.jpg` is `labels/a` + one of
     `mask_suffixes` + any ending. `patient` maps a site and an image's stem to a name that images of one
-    patient share.
+    patient share; None, where its rule does not say, is a fault of the image.
     """
 
     dataset: str
     structures: tuple[LabelClass, ...]
     labels: LabelRule = LabelRule()
     mask_suffixes: tuple[str, ...] = ("", "_mask")
-    patient: Callable[[str, str], str] = own_patient
+    patient: Callable[[str, str], str | None] = own_patient

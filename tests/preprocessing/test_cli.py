@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fedfms.data.manifest import load_manifest
+from preprocessing import polyp
 from preprocessing.cli import main
 from tests.preprocessing.make import convert_pairs
 
@@ -96,6 +97,32 @@ def test_help_teaches(capsys):
     assert "python -m preprocessing check DATA" in shown
     assert "Citations" in shown
     assert "mask_suffixes" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "texts"),
+    [
+        ("polyp", ["RAW/<site>/images/a.jpg and RAW/<site>/labels/a_mask.jpg", "OUT.keys", *polyp.SITES]),
+        ("pairs", ["OUT.keys"]),
+    ],
+)
+def test_help_says_the_layout_and_where_the_key_goes(capsys, command, texts):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert [text for text in texts if text not in shown] == []
+
+
+def test_a_closed_output_is_one_line_of_check(out, capsys, monkeypatch):
+    def fail(_):
+        raise PermissionError(13, "Permission denied", "Mustermann")
+
+    out.mkdir()
+    monkeypatch.setattr("preprocessing.cli.find_sites", fail)
+    assert main(["check", str(out)]) == 1
+    assert capsys.readouterr().err == (
+        "preprocessing: cannot read or write: Permission denied; check space and rights\n"
+    )
 
 
 def test_raw_inside_out_is_refused(raw, capsys):

@@ -45,6 +45,11 @@ def test_clinicdb_has_29_sequences_of_612_frames():
     assert len({polyp.patient("cvc_clinicdb_barcelona_es", str(i)) for i in range(1, 613)}) == 29
 
 
+@pytest.mark.parametrize("stem", ["0", "613", "sub/12", "12a", ""])
+def test_a_frame_of_no_known_sequence_is_no_patient_of_its_own(stem):
+    assert polyp.patient("cvc_clinicdb_barcelona_es", stem) is None
+
+
 def _link(source: Path, raw: Path, sites: tuple[str, ...]) -> Path:
     """A raw folder of links, so that the key files land in it and not beside the real images."""
     raw.mkdir()
@@ -71,7 +76,8 @@ def test_two_real_sites_in_processes(shared_polyp, tmp_path):
     assert "cvc_clinicdb_barcelona_es" in done.stdout
     manifest = load_manifest(tmp_path / "DATA" / "polyp" / "cvc_clinicdb_barcelona_es")
     assert (len(manifest.cases), len(manifest.patients)) == (56, 22)
-    study = load_study(REPO / "jobs" / "studies" / "polyp.yaml")
+    # the protocol is pinned: what the study says of it may change
+    study = load_study(REPO / "jobs" / "studies" / "polyp.yaml", overrides=["data.protocol=held-out"])
     data = open_site(study, "cvc_clinicdb_barcelona_es", SiteSettings(data_root=tmp_path / "DATA"))
     train, val = ({i.patient for i in data.parts[part]} for part in ("train", "val"))
     assert not train & val

@@ -1,0 +1,88 @@
+"""The folder that a conversion fills. Only names that a conversion makes are ever deleted in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fedfms.data.manifest import FILE_NAME, Manifest
+from fedfms.errors import DataError
+from fedfms.files import write_atomic
+from preprocessing.raw import walk
+
+_PARTS = ("images", "labels")
+_SLICE = re.compile(r"(images|labels)/[0-9a-f]{16}_[0-9]+\.png")
+# what a kill in the middle of `write_atomic` leaves
+_TEMPORARY = re.compile(r"((images|labels)/\.[0-9a-f]{16}_[0-9]+\.png|\.manifest\.json)\.\w+\.tmp")
+
+
+def refuse_foreign(target: Path, site: str) -> None:
+    """See that the folder is empty, or a conversion's; nothing is touched.
+
+    Raises:
+        DataError: it holds other files and no manifest of a conversion, so it is probably something else.
+        OSError: it cannot be read.
+    """
+    if not target.exists() or _is_manifest(target / FILE_NAME):
+        return
+    names = {path.relative_to(target).as_posix() for path in walk(target)}
+    foreign = {name for name in names if not _own(name)}
+    if foreign != names:
+        foreign.discard(FILE_NAME)  # a damaged one: it lies with slices of ours
+    if foreign:
+        raise DataError(
+            f"the output folder holds {len(foreign)} files that no conversion made, and no manifest of one",
+            where=f"site {site}",
+            do="name another --out, or move them away; nothing was touched",
+        )
+
+
+def begin(target: Path) -> None:
+    """Before a slice is written: the folders are there, and the manifest, which will no longer hold, is not."""
+    for part in _PARTS:
+        (target / part).mkdir(parents=True, exist_ok=True)
+    (target / FILE_NAME).unlink(missing_ok=True)
+
+
+def keep_or_write(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a PNG of nothing but pixels, unless one with these pixels is there."""
+    try:
+        with Image.open(path) as opened:
+            if not opened.info and np.array_equal(np.asarray(opened), pixels):
+                return
+    except Exception:  # noqa: BLE001, SIM105 - not there, or damaged in whatever way: written below
+        pass
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG", compress_level=3)
+    write_atomic(path, png.getvalue())
+
+
+def remove_strays(target: Path, manifest: Manifest) -> None:
+    """Delete slices of an earlier run whose raw files are gone, and what a kill left: a withdrawn image must not
+    live on in the copy.
+    """
+    listed = {name for _, _, s in manifest.slices() for name in (s.image, s.label)}
+    for path in sorted(walk(target)):
+        name = path.relative_to(target).as_posix()
+        if _own(name) and name not in listed:
+            path.unlink()
+
+
+def _own(name: str) -> bool:
+    """Whether a conversion makes such a name, relative to the site's folder."""
+    return bool(_SLICE.fullmatch(name) or _TEMPORARY.fullmatch(name))
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether it is a conversion's, be it of another version, which a new conversion is to replace."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(raw, dict) and {"version", "dataset", "site", "cases"} <= raw.keys()
