@@ -8,7 +8,9 @@ machines with the same images therefore make the same split.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from fedfms.errors import DataError
 
@@ -45,16 +47,17 @@ def assign(patients: Patients, protocol: str, seed: int) -> dict[str, tuple[str,
 def subset(patients: Patients, max_images: int | None, seed: int) -> dict[str, tuple[str, ...]]:
     """The slices (sorted hashes by patient) that a study of at most `max_images` a site uses; None = all.
 
-    Whole patients, in an order that the seed draws, until the number is reached; the last one is cut short.
+    One of each patient, in an order that the seed draws, then a second one of each, until the number is
+    reached: filled patient by patient, a few long sequences would leave nobody to validate on.
     """
-    chosen: dict[str, tuple[str, ...]] = {}
-    left = max_images if max_images is not None else sum(map(len, patients.values()))
-    for group in _in_order(patients, f"{seed}:subset"):
-        for patient in group:
-            if left > 0:
-                chosen[patient] = tuple(sorted(patients[patient])[:left])
-                left -= len(chosen[patient])
-    return {patient: hashes for patient, hashes in chosen.items() if hashes}
+    everything = {patient: sorted(hashes) for patient, hashes in patients.items() if hashes}
+    if max_images is None:
+        return {patient: tuple(hashes) for patient, hashes in everything.items()}
+    ordered = [patient for group in _in_order(patients, f"{seed}:subset") for patient in group]
+    longest = max(map(len, everything.values()), default=0)
+    turns = (patient for turn in range(longest) for patient in ordered if turn < len(everything[patient]))
+    counts = Counter(islice(turns, max_images))
+    return {patient: tuple(everything[patient][:count]) for patient, count in counts.items()}
 
 
 def _in_order(patients: Patients, salt: str) -> list[tuple[str, ...]]:
