@@ -41,6 +41,16 @@ def test_a_round_that_is_run_again_starts_from_the_one_before(tmp_path: Path) ->
     assert store.load(before=0) is None
 
 
+def test_going_back_forgets_the_course_that_was_left(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    for round_ in (7, 8, 9):
+        store.save(_state(round_))
+    with pytest.raises(TrainingError, match="the state before round 6 is gone, the oldest is of round 8"):
+        store.load(before=6)
+    store.save(_state(8))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round_00008.pt"]
+
+
 def test_files_are_the_sites_own(tmp_path: Path) -> None:
     StateStore(tmp_path).save(_state(0))
     assert stat.S_IMODE((tmp_path / "round_00000.pt").stat().st_mode) == 0o600

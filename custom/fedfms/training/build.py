@@ -11,7 +11,7 @@ from fedfms.errors import CheckpointError, SettingsError
 from fedfms.methods import Method, Partition, Tensors, make_method
 from fedfms.models import SegmentationModel, build_model
 from fedfms.settings import SiteSettings
-from fedfms.study import Study
+from fedfms.study import ModelSpec, Study
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class BuiltModel:
     model: SegmentationModel
     method: Method
     partition: Partition
+    spec: ModelSpec
 
     def shared(self) -> Tensors:
         """The shared tensors as they are now: copies on the CPU, in the model's own order."""
@@ -70,7 +71,7 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
     partition = method.partition(model.roles())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in partition.trained)
-    return BuiltModel(model.to(settings.torch_device).eval(), method, partition)
+    return BuiltModel(model.to(settings.torch_device).eval(), method, partition, study.model)
 
 
 def checkpoint_path(study: Study, settings: SiteSettings) -> Path | None:

@@ -7,9 +7,10 @@ features of images and are as private as the images are (mode 0600).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
-import os
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,16 +53,14 @@ class PrefixCache:
         write_atomic(path, buffer.getvalue(), mode=0o600)
         return output
 
-    def size_mb(self) -> float:
-        """What the cache holds on disk, in MB."""
-        if not self._folder.is_dir():
-            return 0.0
-        return sum(entry.stat().st_size for entry in os.scandir(self._folder)) / 1e6
-
 
 def _fingerprint(built: BuiltModel) -> str:
-    """Hash of the prefix's weights and of the input size: another of either is another cache."""
-    digest = hashlib.sha256(f"prefix-1:{built.model.backbone}:{built.model.input_px}".encode())
+    """Hash of all that the prefix's output hangs on but the image: another model section, or weights, another cache.
+
+    The section whole, though not all of it reaches the prefix: a feature computed twice costs seconds, one that is
+    taken for another's is a wrong result that nobody sees.
+    """
+    digest = hashlib.sha256(f"prefix-2:{json.dumps(dataclasses.asdict(built.spec), sort_keys=True)}".encode())
     tensors = built.model.state_dict()
     for name in sorted(built.model.prefix_names()):
         digest.update(name.encode())

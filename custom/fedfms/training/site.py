@@ -91,9 +91,7 @@ class Site:
         if not self.samples:
             raise TrainingError("there is no image to train on", do="give it more cases, or hold the site out")
         before = self._store.load(before=round_)
-        private = {} if before is None else {n: before.trained[n] for n in self.built.partition.private}
-        own = {name: tensor for name, tensor in self.built.trained().items() if name not in received}
-        self.built.load(self.built.method.unpack(received, {**own, **private}))
+        self.built.load(self.built.method.unpack(received, self._private(before)))
         scores = self._score()
         optimizer = self._trainer.optimizer(None if before is None else before.optimizer)
         loss = self._fit(round_, optimizer, received)
@@ -101,6 +99,11 @@ class Site:
         self._remember(round_, trained, optimizer, scores, before)
         update = Update(self.name, self.built.method.pack(trained, self.built.partition), self.samples)
         return RoundResult(update, scores, loss, time.monotonic() - started)
+
+    def _private(self, state: SiteState | None) -> Tensors:
+        """The site's private tensors: as it last trained them, or as they begin."""
+        source = self.built.trained() if state is None else state.trained
+        return {name: source[name] for name in self.built.partition.private}
 
     def _fit(self, round_: int, optimizer: torch.optim.Optimizer, received: Tensors) -> float:
         spec, data = self.study.train, self.study.data
@@ -146,9 +149,7 @@ class Site:
         """
         try:
             state = self._store.load() if self.built.partition.private else None
-            own = {name: tensor for name, tensor in self.built.trained().items() if name not in received}
-            private = {} if state is None else {n: state.trained[n] for n in self.built.partition.private}
-            self.built.load({**own, **private, **received})
+            self.built.load({**self._private(state), **received})
             scores = self._score()
             if overlays is not None:
                 self._draw(overlays)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,19 @@ from fedfms.errors import TrainingError
 from fedfms.files import write_atomic
 from fedfms.methods import Tensors
 
-_FORMAT = 1
+_FORMAT = 2
 _KEEP = 2
 _NAME = re.compile(r"round_(\d{5})\.pt")
 
 
 @dataclass(frozen=True)
 class SiteState:
-    """State after `round`: the site's own trained tensors (private ones among them), optimizer and best score."""
+    """State after `round`: the site's own trained tensors (private ones among them), optimizer, best score."""
 
     round: int
     trained: Tensors
     optimizer: dict[str, Any]
     best_dice: float | None = None
-    history: tuple[dict[str, Any], ...] = field(default_factory=tuple)
 
 
 class StateStore:
@@ -42,7 +41,7 @@ class StateStore:
         self._folder = folder
 
     def save(self, state: SiteState) -> None:
-        """Write the state of a round, then forget all but the newest two."""
+        """Write the state of a round, then forget later ones, of a course that was left, and all but the newest two."""
         self._folder.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         torch.save(
@@ -52,21 +51,28 @@ class StateStore:
                 "trained": state.trained,
                 "optimizer": state.optimizer,
                 "best_dice": state.best_dice,
-                "history": list(state.history),
             },
             buffer,
         )
         write_atomic(self._folder / f"round_{state.round:05d}.pt", buffer.getvalue(), mode=0o600)
-        for old in self._rounds()[:-_KEEP]:
-            self._path(old).unlink(missing_ok=True)
+        rounds = self._rounds()
+        kept = [round_ for round_ in rounds if round_ <= state.round][-_KEEP:]
+        for other in set(rounds) - set(kept):
+            self._path(other).unlink(missing_ok=True)
 
     def load(self, before: int | None = None) -> SiteState | None:
         """The newest state of a round below `before` (of any round when None), or None when there is none.
 
         Raises:
-            TrainingError: the file is damaged.
+            TrainingError: the file is damaged, or gone: only later rounds' are there.
         """
-        rounds = [r for r in self._rounds() if before is None or r < before]
+        stored = self._rounds()
+        rounds = [r for r in stored if before is None or r < before]
+        if not rounds and stored and before:
+            raise TrainingError(
+                f"the state before round {before} is gone, the oldest is of round {stored[0]}",
+                do=f"go on from round {stored[0] + 1}, or remove the run's folder and start again",
+            )
         if not rounds:
             return None
         try:
@@ -82,7 +88,6 @@ class StateStore:
             trained=raw["trained"],
             optimizer=raw["optimizer"],
             best_dice=raw["best_dice"],
-            history=tuple(raw["history"]),
         )
 
     def _path(self, round_: int) -> Path:

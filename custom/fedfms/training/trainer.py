@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from fedfms.errors import TrainingError
+from fedfms.errors import FedfmsError, TrainingError
 from fedfms.methods import Tensors
 from fedfms.study import TrainSpec
 from fedfms.training.build import BuiltModel
@@ -33,10 +33,32 @@ def never() -> bool:
 def batches(
     dataset: Dataset[Any], batch_size: int, *, workers: int = 0, shuffle: torch.Generator | None = None
 ) -> DataLoader[Any]:
-    """Batches of `dataset` in its own order, or in the order that the generator draws."""
+    """Batches of `dataset` in its own order, or in the order that the generator draws; a fault comes as an item."""
     return DataLoader(
-        dataset, batch_size=batch_size, shuffle=shuffle is not None, generator=shuffle, num_workers=workers
-    )
+        _Faults(dataset), batch_size=batch_size, shuffle=shuffle is not None, generator=shuffle, num_workers=workers,
+        collate_fn=_collate,
+    )  # fmt: skip
+
+
+class _Faults(Dataset[Any]):
+    """Hands a fault on as an item: raised in a loader process, torch would make a trace with paths of its text."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self._dataset[index]
+        except FedfmsError as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    faults = [item for item in items if isinstance(item, FedfmsError)]
+    return faults[0] if faults else default_collate(items)
 
 
 class Trainer:
@@ -118,4 +140,6 @@ class Trainer:
         for batch in loader:
             if self._stop():
                 raise Aborted
+            if isinstance(batch, FedfmsError):
+                raise batch
             yield batch

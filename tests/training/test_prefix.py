@@ -1,0 +1,72 @@
+"""Kept outputs of a frozen prefix: the whole network's numbers, for this network only, as private as the images."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedfms.settings import SiteSettings
+from fedfms.study import Study
+from fedfms.training.build import BuiltModel, build
+from fedfms.training.prefix import PrefixCache
+from fedfms.training.site import Site
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+KEYS = ["a" * 64, "b" * 64]
+
+
+def _built(method: str = "fedmsa", seed: int = 0, **model: object) -> BuiltModel:
+    spec = {"backbone": "tiny_vit", "input_px": 32, **model}
+    return build(Study.from_dict({"name": "t", "method": method, "seed": seed, "model": spec}), SiteSettings())
+
+
+def test_the_cached_path_is_the_whole_network(tmp_path: Path) -> None:
+    model = _built()
+    cache = PrefixCache(model, tmp_path)
+    with torch.no_grad():
+        whole = model.model(IMAGES)
+        for _ in range(2):  # computed, then read
+            kept = model.model.from_prefix(cache.features(IMAGES, KEYS))
+            torch.testing.assert_close(kept, whole, rtol=1e-5, atol=1e-5)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stem for path in files} == set(KEYS)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"normalise": "sam"}, {"stem": "mobile_sam"}, {"seed": 1}, {"input_px": 64}],
+    ids=["normalise", "stem", "weights", "size"],
+)
+def test_another_network_never_reads_the_features_of_this_one(other: dict[str, object], tmp_path: Path) -> None:
+    PrefixCache(_built(), tmp_path).features(IMAGES, KEYS)
+    model = _built(**other)
+    images = torch.nn.functional.interpolate(IMAGES, model.model.input_px)
+    with torch.no_grad():
+        expected = model.model.prefix(images)
+    torch.testing.assert_close(PrefixCache(model, tmp_path).features(images, KEYS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prefix_that_is_trained_or_cheap_is_not_kept() -> None:
+    assert PrefixCache.applies(_built())
+    assert not PrefixCache.applies(_built("fedsam"))
+    assert not PrefixCache.applies(_built(backbone="vit_tiny"))
+
+
+def test_a_site_trains_to_the_same_numbers_with_and_without(tmp_path: Path) -> None:
+    updates = []
+    for kept in (True, False):
+        study = Study.from_dict({
+            "name": "t",
+            "data": {"phantom_images": 6, "cache": kept},
+            "model": {"backbone": "tiny_vit", "input_px": 32},
+            "train": {"batch_size": 2, "rounds": 1},
+        })  # fmt: skip
+        site = Site(study, "a", SiteSettings(), tmp_path / str(kept))
+        updates.append(site.train_round(0, site.built.shared()).update.tensors)
+        assert (tmp_path / str(kept) / "cache").exists() == kept
+    for name, tensor in updates[0].items():
+        torch.testing.assert_close(tensor, updates[1][name], rtol=1e-4, atol=1e-5)
