@@ -37,6 +37,9 @@ def test_workspace_file_and_environment(tmp_path: Path, monkeypatch: pytest.Monk
         ("- a", "must be a mapping"),
         ("a: [", "not valid YAML"),
         ("workers: many", "must be a number"),
+        ("data_root: ~nobody-of-that-name/x", "absolute path"),
+        ("device: gpu", "there is no device 'gpu'"),
+        ("device: cuda:99", "device 'cuda:99' is not there"),
     ],
 )
 def test_faults(text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,9 +49,26 @@ def test_faults(text: str, says: str, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(SettingsError, match=says) as caught:
         load_settings()
     assert str(tmp_path) not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_named_file_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(ENV, str(tmp_path / "none.yaml"))
     with pytest.raises(SettingsError, match="names a file that is not there"):
         load_settings()
+
+
+def test_a_file_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_bytes(b"\xff\xfe")
+    monkeypatch.setenv(ENV, str(path))
+    with pytest.raises(SettingsError, match=r"site.yaml is not valid YAML"):
+        load_settings()
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(SettingsError, match=r"site.yaml cannot be read \(Permission denied\)") as caught:
+        load_settings()
+    assert str(tmp_path) not in str(caught.value)

@@ -57,6 +57,14 @@ def test_overrides_win_over_presets_and_arguments_over_both() -> None:
         ("data.dataset=a/b", "no path separators"),
         ("model.head=token", "there are 2 structures"),
         ("nonsense", "not key=value"),
+        ("train.lr=[1", "not key=value"),
+        ("train.lr=.inf", "train.lr is inf; it must be a finite number"),
+        ("train.lr=.nan", "it must be a finite number"),
+        ("train.beta1=2", "train.beta1 is 2.0; it must be below 1"),
+        ("federation.wait_s=-5", "federation.wait_s is -5; it must be 0 or more"),
+        ("data.structures=[{name: a, values: []}]", "distinct label values from 1 to 255"),
+        ("data.structures=[{name: a, values: [0]}]", "distinct label values from 1 to 255"),
+        ("data.structures=[{name: a, values: [2, 2]}]", "distinct label values from 1 to 255"),
     ],
 )
 def test_wrong_values_are_told_in_one_line(override: str, says: str) -> None:
@@ -72,6 +80,9 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(StudyError, match="not valid YAML"):
         load_study(tmp_path / "bad.yaml")
+    (tmp_path / "latin.yaml").write_bytes("title: \u00e9".encode("latin-1"))
+    with pytest.raises(StudyError, match="not valid YAML"):
+        load_study(tmp_path / "latin.yaml")
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(StudyError, match="must be a mapping"):
         load_study(tmp_path / "list.yaml")
@@ -91,3 +102,8 @@ def test_how_many_sites_a_round_needs() -> None:
     assert load_study(PHANTOM).min_sites == 2
     assert load_study(STUDIES / "polyp.yaml").min_sites == 7
     assert load_study(PHANTOM, overrides=["federation.min_sites=3"]).min_sites == 3
+
+
+def test_more_sites_are_not_asked_for_than_train() -> None:
+    with pytest.raises(StudyError, match=r"federation.min_sites is 9, but 7 sites train"):
+        load_study(STUDIES / "polyp.yaml", overrides=["federation.min_sites=9"])

@@ -12,6 +12,7 @@ from rich.table import Table
 
 import fedfms
 from fedfms.errors import FedfmsError, StudyError
+from fedfms.study import Study, load_study
 
 _EXAMPLES = """\
 examples:
@@ -85,7 +86,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--checkpoint", type=Path, help="weights to start from; the job holds its name and SHA-256 only")
     build.add_argument("--rounds", type=int)
     build.add_argument("--seed", type=int)
-    build.add_argument("--sites", help="a,b,c: the sites that train (default: the study's)")
+    build.add_argument("--sites", help="a,b,c: the sites that train (default: the study's; '': whoever takes part)")
     build.add_argument("--held-out", help="a,b: sites that score the global model and do not train")
     build.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study, e.g. train.lr=1e-3"
@@ -96,14 +97,12 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
 
 def _job_build(args: argparse.Namespace) -> None:
     from fedfms.flare.job import build_job, with_checkpoint
-    from fedfms.study import load_study
 
     path = find_study(args.study)
     held_out = None if args.held_out is None else [name for name in args.held_out.split(",") if name]
     sites = None if args.sites is None else [name for name in args.sites.split(",") if name]
     if sites is None and held_out:
-        named = load_study(path, preset=args.preset, overrides=args.set, held_out=[]).sites
-        sites = [name for name in named if name not in held_out]
+        sites = _without(held_out, load_study(path, preset=args.preset, overrides=args.set))
     study = load_study(
         path,
         preset=args.preset,
@@ -121,6 +120,19 @@ def _job_build(args: argparse.Namespace) -> None:
     build_job(study, args.out, bundle_code=args.bundle_code)
     print(f"{args.out}: {study.method} on {study.name}, {study.model.backbone} at {study.model.input_px} px, "
           f"{study.train.rounds} rounds, at least {study.min_sites} sites")  # fmt: skip
+
+
+def _without(held_out: list[str], study: Study) -> list[str]:
+    """The study's training sites but for the held-out ones; none where the study names none."""
+    unknown = sorted(set(held_out) - {*study.sites, *study.held_out})
+    if study.sites and unknown:
+        raise StudyError(
+            f"--held-out names {unknown}, which the study does not", where=study.name, do=f"one of {list(study.sites)}"
+        )
+    left = [name for name in study.sites if name not in held_out]
+    if study.sites and not left:
+        raise StudyError("every site is held out", where=study.name, do="leave one that trains")
+    return left
 
 
 def _report(args: argparse.Namespace) -> None:

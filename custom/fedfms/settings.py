@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -49,7 +50,8 @@ def load_settings(workspace: Path | None = None) -> SiteSettings:
         workspace: root of the site's FLARE workspace, whose `local/` may hold the file.
 
     Raises:
-        SettingsError: the named file is missing, is not YAML, or holds an unknown key or a relative path.
+        SettingsError: the named file is missing, is not YAML, or holds an unknown key, a relative path or a
+            device that is not there.
     """
     named = os.environ.get(ENV)
     if named:
@@ -64,24 +66,18 @@ def load_settings(workspace: Path | None = None) -> SiteSettings:
 
 
 def _parse(path: Path) -> SiteSettings:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{FILE_NAME} is not valid YAML", do="see the example in README.md") from error
-    if not isinstance(raw, dict):
-        raise SettingsError(f"{FILE_NAME} must be a mapping of settings", do="see the example in README.md")
+    raw = _read(path)
     known = {f.name for f in fields(SiteSettings)}
     unknown = sorted(str(key) for key in set(raw) - known)
     if unknown:
-        raise SettingsError(f"{FILE_NAME} has unknown settings {unknown}", do=f"known ones: {sorted(known)}")
+        raise SettingsError(f"{path.name} has unknown settings {unknown}", do=f"known ones: {sorted(known)}")
     for key in ("data_root", "checkpoints", "cache"):
         if raw.get(key) is not None:
-            raw[key] = Path(str(raw[key])).expanduser()
-            if not raw[key].is_absolute():
-                raise SettingsError(f"{FILE_NAME}: {key} must be an absolute path", do="write it from the root on")
+            raw[key] = _absolute(str(raw[key]), f"{path.name}: {key}")
     for key in ("workers", "threads"):
         if type(raw.get(key, 0)) is not int or raw.get(key, 0) < 0:
-            raise SettingsError(f"{FILE_NAME}: {key} must be a number, 0 or more", do="0 is a good start")
+            raise SettingsError(f"{path.name}: {key} must be a number, 0 or more", do="0 is a good start")
+    _check_device(str(raw.get("device") or ""), path.name)
     return SiteSettings(
         data_root=raw.get("data_root"),
         checkpoints=raw.get("checkpoints"),
@@ -90,3 +86,38 @@ def _parse(path: Path) -> SiteSettings:
         workers=raw.get("workers", 0),
         threads=raw.get("threads", 0),
     )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise SettingsError(f"{path.name} cannot be read ({error.strerror})", do="check its permissions") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path.name} is not valid YAML", do="see the example in README.md") from error
+    if not isinstance(raw, dict):
+        raise SettingsError(f"{path.name} must be a mapping of settings", do="see the example in README.md")
+    return raw
+
+
+def _absolute(text: str, where: str) -> Path:
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # ~name of nobody
+        path = Path(text)
+    if not path.is_absolute():
+        raise SettingsError(f"{where} must be an absolute path", do="write it from the root on")
+    return path
+
+
+def _check_device(name: str, file: str) -> None:
+    """A job must not be what finds out that the card it is to train on is not there."""
+    try:
+        device = torch.device(name or "cpu")
+    except RuntimeError:
+        raise SettingsError(f"{file}: there is no device {name!r}", do="cpu, cuda or cuda:0") from None
+    cards = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        raise SettingsError(
+            f"{file}: device {name!r} is not there: torch sees {cards} CUDA devices", do="write cpu, or leave it out"
+        )

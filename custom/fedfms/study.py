@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from fedfms.errors import StudyError
+from fedfms.study_rules import check
 
 PHANTOM = "phantom"
 
@@ -80,7 +81,7 @@ class FederationSpec:
 
     min_sites: int | None = None  # None: all named sites; two where none is named
     wait_s: int = 3600  # for the others, once min_sites have answered
-    round_timeout_s: int = 0  # 0 = none
+    round_timeout_s: int = 86_400  # of a round, for all of it: a site that never answers ends a round, not the study
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Study:
     federation: FederationSpec = FederationSpec()
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
     @property
     def structure_names(self) -> tuple[str, ...]:
@@ -146,23 +147,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-_CHOICES = {
-    "data.protocol": ("held-out", "personal"),
-    "data.augment": ("none", "flip", "photometric"),
-    "model.stem": ("auto", "mobile_sam", "lite_medsam"),
-    "model.head": ("auto", "token", "conv"),
-    "model.normalise": ("none", "sam"),
-    "model.window_pad": ("sam", "reference"),
-    "model.adapter_act": ("relu", "gelu"),
-    "model.adapter_init": ("zero", "reference"),
-    "train.loss": ("bce", "dice_bce"),
-}
-_POSITIVE = (
-    "model.input_px", "model.adapter_ratio", "train.rounds", "train.local_epochs", "train.batch_size", "train.lr",
-    "train.pos_weight", "federation.min_sites", "data.max_images", "data.crop_px", "data.phantom_images",
-    "data.phantom_px",
-)  # fmt: skip
-
 
 def load_study(path: Path, *, preset: str | None = None, overrides: Sequence[str] = (), **values: Any) -> Study:
     """Read a study's YAML; a preset, then `key=value` overrides, then `values` (dotted keys) are laid over it.
@@ -176,7 +160,7 @@ def load_study(path: Path, *, preset: str | None = None, overrides: Sequence[str
         raise StudyError(
             f"cannot read {path.name}", where="study", do="name a file or a study in jobs/studies"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path.name} is not valid YAML", where="study", do="check its indentation") from error
     if not isinstance(raw, dict):
         raise StudyError(f"{path.name} must be a mapping", where="study", do="start from jobs/studies/phantom.yaml")
@@ -186,14 +170,21 @@ def load_study(path: Path, *, preset: str | None = None, overrides: Sequence[str
             raise StudyError(f"unknown preset {preset!r}", where=raw["name"], do=f"known ones: {sorted(PRESETS)}")
         raw = _merge(raw, PRESETS[preset])
     for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise StudyError(f"override {text!r} is not key=value", where=raw["name"], do="as in train.lr=0.001")
-        raw = _merge(raw, _nested(key.strip(), yaml.safe_load(value)))
+        raw = _merge(raw, _override(text, raw["name"]))
     for key, value in values.items():
         if value is not None:
             raw = _merge(raw, _nested(key, value))
     return Study.from_dict(raw)
+
+
+def _override(text: str, where: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    try:
+        if equals:
+            return _nested(key.strip(), yaml.safe_load(value))
+    except yaml.YAMLError:
+        pass
+    raise StudyError(f"override {text!r} is not key=value", where=where, do="as in train.lr=0.001 or sites=[a, b]")
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -260,41 +251,3 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise StudyError(f"expected {hint.__name__}, got {value!r}", where=where)
     return value
-
-
-def _value(study: Study, dotted: str) -> Any:
-    value: Any = study
-    for part in dotted.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _check(study: Study) -> None:
-    for key, allowed in _CHOICES.items():
-        if _value(study, key) not in allowed:
-            raise StudyError(f"{key} is {_value(study, key)!r}", where=study.name, do=f"one of {list(allowed)}")
-    for key in _POSITIVE:
-        value = _value(study, key)
-        if value is not None and not value > 0:
-            raise StudyError(f"{key} is {value!r}", where=study.name, do="it must be above 0")
-    names = study.structure_names
-    if not names or len(set(names)) != len(names):
-        raise StudyError("structures must have distinct names, at least one", where=study.name)
-    if study.model.head == "token" and len(names) > 1:
-        raise StudyError(
-            f"head 'token' makes one mask, but there are {len(names)} structures", where=study.name, do="use 'conv'"
-        )
-    if len(set(study.sites)) != len(study.sites):
-        raise StudyError("a site is named twice", where=study.name)
-    both = sorted(set(study.sites) & set(study.held_out))
-    if both:
-        raise StudyError(f"sites {both} both train and are held out", where=study.name, do="name them once")
-    for name in (*study.sites, *study.held_out, study.data.dataset):
-        if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
-            raise StudyError(f"{name!r} is not a name", where=study.name, do="no path separators")
-    file_name = study.model.checkpoint
-    if file_name is not None and (not file_name or Path(file_name).name != file_name or file_name in (".", "..")):
-        raise StudyError(
-            "model.checkpoint must be a file name, not a path", where=study.name,
-            do="the site's own settings say which folder it is in",
-        )  # fmt: skip

@@ -45,7 +45,8 @@ def test_a_site_with_damaged_images_is_left_out_and_reported(eyes: Path, simulat
     rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     assert {row["site"]: row["accepted"] for row in rows} == {"a": True, "b": True, "c": False}
     (reason,) = [row["reason"] for row in rows if row["site"] == "c"]
-    assert reason.startswith("site c, round 0")
+    assert reason.startswith("site c, round 0: the image of slice 0")
+    assert "case" not in reason
     assert str(eyes) not in done.stdout.replace(str(eyes / "site.yaml"), "")
     results = json.loads((folder / "report" / "results.json").read_text())
     assert results["participation"]["c"]["missed"] == {"0": reason}

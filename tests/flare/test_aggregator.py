@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
-from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 
+from fedfms.errors import DataError
 from fedfms.flare.aggregator import CheckedAggregator
 from fedfms.flare.persistor import SharedModel, SharedModelPersistor
-from fedfms.flare.wire import REPORT, update_dxo
+from fedfms.flare.selector import AcceptedModelSelector
+from fedfms.flare.wire import REPORT, TRAIN, error_reply, update_dxo
 from fedfms.methods import make_method
 from fedfms.study import Study
 
@@ -43,14 +48,27 @@ class Server:
         shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, round_)
         return self.aggregator.accept(shareable, self.context)
 
+    def fail(self, site: str, reason: str, round_: int = 3) -> None:
+        """As NVFLARE tells of an error reply: by an event, before it ignores it."""
+        reply = error_reply(DataError(reason, where=f"site {site}"))
+        reply.add_cookie(AppConstants.CONTRIBUTION_ROUND, round_)
+        peer = FLContext()
+        peer.put(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
+        self.context.set_peer_context(peer)
+        self.context.set_prop(FLContextKey.TASK_NAME, TRAIN)
+        self.context.set_prop(FLContextKey.TASK_RESULT, reply)
+        self.aggregator.handle_event(EventType.BEFORE_PROCESS_SUBMISSION, self.context)
+
     def aggregate(self) -> dict[str, np.ndarray]:
         data: dict[str, np.ndarray] = from_shareable(self.aggregator.aggregate(self.context)).data
         return data
 
 
-def update(value: float = 1.0, samples: Any = 10, round_: int = 3, **change: Any) -> Shareable:
+def update(
+    value: float = 1.0, samples: Any = 10, round_: int = 3, val_dice: float | None = None, **change: Any
+) -> Shareable:
     tensors = {name: torch.full_like(tensor, value) for name, tensor in MODEL.items()}
-    dxo = update_dxo(tensors, samples=samples, round_=round_, report={"scores": None}, val_dice=None)
+    dxo = update_dxo(tensors, samples=samples, round_=round_, report={"scores": None}, val_dice=val_dice)
     dxo.data.update(change)
     return dxo.to_shareable()
 
@@ -72,6 +90,9 @@ BAD = {
     "no samples": lambda: update(samples=0),
     "negative samples": lambda: update(samples=-5),
     "NaN samples": lambda: update(samples=float("nan")),
+    "samples to own the mean": lambda: update(samples=10**15),
+    "samples beyond float": lambda: update(samples=10**400),
+    "a score above 1": lambda: update(val_dice=1e9),
     "older round": lambda: update(round_=2),
     "differences": lambda: DXO(DataKind.WEIGHT_DIFF, {"decoder.w": np.zeros((2, 2), np.float32)}).to_shareable(),
     "metrics": lambda: DXO(DataKind.METRICS, {REPORT: {}}).to_shareable(),
@@ -128,6 +149,60 @@ def test_a_round_with_too_few_updates_fails_with_the_reason_by_site() -> None:
     assert "1 updates accepted, 2 needed" in server.panics[0]
     assert "b: " in server.panics[0]
     assert "not finite" in server.panics[0]
+
+
+def test_a_round_that_sites_cannot_train_fails_with_their_reasons() -> None:
+    server = Server()
+    server.send("unseen", update())
+    server.send("a", update())
+    server.fail("b", "there is no image")
+    server.aggregator.aggregate(server.context)
+    assert server.panics == [
+        "fedfms: round 3: 1 updates accepted, 2 needed (b: site b: there is no image)"
+    ]  # fmt: skip
+
+
+def test_an_error_never_hides_an_accepted_update() -> None:
+    server = Server(min_sites=1)
+    server.fail("a", "of the round before", round_=2)
+    assert "a" not in server.aggregator.rows
+    server.send("a", update())
+    server.fail("a", "a second answer")
+    assert server.aggregator.rows["a"]["accepted"]
+
+
+def test_an_update_after_the_round_was_closed_is_not_recorded_as_in_it() -> None:
+    server = Server(min_sites=1)
+    server.send("a", update())
+    server.aggregate()
+    assert not server.send("b", update())
+    assert "b" not in server.aggregator.rows
+    server.aggregator.reset(server.context)
+    assert server.send("b", update())
+
+
+def test_the_best_model_is_chosen_by_accepted_updates_only() -> None:
+    """Why there is a selector of ours: NVFLARE's own takes the score of an update that is then refused."""
+    found: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for name, selector in (("ours", AcceptedModelSelector()), ("theirs", IntimeModelSelector())):
+        server = Server()
+        selector.key_metric = "val_dice"
+        selector.fire_event = lambda _, context, name=name: found[name].append(
+            context.get_prop(AppConstants.VALIDATION_RESULT)
+        )
+        for site, value, dice in (("a", 1.0, 0.5), ("b", 1.0, 0.7), ("bad", float("nan"), 1.0)):
+            shareable = update(value, val_dice=dice)
+            peer = FLContext()
+            peer.put(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
+            peer.put(FLContextKey.SHAREABLE, shareable, private=False, sticky=False)
+            server.context.set_peer_context(peer)
+            shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, 3)
+            selector.handle_event(AppEventType.BEFORE_CONTRIBUTION_ACCEPT, server.context)
+            server.context.set_prop(AppConstants.AGGREGATION_ACCEPTED, server.send(site, shareable))
+            selector.handle_event(AppEventType.AFTER_CONTRIBUTION_ACCEPT, server.context)
+        selector.handle_event(AppEventType.BEFORE_AGGREGATION, server.context)
+    assert found["ours"] == [pytest.approx(0.6)]
+    assert found["theirs"] == [pytest.approx(2.2 / 3)]
 
 
 def test_the_next_round_starts_empty() -> None:

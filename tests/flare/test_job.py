@@ -11,12 +11,13 @@ from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from fedfms.cli import main
 from fedfms.errors import StudyError
-from fedfms.flare.job import build_job
+from fedfms.flare.job import _server, build_job
 from fedfms.methods import METHODS
 from fedfms.study import Study, load_study
 
 ROOT = Path(__file__).parents[2]
 PHANTOM = ROOT / "jobs" / "studies" / "phantom.yaml"
+POLYP = PHANTOM.with_name("polyp.yaml")
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
@@ -85,22 +86,76 @@ def test_bundled_code_is_the_package(tmp_path: Path) -> None:
 
 
 def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("keep me")
     for command, says in [
         ("job build fedmagic --study phantom", "unknown method 'fedmagic'; one of"),
         ("job build fedmsa --study nowhere", "no study 'nowhere'"),
         ("job build fedmsa --study phantom --backbone vit_x", "unknown backbone 'vit_x'"),
         ("job build fedmsa --study phantom --checkpoint none.pth", "cannot read checkpoint none.pth"),
         ("job build fedmsa --study phantom --set train.round=1", "did you mean 'rounds'?"),
+        ("job build fedmsa --study phantom --set train.lr=[1", "override 'train.lr=[1' is not key=value"),
+        ("job build fedmsa --study polyp --held-out cvc_clinicdb", "names ['cvc_clinicdb'], which the study does not"),
+        ("job build fedmsa --study phantom --sites a --held-out a", "both train and are held out"),
     ]:
         assert main([*command.split(), "--out", str(tmp_path / "job")]) == 1
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
-    with pytest.raises(StudyError, match="holds no job"):
-        build_job(load_study(PHANTOM), tmp_path / "full")
-    assert (tmp_path / "full" / "thesis.txt").read_text() == "keep me"
+
+
+def test_a_round_waits_for_held_out_sites_too_and_ends() -> None:
+    """NVFLARE counts any answer: were `min_clients` the training sites', a held-out one's would close a round early."""
+    study = load_study(POLYP, held_out=["d"], sites=["a", "b", "c"], **{"federation.min_sites": 2})
+    (train, _) = _server(study)["workflows"]
+    assert train["args"]["min_clients"] == 3
+    assert train["args"]["train_timeout"] == 86_400
+
+
+def test_no_best_model_is_chosen_on_test_images(tmp_path: Path) -> None:
+    for protocol, chosen in (("held-out", True), ("personal", False)):
+        job = build_job(load_study(PHANTOM, overrides=[f"data.protocol={protocol}"]), tmp_path / protocol)
+        assert ("AcceptedModelSelector" in (job / "app" / "config" / "config_fed_server.json").read_text()) == chosen
+
+
+def test_every_site_held_out_is_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sites = ",".join(load_study(POLYP).sites)
+    assert main(["job", "build", "fedmsa", "--study", "polyp", "--held-out", sites, "--out", str(tmp_path / "job")])
+    assert "every site is held out" in capsys.readouterr().err
+
+
+def test_nothing_but_a_job_of_ours_is_replaced(tmp_path: Path) -> None:
+    study = load_study(PHANTOM)
+    for name, others in (("thesis", {}), ("foreign", {"meta.json": "{}"}), ("touched", None)):
+        folder = tmp_path / name
+        if others is None:  # a job of ours, to which somebody has added
+            build_job(study, folder)
+        else:
+            folder.mkdir()
+            for file, content in others.items():
+                (folder / file).write_text(content)
+        mine = folder / ("app/custom/thesis.txt" if others is None else "thesis.txt")
+        mine.write_text("keep me")
+        with pytest.raises(StudyError, match="no job of ours"):
+            build_job(study, folder)
+        assert mine.read_text() == "keep me"
+
+
+def test_a_job_is_replaced_whole_and_where_a_link_leads(tmp_path: Path) -> None:
+    out = build_job(load_study(PHANTOM), tmp_path / "job", bundle_code=True)
+    (out / ".__nvfl_sig.json").write_text("{}")  # NVFLARE's, of an earlier submission
+    (tmp_path / "link").symlink_to(out)
+    build_job(load_study(PHANTOM, seed=3), tmp_path / "link")
+    assert _study(out)["seed"] == 3
+    assert not (out / "app" / "custom" / "fedfms").exists()
+    assert "holds no code" in (out / "app" / "custom" / "README.txt").read_text()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["job", "link"]
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "job"):
+        with pytest.raises(StudyError, match="job build: ") as caught:
+            build_job(load_study(PHANTOM), out)
+        assert str(tmp_path) not in str(caught.value)
 
 
 def _study(job: Path) -> dict[str, object]:

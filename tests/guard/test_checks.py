@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedfms.guard.checks import Schema, check_names, check_samples, check_tensors
+from fedfms.guard.checks import Schema, check_dice, check_names, check_samples, check_tensors
 
 MODEL = {"a": np.zeros((2, 3), np.float32), "b": np.zeros((4,), np.float32)}
 SCHEMA = Schema.of(MODEL)
@@ -57,7 +57,7 @@ def test_any_other_shape_is_refused(array: np.ndarray) -> None:
         assert _refused({**MODEL, "b": array}) is not None
 
 
-@pytest.mark.parametrize("samples", [0, -1, 1.5, float("nan"), float("inf"), None, "7", True])
+@pytest.mark.parametrize("samples", [0, -1, 1.5, float("nan"), float("inf"), None, "7", True, 10**8, 10**400])
 def test_sample_counts_that_are_refused(samples: object) -> None:
     assert check_samples(samples) is not None
 
@@ -65,3 +65,13 @@ def test_sample_counts_that_are_refused(samples: object) -> None:
 @pytest.mark.parametrize("samples", [1, 400.0, np.int64(12)])
 def test_sample_counts_that_are_taken(samples: object) -> None:
     assert check_samples(samples) is None
+
+
+@pytest.mark.parametrize("dice", [None, 0.0, 1, np.float32(0.5)])
+def test_a_score_in_range_is_taken(dice: object) -> None:
+    assert check_dice(dice) is None
+
+
+@pytest.mark.parametrize("dice", [1.5, -0.1, 1e9, float("nan"), "1", True])
+def test_a_score_that_could_not_be_one_is_refused(dice: object) -> None:
+    assert check_dice(dice) is not None

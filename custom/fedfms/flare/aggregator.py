@@ -6,18 +6,20 @@ of arrival; see `fedfms.guard`.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
-from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.flare.persistor import SharedModelPersistor
-from fedfms.flare.wire import REPORT, ROUND, nbytes, to_arrays, to_tensors
-from fedfms.guard.checks import Schema, check_names, check_samples, check_tensors
+from fedfms.flare.wire import REASON, REPORT, ROUND, TRAIN, VAL_DICE, kind_of, nbytes, to_arrays, to_tensors
+from fedfms.guard.checks import Schema, check_dice, check_names, check_samples, check_tensors
 from fedfms.methods import Method, Update
 
 
@@ -35,12 +37,42 @@ class CheckedAggregator(Aggregator):
         self._persistor_id = persistor_id
         self._updates: dict[str, Update] = {}
         self._state: Any = {}
+        # NVFLARE calls `accept` from the threads that answer the sites, `aggregate` from the workflow's own.
+        self._lock = threading.Lock()
+        self._closed = False  # the round's updates are being combined: whoever comes now comes too late
         self.rows: dict[str, dict[str, Any]] = {}  # of this round, by site; the recorder reads them
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Keep the reason of a site that answers with an error: NVFLARE does not hand it to `accept`."""
+        if event_type == EventType.BEFORE_PROCESS_SUBMISSION and fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
+            self._note_error(fl_ctx)
+
+    def _note_error(self, fl_ctx: FLContext) -> None:
+        result, peer = fl_ctx.get_prop(FLContextKey.TASK_RESULT), fl_ctx.get_peer_context()
+        if not isinstance(result, Shareable) or peer is None or result.get_return_code() in (None, ReturnCode.OK):
+            return
+        round_ = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
+        site, sent_for = str(peer.get_identity_name()), result.get_cookie(AppConstants.CONTRIBUTION_ROUND)
+        if round_ is None or sent_for not in (None, round_):  # of an earlier round, whose rows are written
+            return
+        reason = str(result.get_header(REASON) or f"answered {result.get_return_code()}")
+        with self._lock:
+            if site not in self._updates and not self._closed:
+                held_out = site in self._holder(fl_ctx)[2]
+                row = {"round": int(round_), "site": site, "accepted": False, "reason": reason, "held_out": held_out}
+                self.rows[site] = row | _numbers(None)
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Check what a site sent; True if it is an update that will be aggregated."""
+        with self._lock:
+            return self._accept(shareable, fl_ctx)
+
+    def _accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         site = str(shareable.get_peer_prop(ReservedKey.IDENTITY_NAME, "?"))
         round_ = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        if self._closed:
+            self.log_warning(fl_ctx, f"fedfms: round {round_}: update of {site} came too late", fire_event=False)
+            return False
         row: dict[str, Any] = {"round": round_, "site": site, "accepted": False, "reason": ""}
         try:
             dxo = from_shareable(shareable)
@@ -65,27 +97,25 @@ class CheckedAggregator(Aggregator):
         if site in self._updates:
             return "a second update of the same site in one round"
         if dxo.data_kind != DataKind.WEIGHTS:
-            return f"it holds {dxo.data_kind}, not weights"
+            return f"it holds {kind_of(dxo)}, not weights"
         sent_for = (shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), dxo.get_meta_prop(ROUND))
         if sent_for != (round_, round_):
             return f"it is of round {sent_for[1]}, not of round {round_}"
         schema = Schema.of(self._holder(fl_ctx)[1])
+        metrics = dxo.get_meta_prop(MetaKey.INITIAL_METRICS)
         return (
             check_samples(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
+            or check_dice(metrics.get(VAL_DICE) if isinstance(metrics, dict) else metrics)
             or check_names(dxo.data, schema)
             or check_tensors(dxo.data, schema)
         )
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """The next global model; fails the job when fewer than `min_sites` updates were accepted."""
-        round_ = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        with self._lock:
+            self._closed = True
         if len(self._updates) < self._min_sites:
-            reasons = "; ".join(f"{site}: {row['reason']}" for site, row in sorted(self.rows.items()) if row["reason"])
-            self.system_panic(
-                f"fedfms: round {round_}: {len(self._updates)} updates accepted, {self._min_sites} needed "
-                f"({reasons or 'the others did not answer'})",
-                fl_ctx,
-            )
+            self.system_panic(f"fedfms: {self._too_thin(int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)))}", fl_ctx)
             return Shareable()
         method: Method = self._holder(fl_ctx)[0]
         combined = method.combine(list(self._updates.values()), self._state)
@@ -94,8 +124,18 @@ class CheckedAggregator(Aggregator):
         return reply
 
     def reset(self, fl_ctx: FLContext) -> None:
-        """Forget the round that was aggregated."""
-        self._updates, self.rows = {}, {}
+        """Forget the round that was aggregated, and open the next."""
+        with self._lock:
+            self._updates, self.rows, self._closed = {}, {}, False
+
+    def _too_thin(self, round_: int) -> str:
+        trained = [row for row in self.rows.values() if not row["held_out"]]
+        reasons = [f"{row['site']}: {row['reason']}" for row in trained if not row["accepted"]]
+        silent = "" if reasons else "the others did not answer"
+        return (
+            f"round {round_}: {len(self._updates)} updates accepted, {self._min_sites} needed "
+            f"({'; '.join(sorted(reasons)) or silent})"
+        )
 
     def _holder(self, fl_ctx: FLContext) -> tuple[Method, Any, tuple[str, ...]]:
         persistor = fl_ctx.get_engine().get_component(self._persistor_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
-from fedfms.errors import FedfmsError, UpdateError
+from fedfms.errors import FedfmsError, TrainingError, UpdateError
 from fedfms.flare.wire import (
     REPORT,
     SUBMIT_MODEL,
     TRAIN,
     VALIDATE,
     error_reply,
+    kind_of,
     nbytes,
     to_arrays,
     to_tensors,
+    told_outside,
     update_dxo,
 )
 from fedfms.settings import load_settings
@@ -53,11 +56,24 @@ class SiteExecutor(Executor):
             dxo = tasks[task_name](site, shareable, fl_ctx)
         except Aborted:
             return make_reply(ReturnCode.TASK_ABORTED)
-        except FedfmsError as error:
-            self.log_error(fl_ctx, f"fedfms: {error.line()}", fire_event=False)
+        except FedfmsError as fault:
+            error = fault.at(f"site {fl_ctx.get_identity_name()}")
+            # NVFLARE's kits stream the log of errors to the server, so that the case is named below that level.
+            self.log_info(fl_ctx, f"fedfms: {task_name} failed: {error.line()}", fire_event=False)
+            self.log_error(fl_ctx, f"fedfms: {told_outside(error)}", fire_event=False)
             return error_reply(error)
+        except Exception as error:  # noqa: BLE001 - a trace has paths of the site, and the reply would be without reason
+            self.log_info(fl_ctx, f"fedfms: {task_name} failed\n{traceback.format_exc()}", fire_event=False)
+            return self._unexpected(type(error).__name__, fl_ctx)
         reply: Shareable = dxo.to_shareable()
         return reply
+
+    def _unexpected(self, kind: str, fl_ctx: FLContext) -> Shareable:
+        told = TrainingError(
+            f"an unexpected {kind}", where=f"site {fl_ctx.get_identity_name()}", do="its cause is in the site's log.txt"
+        )
+        self.log_error(fl_ctx, f"fedfms: {told.line()}", fire_event=False)
+        return error_reply(told)
 
     def _open(self, fl_ctx: FLContext, abort_signal: Signal) -> Site:
         # The signal is of this task; a site that is kept between tasks must ask the newest one.
@@ -93,7 +109,6 @@ class SiteExecutor(Executor):
             "train_loss": result.train_loss,
             "seconds": result.seconds,
             "bytes_down": bytes_down,
-            "held_out": False,
         }
         dice = result.scores["dice"] if result.scores else None
         return update_dxo(
@@ -126,7 +141,7 @@ def _received(shareable: Shareable) -> tuple[Any, int]:
     except ValueError as error:
         raise UpdateError("the task came without a model", do="use this package's own job") from error
     if dxo.data_kind != DataKind.WEIGHTS:
-        raise UpdateError(f"the task came with {dxo.data_kind}, not with weights", do="use this package's own job")
+        raise UpdateError(f"the task came with {kind_of(dxo)}, not with weights", do="use this package's own job")
     tensors = to_tensors(dxo.data)
     return tensors, nbytes({name: tensor.numpy() for name, tensor in tensors.items()})
 

@@ -19,11 +19,15 @@ from fedfms.models import BACKBONES
 from fedfms.study import Study
 
 APP = "app"
+_CLIENT, _SERVER = "config_fed_client.json", "config_fed_server.json"
+_ELSEWHERE = "name another folder"
 
 _BYOC = """\
 NVFLARE runs components of other packages only in a job that has this folder, or where the site's
-`local/resources.json` allows `fedfms.` by name. It holds no code: the package is installed at the site.
+`local/resources.json` allows `fedfms.` by name.
 """
+_INSTALLED = "It holds no code: the package is installed at the site.\n"
+_BUNDLED = "It holds a copy of the package, for sites that have none installed.\n"
 
 
 def build_job(study: Study, out: Path, *, bundle_code: bool = False) -> Path:
@@ -40,20 +44,46 @@ def build_job(study: Study, out: Path, *, bundle_code: bool = False) -> Path:
         raise StudyError(
             f"unknown backbone {study.model.backbone!r}", where=study.name, do=f"one of {sorted(BACKBONES)}"
         )
-    if out.exists() and any(out.iterdir()) and not (out / "meta.json").is_file():
-        raise StudyError(f"{out.name} is not empty and holds no job", where="job build", do="name another folder")
-    shutil.rmtree(out, ignore_errors=True)
-    config, custom = out / APP / "config", out / APP / "custom"
+    try:
+        target = out.resolve()
+        if not _replaceable(target):
+            raise StudyError(f"{out.name} holds something that is no job of ours", where="job build", do=_ELSEWHERE)
+        fresh = target.with_name(f".{target.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        _write(study, out.name, fresh, bundle_code)
+        if target.exists():
+            shutil.rmtree(target)
+        fresh.rename(target)
+    except OSError as error:
+        raise StudyError(f"cannot write {out.name} ({error.strerror})", where="job build", do=_ELSEWHERE) from None
+    return out
+
+
+def _replaceable(folder: Path) -> bool:
+    """Nothing there, an empty folder, or a job that `build_job` wrote and nobody added to."""
+    if not folder.exists():
+        return True
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    ours = {"meta.json", *(f"{APP}/{name}" for name in (f"config/{_SERVER}", f"config/{_CLIENT}", "custom/README.txt"))}
+    bundle = f"{APP}/custom/fedfms/"
+    others = {
+        name for name in files - ours
+        if not name.startswith(bundle) and not Path(name).name.startswith(".__nvfl_")
+    }  # fmt: skip
+    return not files or (ours <= files and not others)
+
+
+def _write(study: Study, name: str, folder: Path, bundle_code: bool) -> None:
+    config, custom = folder / APP / "config", folder / APP / "custom"
     config.mkdir(parents=True)
     custom.mkdir()
-    _write_json(out / "meta.json", _meta(study, out.name))
-    _write_json(config / "config_fed_server.json", _server(study))
-    _write_json(config / "config_fed_client.json", _client(study))
-    (custom / "README.txt").write_text(_BYOC, encoding="utf-8")
+    _write_json(folder / "meta.json", _meta(study, name))
+    _write_json(config / _SERVER, _server(study))
+    _write_json(config / _CLIENT, _client(study))
+    (custom / "README.txt").write_text(_BYOC + (_BUNDLED if bundle_code else _INSTALLED), encoding="utf-8")
     if bundle_code:
         package = Path(fedfms.__file__).parent
         shutil.copytree(package, custom / "fedfms", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    return out
 
 
 def with_checkpoint(path: Path) -> dict[str, str]:
@@ -92,7 +122,9 @@ def _server(study: Study) -> dict[str, Any]:
             _component(
                 "train",
                 "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather",
-                min_clients=study.min_sites,
+                # Every answer counts for NVFLARE, a held-out site's too, and starts the wait for the others.
+                min_clients=study.min_sites + (len(study.held_out) if study.sites else 0),
+                ignore_result_error=True,  # the aggregator decides, and tells the reasons of all sites
                 num_rounds=study.train.rounds,
                 start_round=0,
                 wait_time_after_min_received=federation.wait_s,
@@ -116,17 +148,20 @@ def _server(study: Study) -> dict[str, Any]:
                 "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
             ),
             _component("aggregator", "fedfms.flare.aggregator.CheckedAggregator", min_sites=study.min_sites),
-            _component(
-                "selector",
-                "nvflare.app_common.widgets.intime_model_selector.IntimeModelSelector",
-                key_metric=VAL_DICE,
-            ),
+            *_selector(study),
             _component(
                 "locator", "nvflare.app_opt.pt.file_model_locator.PTFileModelLocator", pt_persistor_id="persistor"
             ),
             _component("recorder", "fedfms.flare.recorder.Recorder"),
         ],
     }
+
+
+def _selector(study: Study) -> list[dict[str, Any]]:
+    """The best model by validation Dice; none in the personal protocol, whose only scored images are the test's."""
+    if study.data.protocol == "personal":
+        return []
+    return [_component("selector", "fedfms.flare.selector.AcceptedModelSelector", key_metric=VAL_DICE)]
 
 
 def _client(study: Study) -> dict[str, Any]:

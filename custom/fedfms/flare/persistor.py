@@ -50,6 +50,7 @@ class SharedModelPersistor(PTFileModelPersistor):
         self.method: Method | None = None
         self.shared: Tensors = {}
         self.sizes: dict[str, float] = {}
+        self.pixels: dict[str, int] = {}
 
     def handle_event(self, event: str, fl_ctx: FLContext) -> None:
         """Build the model before the parent class asks for it; a fault ends the job with one line."""
@@ -68,6 +69,7 @@ class SharedModelPersistor(PTFileModelPersistor):
         self.method = built.method
         self.shared = built.shared()
         self.sizes = _sizes(built)
+        self.pixels = {"input_px": built.model.input_px, "mask_px": built.model.mask_px}
         self.model = SharedModel(self.shared)
 
 

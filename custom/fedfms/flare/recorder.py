@@ -14,7 +14,6 @@ import torch
 from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.app_common.app_constant import AppConstants
@@ -26,7 +25,7 @@ from fedfms.files import append_line, write_atomic
 from fedfms.flare.aggregator import CheckedAggregator
 from fedfms.flare.executor import model_name
 from fedfms.flare.persistor import SharedModelPersistor
-from fedfms.flare.wire import REASON, REPORT, TRAIN
+from fedfms.flare.wire import REPORT
 from fedfms.report import make_report, render_text
 
 
@@ -37,7 +36,7 @@ class Recorder(FLComponent):
         super().__init__()
         self._persistor_id = persistor_id
         self._aggregator_id = aggregator_id
-        self._errors: dict[str, str] = {}
+        self._written: set[int] = set()  # rounds
         self._final: dict[str, Any] = {}
         self._rounds_done = 0
         self._best_round = 0
@@ -46,7 +45,6 @@ class Recorder(FLComponent):
         """Record what NVFLARE tells by its events."""
         handlers = {
             AppEventType.INITIAL_MODEL_LOADED: self._start,
-            EventType.BEFORE_PROCESS_SUBMISSION: self._note_error,
             AppEventType.AFTER_AGGREGATION: self._write_round,
             AppEventType.GLOBAL_BEST_MODEL_AVAILABLE: self._note_best,
             AppEventType.VALIDATION_RESULT_RECEIVED: self._note_final,
@@ -74,42 +72,27 @@ class Recorder(FLComponent):
                 "python": platform.python_version(),
             },
             "parameters": persistor.sizes,
+            "model": persistor.pixels,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         write_atomic(self._folder(fl_ctx) / "run.json", json.dumps(run, indent=2))
-
-    def _note_error(self, fl_ctx: FLContext) -> None:
-        result = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
-        peer = fl_ctx.get_peer_context()
-        if not isinstance(result, Shareable) or peer is None or result.get_return_code() in (None, ReturnCode.OK):
-            return
-        site = str(peer.get_identity_name())
-        task = fl_ctx.get_prop(FLContextKey.TASK_NAME)
-        reason = str(result.get_header(REASON) or f"answered {result.get_return_code()}")
-        self.log_error(fl_ctx, f"fedfms: {task} failed at {site}: {reason}", fire_event=False)
-        if task == TRAIN:
-            self._errors[site] = reason
 
     def _note_best(self, fl_ctx: FLContext) -> None:
         # The model that the sites received in this round, which is the result of that many rounds.
         self._best_round = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
 
     def _write_round(self, fl_ctx: FLContext) -> None:
-        aggregator = fl_ctx.get_engine().get_component(self._aggregator_id)
-        assert isinstance(aggregator, CheckedAggregator)
-        self._write_rows(aggregator.rows, fl_ctx)
+        self._write_rows(fl_ctx)
         self._rounds_done += 1
 
-    def _write_rows(self, accepted: dict[str, dict[str, Any]], fl_ctx: FLContext) -> None:
-        round_ = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND, 0))
-        failed = {
-            site: {"round": round_, "site": site, "accepted": False, "reason": reason, "samples": 0}
-            for site, reason in self._errors.items()
-        }
+    def _write_rows(self, fl_ctx: FLContext, *, aggregated: bool = True) -> None:
+        aggregator = fl_ctx.get_engine().get_component(self._aggregator_id)
+        assert isinstance(aggregator, CheckedAggregator)
         path = self._folder(fl_ctx) / "rounds.jsonl"
-        for _, row in sorted((accepted | failed).items()):
-            append_line(path, json.dumps(row))
-        self._errors = {}
+        for _, row in sorted(aggregator.rows.items()):
+            if row["round"] not in self._written and (aggregated or not row["accepted"]):
+                append_line(path, _json(row))
+        self._written |= {row["round"] for row in aggregator.rows.values()}
 
     def _note_final(self, fl_ctx: FLContext) -> None:
         result = fl_ctx.get_prop(AppConstants.VALIDATION_RESULT)
@@ -123,18 +106,21 @@ class Recorder(FLComponent):
         round_ = self._best_round if name == "best" else self._rounds_done
         model = self._final.setdefault(name, {"round": round_, "sites": {}})
         model["sites"][site] = dxo.data[REPORT]
-        text = json.dumps({"models": self._final}, indent=2)
-        write_atomic(self._folder(fl_ctx) / "final.json", text)
+        write_atomic(self._folder(fl_ctx) / "final.json", _json({"models": self._final}, indent=2))
 
     def _report(self, fl_ctx: FLContext) -> None:
         folder = self._folder(fl_ctx)
         if not (folder / "run.json").is_file():
             return
-        if self._errors:  # of a round that never came to its aggregation
-            self._write_rows({}, fl_ctx)
+        self._write_rows(fl_ctx, aggregated=False)  # why a round never came to its aggregation
         try:
             report = make_report(folder.parent)
         except FedfmsError as error:
             self.log_error(fl_ctx, f"fedfms: no report: {error.line()}", fire_event=False)
             return
         self.log_info(fl_ctx, f"fedfms: report in {folder / 'report'}\n{render_text(report)}", fire_event=False)
+
+
+def _json(content: Any, indent: int | None = None) -> str:
+    """JSON of what sites sent: what is no plain data must not cost the others' rows; the report tells of it."""
+    return json.dumps(content, indent=indent, default=lambda _: "no plain data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +17,12 @@ from fedfms.methods import Tensors
 TRAIN, VALIDATE, SUBMIT_MODEL = "train", "validate", "submit_model"
 
 # Beside the tensors travel numbers about a site as a whole, never about a case.
-REPORT = "fedfms_report"  # DXO meta: {"scores", "train_loss", "seconds", "held_out"}
-REASON = "fedfms_reason"  # header of an error reply: one line, as the site's own log has it
+REPORT = "fedfms_report"  # DXO meta: {"scores", "train_loss", "seconds", "bytes_down"}
+REASON = "fedfms_reason"  # header of an error reply: one line, `told_outside`
 ROUND = "fedfms_round"  # DXO meta: the round that the update belongs to, as the site knows it
 VAL_DICE = "val_dice"  # key of the initial metrics, by which NVFLARE's model selector chooses
+
+_CASE = re.compile(r", case [^,:;]+|case [^,:;]+: ")
 
 
 def to_arrays(tensors: Tensors) -> dict[str, np.ndarray]:
@@ -35,6 +38,12 @@ def to_tensors(arrays: Mapping[str, Any]) -> Tensors:
 def nbytes(arrays: Mapping[str, np.ndarray]) -> int:
     """Payload of an update in bytes; what NVFLARE sends is this and 0.03 % of framing."""
     return sum(int(array.nbytes) for array in arrays.values())
+
+
+def kind_of(dxo: DXO) -> str:
+    """What an exchange object says that it holds, as text: `METRICS`."""
+    kind: str = getattr(dxo.data_kind, "value", dxo.data_kind)
+    return kind
 
 
 def update_dxo(
@@ -53,5 +62,10 @@ def update_dxo(
 def error_reply(error: FedfmsError) -> Shareable:
     """The reply to a task that failed for a reason that a person can act on."""
     reply = make_reply(ReturnCode.EXECUTION_EXCEPTION)
-    reply.set_header(REASON, error.line())
+    reply.set_header(REASON, told_outside(error))
     return reply
+
+
+def told_outside(error: FedfmsError) -> str:
+    """The error's line without the id of a case: pseudonymous, but of a patient; the site's own log has it."""
+    return _CASE.sub("", error.line())

@@ -5,12 +5,13 @@ NVFLARE's own aggregators take NaN, shapes that broadcast, missing names and neg
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+MAX_SAMPLES = 10_000_000  # more slices than any hospital has; a larger count would own the mean
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,20 @@ def check_tensors(arrays: Mapping[str, Any], schema: Schema) -> str | None:
 
 
 def check_samples(samples: Any) -> str | None:
-    """The sample count is a whole number above 0."""
+    """The sample count is a whole number from 1 to `MAX_SAMPLES`."""
     if isinstance(samples, bool) or not isinstance(samples, int | float | np.integer | np.floating):
         return "the number of samples is missing or no number"
-    if not math.isfinite(samples) or samples != int(samples) or samples <= 0:
-        return f"the number of samples is {samples}, not a whole number above 0"
+    if not 0 < samples <= MAX_SAMPLES or samples != int(samples):  # a comparison with NaN is false
+        return f"the number of samples is not a whole number from 1 to {MAX_SAMPLES:,}"
+    return None
+
+
+def check_dice(dice: Any) -> str | None:
+    """The validation Dice, by which the best model is chosen, is missing or a number in 0..1."""
+    if dice is None:
+        return None
+    if isinstance(dice, bool) or not isinstance(dice, int | float | np.floating) or not 0 <= dice <= 1:
+        return "its validation Dice is no number in 0..1"
     return None
 
 

@@ -1,0 +1,120 @@
+"""What the values of a study must be, beyond their types."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedfms.errors import StudyError
+
+if TYPE_CHECKING:
+    from fedfms.study import Study
+
+_CHOICES = {
+    "data.protocol": ("held-out", "personal"),
+    "data.augment": ("none", "flip", "photometric"),
+    "model.stem": ("auto", "mobile_sam", "lite_medsam"),
+    "model.head": ("auto", "token", "conv"),
+    "model.normalise": ("none", "sam"),
+    "model.window_pad": ("sam", "reference"),
+    "model.adapter_act": ("relu", "gelu"),
+    "model.adapter_init": ("zero", "reference"),
+    "train.loss": ("bce", "dice_bce"),
+}
+_POSITIVE = (
+    "model.input_px", "model.adapter_ratio", "train.rounds", "train.local_epochs", "train.batch_size", "train.lr",
+    "train.pos_weight", "federation.min_sites", "federation.round_timeout_s", "data.max_images", "data.crop_px",
+    "data.phantom_images", "data.phantom_px",
+)  # fmt: skip
+_NOT_NEGATIVE = ("train.beta1", "train.beta2", "federation.wait_s")
+_LABEL_VALUES = range(1, 256)  # 0 is the background
+
+
+def check(study: Study) -> None:
+    """Check every value of a study by itself and with the others.
+
+    Raises:
+        StudyError: with the key, the value and what it must be.
+    """
+    _check_numbers(study)
+    for key, allowed in _CHOICES.items():
+        if _value(study, key) not in allowed:
+            raise StudyError(f"{key} is {_value(study, key)!r}", where=study.name, do=f"one of {list(allowed)}")
+    _check_structures(study)
+    _check_sites(study)
+    for name in (*study.sites, *study.held_out, study.data.dataset):
+        if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
+            raise StudyError(f"{name!r} is not a name", where=study.name, do="no path separators")
+    file_name = study.model.checkpoint
+    if file_name is not None and (not file_name or Path(file_name).name != file_name or file_name in (".", "..")):
+        raise StudyError(
+            "model.checkpoint must be a file name, not a path", where=study.name,
+            do="the site's own settings say which folder it is in",
+        )  # fmt: skip
+
+
+def _check_numbers(study: Study) -> None:
+    for key, value in _floats(study):
+        if not math.isfinite(value):
+            raise StudyError(f"{key} is {value!r}", where=study.name, do="it must be a finite number")
+    for key in _POSITIVE:
+        value = _value(study, key)
+        if value is not None and not value > 0:
+            raise StudyError(f"{key} is {value!r}", where=study.name, do="it must be above 0")
+    for key in _NOT_NEGATIVE:
+        if _value(study, key) < 0:
+            raise StudyError(f"{key} is {_value(study, key)!r}", where=study.name, do="it must be 0 or more")
+    for key in ("train.beta1", "train.beta2"):
+        if _value(study, key) >= 1:
+            raise StudyError(f"{key} is {_value(study, key)!r}", where=study.name, do="it must be below 1")
+
+
+def _check_structures(study: Study) -> None:
+    names = study.structure_names
+    if not names or len(set(names)) != len(names):
+        raise StudyError("structures must have distinct names, at least one", where=study.name)
+    for structure in study.data.structures:
+        values = structure.values
+        if not values or len(set(values)) != len(values) or not set(values) <= set(_LABEL_VALUES):
+            raise StudyError(
+                f"structure {structure.name!r} has values {list(values)}", where=study.name,
+                do="distinct label values from 1 to 255, at least one; 0 is the background",
+            )  # fmt: skip
+    if study.model.head == "token" and len(names) > 1:
+        raise StudyError(
+            f"head 'token' makes one mask, but there are {len(names)} structures", where=study.name, do="use 'conv'"
+        )
+
+
+def _check_sites(study: Study) -> None:
+    if len(set(study.sites)) != len(study.sites):
+        raise StudyError("a site is named twice", where=study.name)
+    both = sorted(set(study.sites) & set(study.held_out))
+    if both:
+        raise StudyError(f"sites {both} both train and are held out", where=study.name, do="name them once")
+    needed = study.federation.min_sites
+    if needed is not None and study.sites and needed > len(study.sites):
+        raise StudyError(
+            f"federation.min_sites is {needed}, but {len(study.sites)} sites train", where=study.name,
+            do="name more sites, or ask for fewer",
+        )  # fmt: skip
+
+
+def _floats(part: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Dotted keys and values of all floats of a study."""
+    for entry in dataclasses.fields(part):
+        value = getattr(part, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from _floats(value, f"{prefix}{entry.name}.")
+        elif isinstance(value, float):
+            yield prefix + entry.name, value
+
+
+def _value(study: Study, dotted: str) -> Any:
+    value: Any = study
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,24 @@
+"""What an error reply tells outside a site."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedfms.errors import DataError
+from fedfms.flare.wire import REASON, error_reply
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            DataError("the image of slice 0 is damaged", where="site c, case ff04af5f14389a4f", do="run the check"),
+            "site c: the image of slice 0 is damaged; run the check",
+        ),
+        (DataError("it is empty", where="case ff04af5f14389a4f").at("site c, round 0"), "site c, round 0: it is empty"),
+        (DataError("case ff04af5f14389a4f: no image").at("site c"), "site c: no image"),
+        (DataError("the loss is nan", where="site in case").at("round 2"), "round 2, site in case: the loss is nan"),
+    ],
+)  # fmt: skip
+def test_no_case_is_named_outside_its_site(error: DataError, told: str) -> None:
+    assert error_reply(error).get_header(REASON) == told
