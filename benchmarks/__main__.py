@@ -1,4 +1,10 @@
-"""python -m benchmarks step --method fedmsa --backbone vit_b --size 1024 --batch 1 --steps 1"""
+"""Speed and memory, measured; each prints JSON with the machine that it ran on. And the pages made of the results.
+
+examples:
+  python -m benchmarks step --method fedmsa --backbone vit_b --size 1024 --batch 1 --steps 1
+  python -m benchmarks round --method fedmsa --backbone vit_b --size 1024 --sites 2 --json FILE
+  python -m benchmarks pages
+"""
 
 from __future__ import annotations
 
@@ -7,27 +13,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from benchmarks import pages, step
+from benchmarks import round as federated_round
 from benchmarks.machine import machine
-from benchmarks.step import measure
 from fedfms.files import write_atomic
 
 
 def main() -> int:
     """Run the benchmark that the command names; each measurement in a process of its own, for its peak memory."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="benchmark")
-    step = commands.add_parser("step", help="seconds and peak memory of a training step, random weights")
-    step.add_argument("--method", default="fedmsa")
-    step.add_argument("--backbone", default="vit_b")
-    step.add_argument("--size", type=int, default=1024, help="input, px a side")
-    step.add_argument("--batch", type=int, default=1)
-    step.add_argument("--steps", type=int, default=3)
-    step.add_argument("--json", type=Path, nargs="?", const=Path("-"), help="a file to write as well")
-    step.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = _parser().parse_args()
+    if args.benchmark == "pages":
+        for page in sorted(pages.PAGES.glob("*.md")):
+            write_atomic(page, pages.render(page))
+        return 0
     if args.inner:
-        json.dump(measure(args.method, args.backbone, args.size, args.batch, args.steps), sys.stdout)
+        json.dump(_measure(args), sys.stdout)
         return 0
     inner = [sys.executable, "-m", "benchmarks", *sys.argv[1:], "--inner"]
     done = subprocess.run(inner, stdout=subprocess.PIPE, text=True, check=False)
@@ -35,9 +37,36 @@ def main() -> int:
         return done.returncode
     text = json.dumps({"machine": machine(), "rows": [json.loads(done.stdout)]}, indent=2)
     sys.stdout.write(text + "\n")
-    if args.json is not None and args.json != Path("-"):
+    if args.json is not None:
         write_atomic(args.json, text + "\n")
     return 0
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    if args.benchmark == "round":
+        return federated_round.measure(args.method, args.backbone, args.size, args.sites, args.threads)
+    return step.measure(args.method, args.backbone, args.size, args.batch, args.steps)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="benchmark")
+    commands.add_parser("pages", help="make the tables in docs/results again from the JSON beside them")
+    step = commands.add_parser("step", help="seconds and peak memory of a training step, random weights")
+    step.add_argument("--batch", type=int, default=1)
+    step.add_argument("--steps", type=int, default=3)
+    round_ = commands.add_parser("round", help="a round in NVFLARE's simulator, one image a site, random weights")
+    round_.add_argument("--sites", type=int, default=2)
+    round_.add_argument("--threads", type=int, default=1, help="sites at once; each needs a step's memory")
+    for command in (step, round_):
+        command.add_argument("--method", default="fedmsa")
+        command.add_argument("--backbone", default="vit_b")
+        command.add_argument("--size", type=int, default=1024, help="input, px a side")
+        command.add_argument("--json", type=Path, metavar="FILE", help="a file to write as well")
+        command.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
+    return parser
 
 
 if __name__ == "__main__":

@@ -100,7 +100,9 @@ def _last(records: Records) -> dict[str, Any] | None:
 
 
 def _model(records: Records, round_: int, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores of one global model by site, and their mean over the sites that train and over the held-out ones."""
+    """Scores of one global model by site, their mean over the sites that train and over the held-out ones, and the
+    mean that the same sites began with.
+    """
     held_out = _held_out(records)
     sites: dict[str, dict[str, Any]] = {
         site: {
@@ -110,12 +112,15 @@ def _model(records: Records, round_: int, rows: Mapping[str, Mapping[str, Any]])
         }
         for site in _sites(records)
     }
-    return {
-        "round": round_,
-        "sites": sites,
-        "mean": _mean_of(records, [entry["scores"] for entry in sites.values() if not entry["held_out"]]),
-        "mean_held_out": _mean_of(records, [entry["scores"] for entry in sites.values() if entry["held_out"]]),
-    }
+    first = _rows_of(records, 0)
+    means: dict[str, Any] = {}
+    for key, kind in (("mean", False), ("mean_held_out", True)):
+        of_kind = [site for site, entry in sites.items() if entry["held_out"] == kind]
+        means[key] = _mean_of(records, [sites[site]["scores"] for site in of_kind])
+        # A mean over other sites would be no start to compare with.
+        scored = [site for site in of_kind if sites[site]["scores"]]
+        means[f"{key}_before"] = _mean_of(records, [summary(first.get(site, {}).get("scores")) for site in scored])
+    return {"round": round_, "sites": sites, **means}
 
 
 def _mean_of(records: Records, scores: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -89,8 +90,8 @@ def rows(results: Mapping[str, Any], model: str) -> Iterator[Row]:
     for what, key in (("sites that train", "mean"), ("held-out sites", "mean_held_out")):
         mean = after[key]
         if mean["scored"] and mean["sites"] > 1:  # of one site, it would be that site's rows again
-            of = "all" if mean["scored"] == mean["sites"] else f"{mean['scored']} of the {mean['sites']}"
-            yield from _rows_of(f"mean of {of} {what}", mean, before[key], structures, bold=True)
+            of = "" if mean["scored"] == mean["sites"] else f"{mean['scored']} of the {mean['sites']} "
+            yield from _rows_of(f"mean, {of}{what}", mean, after[f"{key}_before"], structures, bold=True)
 
 
 def _rows_of(
@@ -117,9 +118,12 @@ def _rows_of(
 
 def rich_table(results: Mapping[str, Any], model: str) -> Table:
     """The table for a terminal. Names come from outside: as `Text`, so that no bracket in them is taken for markup."""
-    table = Table(title=Text(title(results, model)), caption=Text("images: counted; empty: left out, see table.md"))
+    caption = Text("images: counted; empty: left out, see table.md")
+    table = Table(title=Text(title(results, model)), caption=caption, box=box.SIMPLE_HEAD, padding=0)
     for index, column in enumerate(_COLUMNS):
-        table.add_column(column, justify="left" if index < 2 else "right")
+        # In 80 columns only the site's name gives way: a number or a structure that is cut says nothing.
+        header = column.replace(" ", "\n") if index else column
+        table.add_column(header, justify="left" if index < 2 else "right", vertical="bottom", no_wrap=index > 0)
     previous = None
     for row in rows(results, model):
         same = row.cells[0] == previous
