@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fedfms.errors import StudyError
 from fedfms.report import Report, ReportError, make_report, render_text
+from fedfms.report.table import footnotes
 from fedfms.study import Study
 
 from .make import MB, REFUSED, make_models, make_row, make_rows, make_run, make_scores, make_study
@@ -157,6 +158,16 @@ def test_terminal_shows_the_same_and_takes_nothing_for_markup(report: Report) ->
     console = Console(file=io.StringIO(), width=200)
     console.print(report.first_line)
     console.print(report.table)
+
+
+def test_overlays_of_many_sites_are_told_in_one_line() -> None:
+    many = {f"{site}/simulate_job/fedfms/overlays": 4 for site in "abc"}
+    told = "Overlays stay at the sites that drew them: "
+    assert footnotes({"overlays": many, "notes": []}) == [
+        f"{told}4 in SITE/simulate_job/fedfms/overlays of each of 3 sites."
+    ]  # fmt: skip
+    assert footnotes({"overlays": {"a/x": 2, "b/x": 4}, "notes": []}) == [f"{told}2 in a/x, 4 in b/x."]
+    assert footnotes({"overlays": {}, "notes": []}) == []
 
 
 def test_one_structure_has_no_row_of_means(tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def rich_table(results: Mapping[str, Any], model: str) -> Table:
     for index, column in enumerate(_COLUMNS):
         # In 80 columns only the site's name gives way: a number or a structure that is cut says nothing.
         header = column.replace(" ", "\n") if index else column
-        table.add_column(header, justify="left" if index < 2 else "right", vertical="bottom", no_wrap=index > 0)
+        table.add_column(
+            header, justify="left" if index < 2 else "right", vertical="bottom", no_wrap=index > 0, overflow="fold"
+        )
     previous = None
     for row in rows(results, model):
         same = row.cells[0] == previous
@@ -146,9 +148,17 @@ def markdown(results: Mapping[str, Any], models: Iterable[str]) -> str:
 
 def footnotes(results: Mapping[str, Any]) -> list[str]:
     """Lines on the overlays and on what was left out."""
-    drawn = [f"{count} in {folder}" for folder, count in results["overlays"].items()]
-    lines = [f"Overlays stay at the sites that drew them: {', '.join(drawn)}."] if drawn else []
+    drawn = _drawn(results["overlays"])
+    lines = [f"Overlays stay at the sites that drew them: {drawn}."] if drawn else []
     return lines + [f"Note: {note}." for note in results["notes"]]
+
+
+def _drawn(overlays: Mapping[str, int]) -> str:
+    """Where the overlays are: one text for all sites where they differ in the site's folder alone."""
+    places = {folder.partition("/")[2] for folder in overlays}
+    if len(overlays) > 1 and len(places) == 1 and len(set(overlays.values())) == 1:
+        return f"{next(iter(overlays.values()))} in SITE/{places.pop()} of each of {len(overlays)} sites"
+    return ", ".join(f"{count} in {folder}" for folder, count in overlays.items())
 
 
 def scored_on(results: Mapping[str, Any]) -> str:
