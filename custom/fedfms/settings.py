@@ -7,7 +7,7 @@ Read from the file named by FEDFMS_SITE, or from `local/fedfms_site.yaml` in the
     device: cuda:0                 # default: cuda if there is one, else cpu
     cache: /scratch/fedfms         # default: inside the run's own folder
     workers: 0                     # loader processes
-    threads: 0                     # of torch on the CPU; 0: torch's own choice
+    threads: 0                     # of torch on the CPU; 0: the site's share of the machine's cores
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_context import FLContext
@@ -15,6 +14,7 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.errors import FedfmsError, TrainingError, UpdateError
+from fedfms.flare.cores import share_cores
 from fedfms.flare.wire import (
     REPORT,
     SUBMIT_MODEL,
@@ -81,8 +81,7 @@ class SiteExecutor(Executor):
         if self._site is None:
             workspace = fl_ctx.get_workspace()
             settings = load_settings(Path(workspace.get_root_dir()))
-            if settings.threads:
-                torch.set_num_threads(settings.threads)
+            share_cores(settings.threads)
             folder = Path(workspace.get_run_dir(fl_ctx.get_job_id())) / "fedfms"
             name = fl_ctx.get_identity_name()
             study = Study.from_dict(self._raw_study)

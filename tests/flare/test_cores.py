@@ -1,0 +1,64 @@
+"""Sites of one machine share its cores, unless somebody has said otherwise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedfms.flare import cores
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> object:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("machine", "sites", "threads"), [(16, 1, 16), (16, 3, 5), (2, 4, 1)])
+def test_a_share_each(machine: int, sites: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cores.VARIABLE, raising=False)
+    monkeypatch.setattr(cores, "_cores", lambda: machine)
+    monkeypatch.setattr(cores, "_sites_here", lambda: sites)
+    assert cores.share_cores(0) == threads
+
+
+def test_the_site_and_the_environment_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "_sites_here", lambda: 1)
+    monkeypatch.setenv(cores.VARIABLE, "1")
+    torch.set_num_threads(1)
+    assert cores.share_cores(0) == 1
+    assert cores.share_cores(3) == 3
+
+
+def test_processes_of_one_module_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from fedfms.flare import cores
+            print("up", flush=True)
+            sys.stdin.readline()
+            print(cores._sites_here(), flush=True)
+            sys.stdin.readline()
+            """
+        )
+    )
+    command = [sys.executable, "-m", "worker"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    workers = [subprocess.Popen(command, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    for worker in workers:
+        assert worker.stdout.readline() == "up\n"
+    counted = []
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+        counted.append(worker.stdout.readline())
+    for worker in workers:
+        worker.communicate("\n", timeout=30)
+    assert counted == ["3\n"] * 3
