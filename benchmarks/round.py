@@ -30,7 +30,8 @@ def measure(method: str, backbone: str, size_px: int, sites: int, threads: int) 
             Path(sys.executable).with_name("fedfms"), "job", "build", method, "--study", "phantom", "--rounds", "1",
             "--backbone", backbone, "--sites", ",".join(f"site-{i + 1}" for i in range(sites)), "--held-out", "",
             "--set", f"model.input_px={size_px}", "--set", "data.phantom_images=1",
-            "--set", f"data.phantom_px={size_px}", "--out", job,
+            "--set", f"data.phantom_px={size_px}", "--set", "data.augment=none", "--set", "train.local_epochs=1",
+        "--out", job,
         ]  # fmt: skip
         _run(build)
         started = time.perf_counter()

@@ -1,0 +1,36 @@
+"""The pages of results: what is committed is what the command makes of the committed JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.pages import PAGES, render
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
+def test_the_committed_tables_are_made_of_the_committed_json(page: Path) -> None:
+    text = page.read_text()
+    assert "<!-- table " in text
+    assert render(page) == text, "run `python -m benchmarks pages`"
+
+
+def test_a_table_is_filled_and_filled_again(tmp_path: Path) -> None:
+    for name, value in (("a", 0.25), ("b", None)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"curves": {"mean_dice": [0.0, value]}}))
+    page = tmp_path / "page.md"
+    page.write_text('before\n<!-- table rounds "run a"=a.json b=b.json -->\nold\n<!-- end -->\nafter\n')
+    expected = "| rounds | run a | b |\n| --- | --- | --- |\n| 0 | 0.000 | 0.000 |\n| 1 | 0.250 | - |\n"
+    for _ in range(2):
+        page.write_text(render(page))
+        marker = '<!-- table rounds "run a"=a.json b=b.json -->'
+        assert page.read_text() == f"before\n{marker}\n{expected}<!-- end -->\nafter\n"
+
+
+def test_an_unknown_table_is_told(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table chart a=a.json -->\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="not a table: chart a=a.json"):
+        render(page)
