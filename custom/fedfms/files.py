@@ -9,8 +9,11 @@ from pathlib import Path
 _BLOCK = 4096
 
 
-def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644, sync: bool = True) -> None:
     """Put `content` in `path` at once; text as UTF-8. The file has `mode`, whatever the umask.
+
+    Without `sync` a power cut may lose or empty the file: for one of many that are checked when they are next met,
+    with `os.sync` before anything says that they are there.
 
     Raises:
         OSError: no folder, no permission, no room; `path` is as it was.
@@ -23,11 +26,13 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # there only if something went wrong, be it Ctrl-C
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
 
 
 def append_line(path: Path, line: str) -> None:

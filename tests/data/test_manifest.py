@@ -16,6 +16,7 @@ from fedfms.data.manifest import (
     LabelClass,
     Manifest,
     Slice,
+    Volume,
     load_manifest,
     make_splits,
     missing_files,
@@ -29,28 +30,29 @@ names = st.text("abcdef0123456789", min_size=1, max_size=8)
 
 
 @st.composite
-def manifests(draw):
-    ids = draw(st.lists(names, unique=True, max_size=6))
-    cases = tuple(
-        Case(
-            id_,
-            draw(names),
-            (
-                Slice(
-                    f"images/{id_}.png",
-                    f"labels/{id_}.png",
-                    3,
-                    4,
-                    draw(st.sampled_from([1, 3])),
-                    id_,
-                    id_,
-                    (0, 1),
-                ),
-            ),
-        )
-        for id_ in ids
+def cases(draw, id_):
+    height, width, deep = (draw(st.integers(1, 5)) for _ in range(3))
+    axis = draw(st.none() | st.integers(0, 2))
+    positions = draw(st.lists(st.integers(0, deep - 1), unique=True, min_size=1, max_size=3).map(sorted))
+    channels = draw(st.sampled_from([1, 3]))
+    slices = tuple(
+        Slice(f"images/{id_}_{k}.png", f"labels/{id_}_{k}.png", width, height, channels, f"{id_}{k}", f"{k}", (0, 1))
+        for k in range(len(positions))
     )
-    return Manifest(VERSION, draw(names), draw(names), (LabelClass("polyp", 1),), cases, make_splits(cases))
+    if axis is None:
+        return Case(id_, draw(names), slices)
+    lengths = [height, width]
+    lengths.insert(axis, deep)
+    affine = draw(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=16, max_size=16))
+    return Case(id_, draw(names), slices, Volume(tuple(lengths), tuple(affine), axis, tuple(positions)))
+
+
+@st.composite
+def manifests(draw):
+    listed = tuple(draw(cases(id_)) for id_ in draw(st.lists(names, unique=True, max_size=6)))
+    options = draw(st.dictionaries(names, names, max_size=2))
+    structures = (LabelClass("polyp", 1),)
+    return Manifest(VERSION, draw(names), draw(names), structures, listed, make_splits(listed), options)
 
 
 @given(manifests())
@@ -70,6 +72,8 @@ def test_round_trip_on_disk(tmp_path):
     ("path", "value", "message"),
     [
         (("version",), 99, "version 99"),
+        (("version",), 1, "version 1 is not 2; convert the site again"),
+        (("options",), {"disc": 1}, "options: expected str"),
         (("extra",), 1, "unknown .'extra'"),
         (("cases", 0, "name"), "x", "unknown .'name'"),
         (("cases", 0, "slices", 0, "image"), "../other/x.png", "case case00: .*out of"),
@@ -92,6 +96,47 @@ def test_refused(tmp_path, path, value, message):
     with pytest.raises(DataError, match=message) as caught:
         parse_manifest(raw)
     assert "\n" not in str(caught.value)
+
+
+GOOD = {"shape": [12, 7, 20], "affine": [float(i) for i in range(16)], "axis": 1, "positions": [3]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [12, 7]}, "shape is not three numbers"),
+        ({"shape": [12, 7, 0]}, "shape is not three numbers above 0"),
+        ({"shape": [12, 7.0, 20]}, "expected int"),
+        ({"shape": [7, 12, 20]}, "slice 0 has not the size"),
+        ({"shape": [20, 7, 12]}, "slice 0 has not the size"),
+        ({"affine": GOOD["affine"][:12]}, "12 numbers, not 16"),
+        ({"affine": [float("nan"), *GOOD["affine"][1:]]}, "expected a finite number"),
+        ({"affine": [float("inf"), *GOOD["affine"][1:]]}, "expected a finite number"),
+        ({"affine": [10**400, *GOOD["affine"][1:]]}, "expected a finite number"),
+        ({"affine": ["1", *GOOD["affine"][1:]]}, "expected a finite number"),
+        ({"axis": 3}, "axis 3 is not"),
+        ({"axis": -2}, "axis -2 is not"),
+        ({"axis": True}, "expected int"),
+        ({"positions": [7]}, "outside the volume"),
+        ({"positions": [-1]}, "outside the volume"),
+        ({"positions": []}, "0 positions for 1 slices"),
+        ({"positions": [2, 3]}, "2 positions for 1 slices"),
+        ({"spacing": 1}, "unknown .'spacing'"),
+    ],
+)
+def test_volumes_that_cannot_be(tmp_path, change, message):
+    raw = json.loads(json.dumps(asdict(make_site(tmp_path, n=3))))
+    raw["cases"][0]["volume"] = GOOD
+    assert parse_manifest(raw).cases[0].volume == Volume((12, 7, 20), tuple(GOOD["affine"]), 1, (3,))
+    raw["cases"][0]["volume"] = {**GOOD, **change}
+    with pytest.raises(DataError, match=f"^case case00: .*{message}"):
+        parse_manifest(json.loads(json.dumps(raw)))
+
+
+@pytest.mark.parametrize("positions", [(3, 3), (4, 3)])
+def test_positions_are_strictly_increasing(positions):
+    volume = Volume((12, 7, 20), tuple(GOOD["affine"]), 1, positions)
+    assert volume.fault([(12, 20)] * 2) == "the positions are not strictly increasing"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', "\x00"])

@@ -97,3 +97,19 @@ def test_a_subset_takes_from_as_many_patients_as_it_can(patients, max_images, se
 def test_a_larger_subset_contains_the_smaller(patients, seed):
     small, large = subset(patients, 5, seed), subset(patients, 9, seed)
     assert all(set(small[p]) <= set(large[p]) for p in small)
+
+
+@given(patients, protocols, seeds)
+def test_black_slices_make_no_one_patient_of_all(patients, protocol, seed):
+    """As the ends of head volumes are: were they to join, nobody would be left to validate on."""
+    padded = {patient: [*hashes, "black"] for patient, hashes in patients.items()}
+    parts = assign(padded, protocol, seed, blank={"black"})
+    assert sorted(p for members in parts.values() for p in members) == sorted(padded)
+    if len(padded) >= 2:
+        assert all(parts.values())
+        assert not all(assign(padded, protocol, seed).values())
+    other = {f"other-{patient}": hashes for patient, hashes in padded.items()}
+    again = assign(other, protocol, seed, blank={"black"})
+    assert {name: [f"other-{p}" for p in members] for name, members in parts.items()} == {
+        name: list(members) for name, members in again.items()
+    }

@@ -1,10 +1,11 @@
 """The data contract: what lies in `ROOT/<dataset>/<site>/`, and how it is read and written.
 
-    manifest.json           this file's dataclasses, written last and at once: a folder without it is not
-    whole images/<case>_<k>.png   uint8, grey or RGB, native resolution, lossless labels/<case>_<k>.png
-    uint8, the label values themselves, same size
+    manifest.json           this file's dataclasses, written last and at once: without it, a folder is not whole
+    images/<case>_<k>.png   slice k of a case: uint8, grey or RGB, native resolution, lossless
+    labels/<case>_<k>.png   uint8, the label values themselves, same size
 
-Ids of cases and patients are pseudonyms. No original name, path or header field enters the folder.
+Ids of cases and patients are pseudonyms. No original name, path or header field enters the folder; of a
+volume's header, only its shape and affine do (`Volume`), for a prediction is to lie on the original.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfms.data import splits
+from fedfms.data.plain import CONVERT, exact, of
+from fedfms.data.volume import Volume, parse_volume
 from fedfms.errors import DataError
 from fedfms.files import write_atomic
 
-VERSION = 1
+VERSION = 2
 FILE_NAME = "manifest.json"
-_CONVERT = "convert the site again with `python -m preprocessing`"
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class Case:
-    """Slices of one examination; `patient` groups the cases that must stay on one side of a split."""
+    """Slices of one examination; `patient` groups the cases that must stay on one side of a split; `volume` says
+    where its slices were cut from, None for flat images.
+    """
 
     id: str
     patient: str
     slices: tuple[Slice, ...]
+    volume: Volume | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A site's data set."""
+    """A site's data set; `options` are the conversion's choices (`disc: rim`) that its pixels depend on."""
 
     version: int
     dataset: str
@@ -81,6 +87,7 @@ class Manifest:
     structures: tuple[LabelClass, ...]
     cases: tuple[Case, ...]
     splits: tuple[Split, ...]
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def values(self) -> frozenset[int]:
@@ -105,11 +112,12 @@ class Manifest:
 def make_splits(cases: tuple[Case, ...], seed: int = 0) -> tuple[Split, ...]:
     """The split of each protocol, by case id, sorted."""
     patients = Manifest(VERSION, "", "", (), cases, ()).patients
+    blank = {blank_sha256(s.width_px, s.height_px, s.channels) for case in cases for s in case.slices}
     made = []
     for protocol in splits.PROTOCOLS:
         parts = {
             part: tuple(sorted(case.id for case in cases if case.patient in set(members)))
-            for part, members in splits.assign(patients, protocol, seed).items()
+            for part, members in splits.assign(patients, protocol, seed, blank).items()
         }
         made.append(Split(protocol, seed, splits.RULE_VERSION, parts))
     return tuple(made)
@@ -120,6 +128,13 @@ def pixel_sha256(pixels: NDArray[np.uint8]) -> str:
     digest = hashlib.sha256(("x".join(map(str, pixels.shape)) + ":").encode())
     digest.update(np.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()
+
+
+@cache
+def blank_sha256(width_px: int, height_px: int, channels: int) -> str:
+    """SHA-256 (hex) of the pixels of a black image of that size: it is nobody's (`splits`)."""
+    shape = (height_px, width_px) if channels == 1 else (height_px, width_px, channels)
+    return pixel_sha256(np.zeros(shape, np.uint8))
 
 
 def save_manifest(manifest: Manifest, folder: Path) -> None:
@@ -137,9 +152,9 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError("there is no manifest.json", do=_CONVERT) from error
+        raise DataError("there is no manifest.json", do=CONVERT) from error
     except (OSError, ValueError) as error:
-        raise DataError("manifest.json cannot be read as JSON", do=_CONVERT) from error
+        raise DataError("manifest.json cannot be read as JSON", do=CONVERT) from error
     return parse_manifest(raw)
 
 
@@ -150,17 +165,18 @@ def parse_manifest(raw: Any) -> Manifest:
         DataError: as `load_manifest`.
     """
     if not isinstance(raw, dict):
-        raise DataError("manifest.json must hold one object", do=_CONVERT)
+        raise DataError("manifest.json must hold one object", do=CONVERT)
     if raw.get("version") != VERSION:
-        raise DataError(f"manifest version {raw.get('version')!r} is not {VERSION}", do=_CONVERT)
-    _exact(raw, Manifest, "manifest")
+        raise DataError(f"manifest version {raw.get('version')!r} is not {VERSION}", do=CONVERT)
+    exact(raw, Manifest, "manifest")
     manifest = Manifest(
         version=VERSION,
-        dataset=_of(raw["dataset"], str, "dataset"),
-        site=_of(raw["site"], str, "site"),
-        structures=tuple(_structure(item) for item in _of(raw["structures"], list, "structures")),
-        cases=tuple(_case(item) for item in _of(raw["cases"], list, "cases")),
-        splits=tuple(_split(item) for item in _of(raw["splits"], list, "splits")),
+        dataset=of(raw["dataset"], str, "dataset"),
+        site=of(raw["site"], str, "site"),
+        structures=tuple(_structure(item) for item in of(raw["structures"], list, "structures")),
+        cases=tuple(_case(item) for item in of(raw["cases"], list, "cases")),
+        splits=tuple(_split(item) for item in of(raw["splits"], list, "splits")),
+        options={name: of(value, str, "options") for name, value in of(raw["options"], dict, "options").items()},
     )
     _consistent(manifest)
     return manifest
@@ -180,72 +196,58 @@ def missing_files(manifest: Manifest, folder: Path) -> list[str]:
                 raise DataError(
                     f"the {kind} of slice {number} is outside the folder",
                     where=f"case {case.id}",
-                    do=_CONVERT,
+                    do=CONVERT,
                 )
             if not path.is_file():
                 lines.append(f"case {case.id}: the {kind} of slice {number} is missing")
     return lines
 
 
-def _exact(raw: Any, cls: type, where: str) -> dict[str, Any]:
-    """`raw`, if it is an object with just the fields of `cls`."""
-    if not isinstance(raw, dict):
-        raise DataError("expected an object", where=where, do=_CONVERT)
-    known = {f.name for f in fields(cls)}
-    if set(raw) != known:
-        wrong = [f"unknown {sorted(set(raw) - known)}"] if set(raw) - known else []
-        wrong += [f"missing {sorted(known - set(raw))}"] if known - set(raw) else []
-        raise DataError(f"keys: {', '.join(wrong)}", where=where, do=_CONVERT)
-    return raw
-
-
-def _of(value: Any, kind: type, where: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-        raise DataError(f"expected {kind.__name__}", where=where, do=_CONVERT)
-    return value
-
-
 def _structure(raw: Any) -> LabelClass:
-    raw = _exact(raw, LabelClass, "structure")
-    value = _of(raw["value"], int, "structure value")
+    raw = exact(raw, LabelClass, "structure")
+    value = of(raw["value"], int, "structure value")
     if not 0 < value <= 255:
-        raise DataError(f"label value {value} is not in 1..255", where="structure", do=_CONVERT)
-    return LabelClass(_of(raw["name"], str, "structure name"), value)
+        raise DataError(f"label value {value} is not in 1..255", where="structure", do=CONVERT)
+    return LabelClass(of(raw["name"], str, "structure name"), value)
 
 
 def _case(raw: Any) -> Case:
-    raw = _exact(raw, Case, "case")
-    id_ = _of(raw["id"], str, "case id")
+    raw = exact(raw, Case, "case")
+    id_ = of(raw["id"], str, "case id")
     where = f"case {id_}"
-    slices = tuple(_slice(item, where) for item in _of(raw["slices"], list, where))
+    slices = tuple(_slice(item, where) for item in of(raw["slices"], list, where))
     if not slices:
-        raise DataError("no slices", where=where, do=_CONVERT)
-    return Case(id_, _of(raw["patient"], str, where), slices)
+        raise DataError("no slices", where=where, do=CONVERT)
+    volume = parse_volume(raw["volume"], where)
+    fault = volume.fault([(slice_.height_px, slice_.width_px) for slice_ in slices]) if volume else ""
+    if fault:
+        raise DataError(fault, where=where, do=CONVERT)
+    return Case(id_, of(raw["patient"], str, where), slices, volume)
 
 
 def _slice(raw: Any, where: str) -> Slice:
-    raw = dict(_exact(raw, Slice, where))
-    for field in fields(Slice):
-        if field.name != "values":
-            _of(raw[field.name], int if field.name in ("width_px", "height_px", "channels") else str, where)
+    raw = dict(exact(raw, Slice, where))
+    for one in fields(Slice):
+        if one.name != "values":
+            of(raw[one.name], int if one.name in ("width_px", "height_px", "channels") else str, where)
     for name in (raw["image"], raw["label"]):
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name:
-            raise DataError("a file name leads out of the site's folder", where=where, do=_CONVERT)
+            raise DataError("a file name leads out of the site's folder", where=where, do=CONVERT)
     if raw["width_px"] < 1 or raw["height_px"] < 1 or raw["channels"] not in (1, 3):
-        raise DataError("a size below 1 px, or channels other than 1 or 3", where=where, do=_CONVERT)
-    raw["values"] = tuple(_of(value, int, where) for value in _of(raw["values"], list, where))
+        raise DataError("a size below 1 px, or channels other than 1 or 3", where=where, do=CONVERT)
+    raw["values"] = tuple(of(value, int, where) for value in of(raw["values"], list, where))
     return Slice(**raw)
 
 
 def _split(raw: Any) -> Split:
-    raw = _exact(raw, Split, "split")
-    parts = _of(raw["parts"], dict, "split parts")
+    raw = exact(raw, Split, "split")
+    parts = of(raw["parts"], dict, "split parts")
     return Split(
-        _of(raw["protocol"], str, "split protocol"),
-        _of(raw["seed"], int, "split seed"),
-        _of(raw["rule"], int, "split rule"),
-        {part: tuple(_of(id_, str, "split") for id_ in _of(ids, list, "split")) for part, ids in parts.items()},
+        of(raw["protocol"], str, "split protocol"),
+        of(raw["seed"], int, "split seed"),
+        of(raw["rule"], int, "split rule"),
+        {part: tuple(of(id_, str, "split") for id_ in of(ids, list, "split")) for part, ids in parts.items()},
     )
 
 
@@ -258,12 +260,12 @@ def _consistent(manifest: Manifest) -> None:
         ("image file", [slice_.image for _, _, slice_ in manifest.slices()]),
     ):
         if len(set(names)) != len(names):
-            raise DataError(f"a {what} occurs twice", where="manifest", do=_CONVERT)
+            raise DataError(f"a {what} occurs twice", where="manifest", do=CONVERT)
     for case, number, slice_ in manifest.slices():
         odd = sorted(set(slice_.values) - manifest.values)
         if odd:
             raise DataError(
                 f"slice {number} has label values {odd} that no structure has",
                 where=f"case {case.id}",
-                do=_CONVERT,
+                do=CONVERT,
             )

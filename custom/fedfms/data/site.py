@@ -14,7 +14,7 @@ from monai.transforms import Compose
 from torch.utils.data import Dataset
 
 from fedfms.data import splits
-from fedfms.data.manifest import Manifest, load_manifest, make_splits, missing_files, pixel_sha256
+from fedfms.data.manifest import Manifest, blank_sha256, load_manifest, make_splits, missing_files, pixel_sha256
 from fedfms.data.phantom import make_phantom
 from fedfms.data.source import FolderSource, Item, MemorySource, Pixels, Source
 from fedfms.data.transforms import make_transforms
@@ -191,7 +191,8 @@ def _parts(study: Study, site: str, items: Sequence[Item]) -> tuple[dict[str, tu
     for item in sorted(items, key=lambda item: (item.key, item.label_sha256, item.slice)):
         by_patient.setdefault(item.patient, []).append(item)
     hashes = {patient: [item.key for item in own] for patient, own in by_patient.items()}
-    chosen = splits.subset(hashes, study.data.max_images, study.seed)
+    blank = {blank_sha256(item.width_px, item.height_px, item.channels) for item in items}
+    chosen = splits.subset(hashes, study.data.max_images, study.seed, blank)
 
     def of(patients: Sequence[str]) -> tuple[Item, ...]:
         found = [item for patient in patients for item in by_patient[patient][: len(chosen[patient])]]
@@ -202,7 +203,8 @@ def _parts(study: Study, site: str, items: Sequence[Item]) -> tuple[dict[str, tu
     if site in study.held_out:
         held = {"train": (), "val": everything, "all": everything}
         return ({**held, "test": everything} if personal else held), "all"
-    parts = {name: of(members) for name, members in splits.assign(chosen, study.data.protocol, study.seed).items()}
+    sides = splits.assign(chosen, study.data.protocol, study.seed, blank)
+    parts = {name: of(members) for name, members in sides.items()}
     parts["all"] = everything
     if personal:
         parts["val"] = parts["test"]
