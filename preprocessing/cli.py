@@ -1,4 +1,4 @@
-"""The command line: `python -m preprocessing polyp | pairs | check`."""
+"""The command line: `python -m preprocessing DATASET | pairs | check`."""
 
 from __future__ import annotations
 
@@ -8,44 +8,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedfms.errors import DataError, FedfmsError
-from preprocessing import pairs, polyp
+from preprocessing import pairs
 from preprocessing.check import check_site, find_sites
-from preprocessing.convert import Summary, convert_site
-from preprocessing.raw import is_folder, site_folders
+from preprocessing.convert import Summary, convert_site, list_sites, plain_name
+from preprocessing.raw import need_folder, split_by_access
 from preprocessing.recipe import Recipe
+from preprocessing.registry import DATASETS
 
 _EPILOG = """\
 examples:
   python -m preprocessing polyp --raw RAW --out DATA
-      RAW holds one folder a site, each with images/ and labels/; DATA becomes the data_root of a site's
-      settings.
-  python -m preprocessing pairs --raw MY_FOLDER --out DATA --dataset fundus --site my_hospital --rule
-  rule.yaml
+      all the sites that RAW holds; DATA becomes the data_root of a site's settings.
+  python -m preprocessing polyp --help
+      what a data set is, under which licence, where it is asked for, and how RAW must look.
+  python -m preprocessing pairs --raw MY_FOLDER --out DATA --dataset fundus --site my_hospital --rule rule.yaml
       MY_FOLDER holds images/ and labels/.
   python -m preprocessing check DATA
       is everything still as it was converted?
 
 What is written: DATA/<dataset>/<site>/manifest.json and lossless PNG slices under pseudonymous ids. The
 secret key and the table from ids to files stay in RAW/.fedfms-keys (mode 0600); where RAW is read-only, in
-DATA.keys beside DATA. Run a command again after an interruption or a change: ids stay the same, and what was
-converted is kept. Exit code: 0 all well; 1 some cases have faults (the others are converted), nothing could be
-converted (then an earlier conversion stays as it was), or check found some; 2 wrong usage.
+DATA.keys beside DATA. No file outside RAW is opened, whatever links lead to. Run a command again after an
+interruption or a change: ids stay the same, and what was converted is kept. Exit code: 0 all well; 1 some cases
+have faults (the others are converted), nothing could be converted (then an earlier conversion stays as it was),
+or check found some; 2 wrong usage.
 """
 _KEYS = """\
 The secret key and the table from ids to files stay in RAW/.fedfms-keys; where RAW is read-only, in OUT.keys,
 beside OUT.
 """
-_SITES = "\n  ".join(polyp.SITES)
-_POLYP_EPILOG = f"""\
-RAW holds RAW/<site>/images/a.jpg and RAW/<site>/labels/a_mask.jpg (or a.jpg). The patient rule goes by the name
-of the site's folder, so name it as here:
-  {_SITES}
-{_KEYS}"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         if arguments.command == "check":
             return _check(arguments.root)
@@ -72,29 +69,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    raw_text = argparse.RawDescriptionHelpFormatter
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands, one for each data set of the registry."""
+    text = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
-        prog="python -m preprocessing", formatter_class=raw_text, epilog=_EPILOG,
+        prog="python -m preprocessing", formatter_class=text, epilog=_EPILOG,
         description="Convert raw images and masks into what fedfms trains on, or check what was converted.",
     )  # fmt: skip
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{polyp,pairs,check}", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, dataset in DATASETS.items():
+        command = commands.add_parser(
+            name, help=dataset.help, description=dataset.about, formatter_class=text, epilog=_KEYS
+        )
+        which = command.add_mutually_exclusive_group()
+        which.add_argument("--site", type=_name, help="convert this site only")
+        which.add_argument("--all-sites", action="store_true", help="convert every site that RAW holds (the default)")
+        _common(command, "folder with the raw data, as above")
+        dataset.add_options(command)
     command = commands.add_parser(
-        "polyp",
-        help="the colonoscopy data set, all its sites or one",
-        description=polyp.__doc__,
-        formatter_class=raw_text,
-        epilog=_POLYP_EPILOG,
-    )
-    command.add_argument("--site", help="convert this site's folder only")
-    _common(command, "folder with one folder a site")
-    command = commands.add_parser(
-        "pairs",
-        help="any folder with images/ and labels/",
-        description=pairs.__doc__,
-        formatter_class=raw_text,
-        epilog=_KEYS,
-    )
+        "pairs", help="any folder with images/ and labels/", description=pairs.__doc__,
+        formatter_class=text, epilog=_KEYS,
+    )  # fmt: skip
     command.add_argument("--dataset", required=True, type=_name, help="name of the data set, as a study says it")
     command.add_argument("--site", required=True, type=_name, help="name of the site, as a study says it")
     command.add_argument("--rule", type=Path, help="YAML with the rules above")
@@ -111,7 +106,7 @@ def _common(command: argparse.ArgumentParser, raw_help: str) -> None:
 
 
 def _name(text: str) -> str:
-    if not text or text.startswith(".") or any(c in text for c in "/\\\0"):
+    if not plain_name(text):
         raise argparse.ArgumentTypeError("must be a plain name without separators")
     return text
 
@@ -123,67 +118,66 @@ def _count(text: str) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    jobs, lines = _polyp_jobs(arguments) if arguments.command == "polyp" else (_pairs_jobs(arguments), [])
+    need_folder(arguments.raw, "--raw")
+    if arguments.command == "pairs":
+        recipe, lines = pairs.load_recipe(arguments.dataset, arguments.site, arguments.rule), []
+    else:
+        recipe, lines = DATASETS[arguments.command].recipe(arguments), _closed(arguments.raw)
     summaries: list[Summary] = []
-    for folder, site, recipe in jobs:
+    for site in _sites(recipe, arguments, lines):
         try:
-            summaries.append(_with_bar(folder, site, recipe, arguments))
+            summaries.append(_with_bar(site, recipe, arguments))
         except FedfmsError as error:
             lines.append(error.line() if site in error.where else f"site {site}: {error.line()}")
     for summary in summaries:
         lines += [f"site {summary.site}, case {case}: {text}" for case, text in summary.faults]
-        if not summary.images:
+        if not summary.cases:
             lines.append(f"site {summary.site}: nothing could be converted; the output is as it was")
-    _report(summaries, lines)
+    _report(recipe, summaries, lines)
     return 1 if lines else 0
 
 
-def _polyp_jobs(arguments: argparse.Namespace) -> tuple[list[tuple[Path, str, Recipe]], list[str]]:
-    """What to convert, and lines on what cannot be."""
-    _need_folder(arguments.raw, "--raw")
-    found, closed = site_folders(arguments.raw, arguments.site)
-    # not by name: of a folder that cannot be looked into, nobody knows that it is a site's
-    lines = [f"{closed} folders in --raw cannot be read; give this user the right to, or name a --site"] * bool(closed)
-    if not found:
-        what = f"no folder {arguments.site!r}" if arguments.site else "no site folder"
-        known = f"known sites: {list(polyp.SITES)}"
-        raise DataError(f"{what} with images/ and labels/ in --raw", do="; ".join([*lines, known]))
-    return [(path, path.name, polyp.RECIPE) for path in found], lines
+def _closed(raw: Path) -> list[str]:
+    """A line on folders that nobody can know to be a site's or none; not by name, for that may be a patient's."""
+    _, closed = split_by_access(raw)
+    text = f"{closed} folders in --raw cannot be read; give this user the right to, or name a --site"
+    return [text] if closed else []
 
 
-def _pairs_jobs(arguments: argparse.Namespace) -> list[tuple[Path, str, Recipe]]:
-    for part in ("images", "labels"):
-        _need_folder(arguments.raw / part, f"{part}/ in --raw")
-    return [(arguments.raw, arguments.site, pairs.load_recipe(arguments.dataset, arguments.rule))]
+def _sites(recipe: Recipe, arguments: argparse.Namespace, lines: list[str]) -> list[str]:
+    """The sites to convert; with a site named, what is closed beside it does not matter."""
+    found = list_sites(arguments.raw, recipe)
+    sites = found if arguments.site is None else [site for site in found if site == arguments.site]
+    if not sites:
+        what = "no site of this data set" if arguments.site is None else f"no site {arguments.site!r}"
+        usage = f"see `python -m preprocessing {arguments.command} --help` for the layout"
+        raise DataError(f"{what} in --raw", do="; ".join([*lines, usage]))
+    if arguments.site is not None:
+        lines.clear()
+    return sites
 
 
-def _need_folder(path: Path, what: str) -> None:
-    try:
-        there = is_folder(path)
-    except OSError as error:
-        raise DataError(f"{what} cannot be read: {error.strerror}", do="give this user the right to") from error
-    if not there:
-        raise DataError(f"{what} is not a folder", do="see `python -m preprocessing --help`")
-
-
-def _with_bar(folder: Path, site: str, recipe: Recipe, arguments: argparse.Namespace) -> Summary:
+def _with_bar(site: str, recipe: Recipe, arguments: argparse.Namespace) -> Summary:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(site, total=None)
         return convert_site(
-            folder, arguments.raw, arguments.out, site, recipe, workers=arguments.workers,
-            advance=lambda done, total: bar.update(task, completed=done, total=total),
+            arguments.raw, arguments.out, site, recipe, arguments.workers,
+            lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
 
 
-def _report(summaries: Sequence[Summary], lines: Sequence[str]) -> None:
-    table = Table("site")
-    for header in ("images", "empty masks", "patients", "MB", "faults"):
+def _report(recipe: Recipe, summaries: Sequence[Summary], lines: Sequence[str]) -> None:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)  # fits 80 columns with the longest name of a site here
+    table.add_column("site", overflow="fold")
+    for header in ("cases", "slices", "empty", "patients", "MB", "faults"):
         table.add_column(header, justify="right")
     for s in summaries:
-        table.add_row(s.site, *map(str, (s.images, s.empty, s.patients, f"{s.mb:.1f}", len(s.faults))))
+        table.add_row(s.site, *map(str, (s.cases, s.slices, s.empty, s.patients, f"{s.mb:.1f}", len(s.faults))))
     Console().print(table)
+    if recipe.options:
+        print("chosen: " + ", ".join(f"{name} = {value}" for name, value in recipe.options.items()))
     for note in dict.fromkeys(note for s in summaries for note in s.notes):
         print(note)
     for line in lines:
@@ -193,7 +187,7 @@ def _report(summaries: Sequence[Summary], lines: Sequence[str]) -> None:
 
 
 def _check(root: Path) -> int:
-    _need_folder(root, "the data root")
+    need_folder(root, "the data root")
     count = 0
     for folder in find_sites(root):
         faults = check_site(folder)

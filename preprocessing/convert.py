@@ -1,41 +1,33 @@
-"""The engine: one site's raw images and masks -> slices and a manifest, in parallel, resumable, faults
-collected.
+"""The engine: one site's raw cases -> slices and a manifest, in parallel, resumable, faults collected.
 
-An image that was converted before is recognised by its pixels and kept. The manifest is removed before the
-first slice is written and comes back last, so an interrupted conversion has none; where no image can be
+A slice that was converted before is recognised by its pixels and kept. The manifest is removed before the
+first slice is written and comes back last, so an interrupted conversion has none; where no case can be
 converted, an earlier conversion stays as it was. What a fault says names the case's pseudonym, never a file.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections import Counter
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-
-from fedfms.data.manifest import (
-    VERSION,
-    Case,
-    Manifest,
-    Slice,
-    make_splits,
-    pixel_sha256,
-    save_manifest,
-)
-from fedfms.errors import DataError
-from preprocessing.images import Fault, read_image, read_label
+from fedfms.data.manifest import VERSION, Case, Manifest, make_splits, save_manifest
+from fedfms.errors import DataError, FedfmsError
+from preprocessing.images import Fault
 from preprocessing.keys import Keys, open_keys
-from preprocessing.raw import Found, find_pairs
-from preprocessing.recipe import LabelRule, Recipe
-from preprocessing.target import begin, keep_or_write, refuse_foreign, remove_strays
+from preprocessing.onecase import Done, Task, convert_case, quiet
+from preprocessing.raw import RIGHTS, reason
+from preprocessing.recipe import Found, Recipe
+from preprocessing.target import refuse_foreign, remove_strays
 
 _FEW = 4  # cases for which starting processes costs more than it saves
 Advance = Callable[[int, int], None]  # cases done, cases in all
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,8 @@ class Summary:
     """What became of a site: counts, size on disk, `(case id, fault)` lines, notes to show."""
 
     site: str
-    images: int
+    cases: int
+    slices: int
     empty: int
     patients: int
     mb: float
@@ -51,29 +44,30 @@ class Summary:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Task:
-    case: str
-    image: Path
-    label: Path
-    rule: LabelRule
-    out: Path
+def list_sites(raw: Path, recipe: Recipe) -> list[str]:
+    """The sites that a raw folder holds.
+
+    Raises:
+        DataError: it cannot be read, is not laid out as the data set's, or a site's name cannot be a folder's.
+    """
+    sites = _look(recipe, lambda: recipe.sites(raw))
+    if not all(plain_name(site) for site in sites):
+        raise DataError("a site's name is no plain name without separators", do="rename it in the raw data")
+    return sites
 
 
-@dataclass(frozen=True)
-class _Done:
-    case: str
-    slice: Slice | None
-    fault: str = ""
+def plain_name(text: str) -> bool:
+    """Whether a text can name a folder, and that one only."""
+    return bool(text) and not text.startswith(".") and not any(c in text for c in "/\\\0\n")
 
 
 def convert_site(
-    folder: Path, raw: Path, out: Path, site: str, recipe: Recipe, *, workers: int = 2, advance: Advance | None = None
+    raw: Path, out: Path, site: str, recipe: Recipe, workers: int = 2, advance: Advance | None = None
 ) -> Summary:
-    """Convert `folder/images` and `folder/labels` into `out/<dataset>/<site>`.
+    """Convert a site of the raw folder into `out/<dataset>/<site>`.
 
     Args:
-        raw: the raw root, beside whose data the key file is kept.
+        raw: the raw root; no file outside of it is opened, and the key file is kept in it.
         workers: processes; 0 = this one.
 
     Raises:
@@ -81,52 +75,77 @@ def convert_site(
             that no conversion made.
     """
     keys = open_keys(raw, out, recipe.dataset, site)
-    found = find_pairs(folder, site, recipe)
-    links = _links(keys, folder, found)
+    found = _look(recipe, lambda: recipe.find(raw, site), f"site {site}")
+    links = _links(keys, raw, found)
     target = out / recipe.dataset / site
+    values = frozenset({0, *(structure.value for structure in recipe.structures)})
     try:
         refuse_foreign(target, site)
         if links:  # an empty folder may be a share that is not mounted: no key is made in its place
             keys.save(links)
-        tasks = [_Task(keys.case_id(s), p.image, p.label, recipe.labels, target) for s, p in found.pairs.items()]
-        done = sorted(_run(tasks, workers, advance), key=lambda result: result.case)
+        root = raw.resolve()
+        tasks = [Task(keys.case_id(n), case, recipe.read, root, values, target) for n, case in found.cases.items()]
+        done = sorted(_run(tasks, workers, advance), key=lambda result: result.id)
         manifest = _manifest(recipe, site, keys, found, done)
         if manifest.cases:
             remove_strays(target, manifest)
+            os.sync()  # the slices are on the disk before a manifest says so
             save_manifest(manifest, target)
-        faults = [(keys.case_id(s), text) for s, text in found.faults] + [(d.case, d.fault) for d in done if d.fault]
+        faults = [(keys.case_id(n), text) for n, text in found.faults] + [(d.id, d.fault) for d in done if d.fault]
         notes = (keys.note if links else "", _ignored(found.ignored))
         return _summary(manifest, target, sorted(faults), [note for note in notes if note])
     except OSError as error:
         do = "check space and rights, then run it again"
-        raise DataError(f"cannot write: {error.strerror}", where=f"site {site}", do=do) from error
+        raise DataError(f"cannot write: {reason(error)}", where=f"site {site}", do=do) from error
+
+
+def _look(recipe: Recipe, look: Callable[[], T], where: str = "") -> T:
+    """What a data set's own code finds in a raw folder; of its errors only those texts that are safe to show."""
+    try:
+        with quiet():
+            return look()
+    except FedfmsError:
+        raise
+    except Fault as fault:
+        raise DataError(str(fault), where=where) from fault
+    except OSError as error:
+        raise DataError(f"the raw folder cannot be read: {reason(error)}", where=where, do=RIGHTS) from error
+    except Exception as error:
+        raise DataError(
+            f"the raw folder is not laid out as {recipe.dataset} is ({type(error).__name__})", where=where,
+            do="see `python -m preprocessing --help`",
+        ) from error  # fmt: skip
 
 
 def _ignored(count: int) -> str:
-    return f"{count} files that are no PNG, JPEG, TIFF or BMP were left alone" if count else ""
+    return f"{count} files of kinds that this data set does not use were left alone" if count else ""
 
 
-def _links(keys: Keys, folder: Path, found: Found) -> dict[str, dict[str, str]]:
+def _links(keys: Keys, raw: Path, found: Found) -> dict[str, dict[str, str]]:
     """The table that leads from an id back to the files, which stays at the site."""
-    table = {keys.case_id(stem): {"stem": stem} for stem, _ in found.faults}
-    for stem, pair in found.pairs.items():
-        files = {"image": pair.image.relative_to(folder).as_posix(), "label": pair.label.relative_to(folder).as_posix()}
-        table[keys.case_id(stem)] = {"stem": stem, **files}
+    table = {keys.case_id(name): {"name": name} for name, _ in found.faults}
+    for name, case in found.cases.items():
+        files = {
+            role: (path.relative_to(raw) if path.is_relative_to(raw) else path).as_posix()
+            for role, path in case.files.items()
+        }
+        part = {} if case.part is None else {"part": str(case.part)}
+        table[keys.case_id(name)] = {**files, **part, "name": name}
     return table
 
 
-def _run(tasks: Sequence[_Task], workers: int, advance: Advance | None) -> Iterator[_Done]:
-    results = map(_convert, tasks) if workers < 1 or len(tasks) < _FEW else _parallel(tasks, workers)
+def _run(tasks: Sequence[Task], workers: int, advance: Advance | None) -> Iterator[Done]:
+    results = map(convert_case, tasks) if workers < 1 or len(tasks) < _FEW else _parallel(tasks, workers)
     for count, done in enumerate(results, start=1):
         if advance:
             advance(count, len(tasks))
         yield done
 
 
-def _parallel(tasks: Sequence[_Task], workers: int) -> Iterator[_Done]:
+def _parallel(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
     # spawn: a fork beside the progress bar's thread may deadlock
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_convert, task) for task in tasks]
+        futures = [pool.submit(convert_case, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -136,41 +155,21 @@ def _parallel(tasks: Sequence[_Task], workers: int) -> Iterator[_Done]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _convert(task: _Task) -> _Done:
-    try:
-        image, label = read_image(task.image), read_label(task.label, task.rule)
-        if image.shape[:2] != label.shape:
-            sizes = [f"{pixels.shape[1]} x {pixels.shape[0]} px" for pixels in (image, label)]
-            raise Fault(f"image {sizes[0]} and mask {sizes[1]} differ")
-    except Fault as fault:
-        return _Done(task.case, None, str(fault))
-    begin(task.out)
-    names = f"images/{task.case}_0.png", f"labels/{task.case}_0.png"
-    for name, pixels in zip(names, (image, label), strict=True):
-        keep_or_write(task.out / name, pixels)
-    return _Done(
-        task.case,
-        Slice(
-            *names,
-            width_px=image.shape[1],
-            height_px=image.shape[0],
-            channels=1 if image.ndim == 2 else 3,
-            image_sha256=pixel_sha256(image),
-            label_sha256=pixel_sha256(label),
-            values=tuple(np.unique(label).tolist()),
-        ),
-    )
-
-
-def _manifest(recipe: Recipe, site: str, keys: Keys, found: Found, done: Sequence[_Done]) -> Manifest:
-    patients = {keys.case_id(stem): keys.patient_id(pair.patient) for stem, pair in found.pairs.items()}
-    cases = tuple(Case(d.case, patients[d.case], (d.slice,)) for d in done if d.slice)
-    return Manifest(VERSION, recipe.dataset, site, recipe.structures, cases, make_splits(cases))
+def _manifest(recipe: Recipe, site: str, keys: Keys, found: Found, done: Sequence[Done]) -> Manifest:
+    patients = {keys.case_id(name): keys.patient_id(case.patient) for name, case in found.cases.items()}
+    cases = tuple(Case(d.id, patients[d.id], d.slices, d.volume) for d in done if d.slices)
+    return Manifest(VERSION, recipe.dataset, site, recipe.structures, cases, make_splits(cases), dict(recipe.options))
 
 
 def _summary(manifest: Manifest, target: Path, faults: Sequence[tuple[str, str]], notes: Sequence[str]) -> Summary:
-    patients = Counter(case.patient for case in manifest.cases)
-    size = sum((target / name).stat().st_size for _, _, s in manifest.slices() for name in (s.image, s.label))
-    empty = sum(not any(s.values) for _, _, s in manifest.slices())
-    images = sum(1 for _ in manifest.slices())
-    return Summary(manifest.site, images, empty, len(patients), size / 1e6, tuple(faults), tuple(notes))
+    slices = [slice_ for _, _, slice_ in manifest.slices()]
+    return Summary(
+        site=manifest.site,
+        cases=len(manifest.cases),
+        slices=len(slices),
+        empty=sum(not any(slice_.values) for slice_ in slices),
+        patients=len({case.patient for case in manifest.cases}),
+        mb=sum((target / name).stat().st_size for s in slices for name in (s.image, s.label)) / 1e6,
+        faults=tuple(faults),
+        notes=tuple(notes),
+    )

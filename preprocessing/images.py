@@ -1,37 +1,45 @@
-"""Raw files -> uint8 pixels, with every defect of a file as one `Fault` that names neither file nor
-folder.
-"""
+"""Raw files -> uint8 pixels, with every defect of a file as one `Fault` that names neither file nor folder."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from preprocessing.recipe import LabelRule
+from preprocessing.opening import ENDINGS, LOSSY, Fault, open_image
 
-ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+__all__ = ["ENDINGS", "Fault", "LabelRule", "as_fault", "read_image", "read_label"]
+
 _GREY, _COLOUR = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")
-_LOSSY = ("JPEG", "MPO")
 
 
-class Fault(Exception):
-    """A case that cannot be converted, and why; the text is safe to show."""
+@dataclass(frozen=True)
+class LabelRule:
+    """How stored mask values become label values.
+
+    Either a threshold on the luminance (above it: label value 1), or a table of stored values; with
+    `palette_index` the table is of a palette's indices, otherwise of luminance (RGB and palette masks are
+    converted to it first).
+    """
+
+    threshold: int | None = 127
+    values: Mapping[int, int] = field(default_factory=dict)
+    palette_index: bool = False
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Pixels (H, W) of a grey image or (H, W, 3) of a colour one, EXIF orientation applied.
+    """Pixels (H, W) of a grey image or (H, W, 3) of a colour one, EXIF orientation applied, alpha left out.
 
     Raises:
         Fault: damaged, too large, of several pages, or not of 8 bits.
     """
-    with _as_fault("image"):
-        opened, _ = _open(path, "image")
+    with as_fault("image"):
+        opened, _ = open_image(path, "image")
         if opened.mode in _GREY:
             return np.asarray(opened.convert("L"))
         if opened.mode in _COLOUR:
@@ -45,8 +53,8 @@ def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
     Raises:
         Fault: as `read_image`; or a stored value that the rule does not foresee.
     """
-    with _as_fault("mask"):
-        opened, kind = _open(path, "mask")
+    with as_fault("mask"):
+        opened, kind = open_image(path, "mask")
         if opened.mode not in _GREY + _COLOUR:
             raise Fault(f"the mask has mode {opened.mode}, not 8 bits")
         if rule.palette_index and opened.mode == "P":
@@ -57,7 +65,7 @@ def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
     if rule.threshold is not None:
         top = int(stored.max())
         # A lossless mask of 0 and 1 would come out empty under a threshold of 127, and nobody would notice.
-        if 0 < top <= rule.threshold and kind not in _LOSSY:
+        if 0 < top <= rule.threshold and kind not in LOSSY:
             raise Fault(f"the mask's largest value is {top}, none is above the threshold {rule.threshold}")
         return (stored > rule.threshold).astype(np.uint8)
     odd = sorted(set(np.unique(stored).tolist()) - set(rule.values))
@@ -70,23 +78,11 @@ def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
     return label
 
 
-def _open(path: Path, what: str) -> tuple[Image.Image, str]:
-    """The decoded, upright image and the format of its file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as opened:
-            if getattr(opened, "n_frames", 1) > 1 and opened.format not in _LOSSY:
-                raise Fault(f"the {what} has several pages; write one file a slice")
-            kind = str(opened.format)
-            opened.load()
-            return ImageOps.exif_transpose(opened), kind
-
-
 @contextmanager
-def _as_fault(what: str) -> Iterator[None]:
-    """Whatever goes wrong in reading one file is this file's fault, so that the others are converted.
+def as_fault(what: str) -> Iterator[None]:
+    """Whatever goes wrong in reading one file (`what`: "image", "mask") is a `Fault` of this file.
 
-    The texts of Pillow's and the system's own errors may hold the path, so none is passed on.
+    The texts of the libraries' and the system's own errors may hold the path, so none is passed on.
     """
     try:
         yield
@@ -98,5 +94,5 @@ def _as_fault(what: str) -> Iterator[None]:
         raise Fault(f"the {what} is missing") from error
     except PermissionError as error:
         raise Fault(f"the {what} cannot be read: this user has no right to") from error
-    except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything inside Pillow
-        raise Fault(f"the {what} cannot be read: damaged, cut short, or no kind that Pillow opens") from error
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything inside a library
+        raise Fault(f"the {what} cannot be read: damaged, cut short, or of an unknown kind") from error

@@ -1,4 +1,5 @@
-"""Any folder with `images/` and `labels/`: its rules in a small YAML, every key of it optional.
+"""Any folder with `images/` and `labels/` of PNG, JPEG, TIFF, BMP or .npy files (an array (H, W) or (H, W, C)):
+its rules in a small YAML, every key of it optional.
 
 structures: {cup: 2, rim: 1}      # name: label value to write; default {structure: 1}
 values: {0: 2, 128: 1, 255: 0}    # stored value: label value; without it, a threshold
@@ -20,7 +21,9 @@ import yaml
 
 from fedfms.data.manifest import LabelClass
 from fedfms.errors import DataError
-from preprocessing.recipe import LabelRule, Recipe, own_patient
+from preprocessing.images import LabelRule
+from preprocessing.pairfiles import OneSite, PairFinder, PairReader, own_patient
+from preprocessing.recipe import Recipe
 
 _KEYS = ("structures", "values", "threshold", "palette_index", "mask_suffixes", "patient")
 
@@ -37,8 +40,8 @@ class PatientPattern:
         return (found.group(1) or None) if found else None
 
 
-def load_recipe(dataset: str, path: Path | None) -> Recipe:
-    """The recipe of a data set from a rule file, or the default one (one structure, threshold 127).
+def load_recipe(dataset: str, site: str, path: Path | None) -> Recipe:
+    """The recipe of a site's own folder from a rule file, or the default one (one structure, threshold 127).
 
     Raises:
         DataError: the file cannot be read, or a key or value is not one of those above.
@@ -53,12 +56,13 @@ def load_recipe(dataset: str, path: Path | None) -> Recipe:
         odd = sorted(map(str, set(raw) - set(_KEYS))) if isinstance(raw, dict) else []
         raise _wrong(f"unknown keys {odd}" if odd else "it is no mapping")
     structures = _structures(raw.get("structures", {"structure": 1}))
+    suffixes, patient = _suffixes(raw.get("mask_suffixes", ["", "_mask"])), _patient(raw.get("patient"))
     return Recipe(
         dataset=dataset,
         structures=structures,
-        labels=_labels(raw, {structure.value for structure in structures}),
-        mask_suffixes=_suffixes(raw.get("mask_suffixes", ["", "_mask"])),
-        patient=_patient(raw.get("patient")),
+        sites=OneSite(site),
+        find=PairFinder(suffixes, patient, site_folders=False),
+        read=PairReader(_labels(raw, {structure.value for structure in structures})),
     )
 
 

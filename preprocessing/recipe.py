@@ -1,45 +1,70 @@
-"""What a data set says of itself, so that one engine converts them all: its structures and its three
-rules.
+"""What a data set says of itself, so that one engine converts them all: its structures, how its cases are
+found in the raw folder, and how one of them is read.
+
+`find` and each `read` are plain functions or frozen dataclasses with `__call__`: they are sent to worker
+processes. `find` opens no image; all that it tells of files is names. `read` opens the files of one case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from fedfms.data.manifest import LabelClass
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfms.data.manifest import LabelClass, Volume
+
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class LabelRule:
-    """How stored mask values become label values.
+class RawCase:
+    """An examination as it lies in the raw folder; nothing of it is read yet.
 
-    Either a threshold on the luminance (above it: label value 1), or a table of stored values; with
-    `palette_index` the table is of a palette's indices, otherwise of luminance (RGB and palette masks are
-    converted to it first).
+    `name` (unique in the site) and `patient` (the same for all cases of a person) are the site's own words:
+    they go into the key file and the keyed hashes, and nowhere else. `files` maps a role of the data set's
+    choice ("image", "label", "t1ce") to a file; `part` says which part of a file that holds many cases.
     """
 
-    threshold: int | None = 127
-    values: Mapping[int, int] = field(default_factory=dict)
-    palette_index: bool = False
+    name: str
+    patient: str
+    files: Mapping[str, Path]
+    part: int | None = None
 
 
-def own_patient(site: str, stem: str) -> str:
-    """The patient rule where nothing is known: each image is its own patient."""
-    return stem
+@dataclass(frozen=True)
+class Found:
+    """Cases by name, `(name, fault)` of what makes no case, and how many files of other kinds lie there."""
+
+    cases: Mapping[str, RawCase]
+    faults: tuple[tuple[str, str], ...] = ()
+    ignored: int = 0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a case becomes: pairs of an image, uint8 (H, W) or (H, W, 3), and its label values, uint8 (H, W).
+
+    `volume` says where the slices lie in the volume that they were cut from; None for flat images.
+    """
+
+    slices: tuple[tuple[Pixels, Pixels], ...]
+    volume: Volume | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A data set: structures, label rule, names of masks, and who is the same patient.
+    """A data set.
 
-    A raw site folder holds `images/` and `labels/`; the mask of `images/a.jpg` is `labels/a` + one of
-    `mask_suffixes` + any ending. `patient` maps a site and an image's stem to a name that images of one
-    patient share; None, where its rule does not say, is a fault of the image.
+    `sites(raw)` names the sites that the raw folder holds; `find(raw, site)` the cases of one of them;
+    `read(case)` raises `preprocessing.images.Fault` for what is wrong with one case.
     """
 
     dataset: str
     structures: tuple[LabelClass, ...]
-    labels: LabelRule = LabelRule()
-    mask_suffixes: tuple[str, ...] = ("", "_mask")
-    patient: Callable[[str, str], str | None] = own_patient
+    sites: Callable[[Path], list[str]]
+    find: Callable[[Path, str], Found]
+    read: Callable[[RawCase], Decoded]
+    options: Mapping[str, str] = field(default_factory=dict)  # what was chosen, for the manifest and the report

@@ -60,7 +60,7 @@ def keep_or_write(path: Path, pixels: NDArray[np.uint8]) -> None:
         pass
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG", compress_level=3)
-    write_atomic(path, png.getvalue())
+    write_atomic(path, png.getvalue(), sync=False)  # thousands of them; `convert` sees to the disk once
 
 
 def remove_strays(target: Path, manifest: Manifest) -> None:

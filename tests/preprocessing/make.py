@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +29,20 @@ def make_raw(folder: Path, n: int = 6) -> Path:
     return folder
 
 
+def copy_sites(source: Path, raw: Path, *sites: str) -> Path:
+    """A raw folder with real sites in it, so that the key file lands in it and not beside the real images. They
+    are copied, for a link that leads out of the raw folder is a fault.
+    """
+    for site in sites:
+        shutil.copytree(source / site, raw / site, copy_function=shutil.copyfile)
+    for path in (raw, *raw.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return raw
+
+
 def convert_pairs(raw: Path, out: Path, *extra: str) -> int:
     """`pairs` on one site, in this process."""
     from preprocessing.cli import main
 
-    arguments = [
-        "pairs",
-        "--raw",
-        str(raw),
-        "--out",
-        str(out),
-        "--dataset",
-        "d",
-        "--site",
-        "s",
-        "--workers",
-        "0",
-    ]
+    arguments = ["pairs", "--raw", str(raw), "--out", str(out), "--dataset", "d", "--site", "s", "--workers", "0"]
     return main([*arguments, *extra])

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from fedfms.data.manifest import load_manifest
-from preprocessing import polyp
 from preprocessing.cli import main
 from tests.preprocessing.make import convert_pairs
 
@@ -102,7 +101,7 @@ def test_help_teaches(capsys):
 @pytest.mark.parametrize(
     ("command", "texts"),
     [
-        ("polyp", ["RAW/<site>/images/a.jpg and RAW/<site>/labels/a_mask.jpg", "OUT.keys", *polyp.SITES]),
+        ("polyp", ["RAW/<site>/images/a.jpg and RAW/<site>/labels/a_mask.jpg", "OUT.keys", "--all-sites"]),
         ("pairs", ["OUT.keys"]),
     ],
 )

@@ -53,7 +53,7 @@ def test_nothing_of_the_original_leaves(raw, out, capfd):
             assert not Image.open(path).info
     assert CANARY not in shown
     assert str(raw) not in shown
-    assert "1 files that are no PNG" in shown
+    assert "1 files of kinds that this data set does not use" in shown
 
 
 def test_keys_stay_beside_the_raw_data_and_ids_are_stable(raw, out, tmp_path):
@@ -161,7 +161,7 @@ def test_faults_are_collected_and_the_rest_is_converted(raw, out, capsys, fault)
     assert len(lines) == 1
     assert CANARY not in shown.out + shown.err
     case = lines[0].split("case ")[1].split(":")[0]
-    assert json.loads((raw / ".fedfms-keys" / "d-s.json").read_text())["links"][case]["stem"] == f"{CANARY}3"
+    assert json.loads((raw / ".fedfms-keys" / "d-s.json").read_text())["links"][case]["name"] == f"{CANARY}3"
     assert len(_manifest(out).cases) == 5
     assert main(["check", str(out)]) == 0
 

@@ -6,6 +6,8 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.preprocessing.make import CANARY, convert_pairs, make_raw
 
@@ -93,3 +95,14 @@ def test_an_empty_folder_leaves_no_trace(tmp_path, out):
     assert not out.exists()
     shutil.rmtree(raw / "images")
     assert convert_pairs(raw, out) == 1
+
+
+def test_a_slice_that_gained_metadata_is_written_again(raw, out):
+    convert_pairs(raw, out)
+    before = _content(out)
+    path = next((out / "d" / "s" / "images").iterdir())
+    info = PngInfo()
+    info.add_text("PatientName", CANARY)
+    Image.open(path).save(path, pnginfo=info)
+    assert convert_pairs(raw, out) == 0
+    assert _content(out) == before

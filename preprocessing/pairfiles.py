@@ -1,0 +1,162 @@
+"""Folders of images and masks: which belong together, whose they are, and how a pair is read."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfms.errors import DataError
+from preprocessing.images import ENDINGS, Fault, LabelRule, read_image, read_label
+from preprocessing.raw import RIGHTS, is_folder, need_folder, reason, split_by_access, walk
+from preprocessing.recipe import Decoded, Found, RawCase
+
+IMAGES, LABELS = "images", "labels"
+
+
+def own_patient(site: str, stem: str) -> str:
+    """The patient rule where nothing is known: each image is its own patient."""
+    return stem
+
+
+def pair_sites(raw: Path) -> list[str]:
+    """Sites of a raw folder `<site>/images`, `<site>/labels`, by name; a folder that is closed to this user is
+    none (`split_by_access` counts it).
+
+    Raises:
+        DataError: `raw` itself cannot be read.
+    """
+    return [path.name for path in split_by_access(raw)[0] if all(is_folder(path / part) for part in (IMAGES, LABELS))]
+
+
+@dataclass(frozen=True)
+class OneSite:
+    """The site of a raw folder that holds `images/` and `labels/` itself."""
+
+    name: str
+
+    def __call__(self, raw: Path) -> list[str]:
+        """Its name.
+
+        Raises:
+            DataError: a folder is not there or cannot be read.
+        """
+        for part in (IMAGES, LABELS):
+            need_folder(raw / part, f"{part}/ in --raw")
+        return [self.name]
+
+
+@dataclass(frozen=True)
+class PairFinder:
+    """Pairs of a site: the mask of `images/a.jpg` is `labels/a` + one of `mask_suffixes` + any ending.
+
+    `patient` maps a site and an image's stem to a name that images of one patient share; None, where its rule
+    does not say, is a fault of the image. With `site_folders` the two folders lie in `raw/<site>`, else in `raw`.
+    """
+
+    mask_suffixes: tuple[str, ...] = ("", "_mask")
+    patient: Callable[[str, str], str | None] = own_patient
+    site_folders: bool = True
+
+    def __call__(self, raw: Path, site: str) -> Found:
+        """Pairs by the image's stem relative to `images/`, as cases of the files "image" and "label".
+
+        Raises:
+            DataError: a folder cannot be read. Its images would be missed, and taken for withdrawn ones.
+        """
+        folder = raw / site if self.site_folders else raw
+        images, labels = _list_files(folder / IMAGES, site), _list_files(folder / LABELS, site)
+        matched, faults = _match(images.files, labels.files, self.mask_suffixes)
+        faults += [(name, "a link to a folder is not followed; put the folder itself there")
+                   for name in images.linked + labels.linked]  # fmt: skip
+        cases = {}
+        for stem, name in matched.items():
+            patient = self.patient(site, stem)
+            if stem in images.double or name in labels.double:
+                faults.append((stem, "several files of this name with different endings"))
+            elif patient is None:
+                # as a patient of its own, one person's images would be trained on and validated on
+                faults.append((stem, "the patient rule does not match the image's name, so whose it is is not known"))
+            else:
+                cases[stem] = RawCase(stem, patient, {"image": images.files[stem], "label": labels.files[name]})
+        return Found(cases, tuple(faults), images.ignored + labels.ignored)
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """Reads a pair: one slice, its label values by a rule."""
+
+    rule: LabelRule = LabelRule()
+
+    def __call__(self, case: RawCase) -> Decoded:
+        """The image and its label values.
+
+        Raises:
+            Fault: a file is damaged, sizes differ, or the rule does not foresee a stored value.
+        """
+        image, label = read_image(case.files["image"]), read_label(case.files["label"], self.rule)
+        if image.shape[:2] != label.shape:
+            sizes = [f"{pixels.shape[1]} x {pixels.shape[0]} px" for pixels in (image, label)]
+            raise Fault(f"image {sizes[0]} and mask {sizes[1]} differ")
+        return Decoded(((image, label),))
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """Files by stem relative to the folder, stems that occur twice, names of links to folders, and how many
+    files of other kinds there are.
+    """
+
+    files: dict[str, Path]
+    double: set[str]
+    linked: list[str]
+    ignored: int
+
+
+def _list_files(folder: Path, site: str) -> _Listing:
+    found: dict[str, Path] = {}
+    double: set[str] = set()
+    linked: list[str] = []
+    ignored = 0
+    try:
+        for path in sorted(path for path in walk(folder) if not path.name.startswith(".")):
+            mode, name = _mode(path), path.relative_to(folder)
+            if stat.S_ISDIR(mode):
+                linked.append(name.as_posix())
+            elif stat.S_ISREG(mode) and path.suffix.lower() in ENDINGS:
+                stem = name.with_suffix("").as_posix()
+                if stem in found:
+                    double.add(stem)
+                found[stem] = path
+            else:
+                ignored += stat.S_ISREG(mode)
+    except OSError as error:
+        what = f"a folder in {folder.name}/ cannot be read: {reason(error)}"
+        raise DataError(what, where=f"site {site}", do=RIGHTS) from error
+    return _Listing(found, double, linked, ignored)
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return stat.S_IFREG  # a link that leads nowhere: reading it says so
+
+
+def _match(
+    images: dict[str, Path], labels: dict[str, Path], suffixes: Sequence[str]
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """The mask's stem by the image's stem; `(stem, fault)` of what has no partner."""
+    matched, faults, used = {}, [], set()
+    for stem in images:
+        names = [stem + suffix for suffix in suffixes if stem + suffix in labels]
+        used.update(names)
+        if len(names) == 1:
+            matched[stem] = names[0]
+        else:
+            faults.append((stem, "the image has several masks" if names else "the image has no mask"))
+    for name in sorted(labels.keys() - used):
+        suffix = next((s for s in suffixes if s and name.endswith(s)), "")
+        faults.append((name.removesuffix(suffix), "the mask has no image"))
+    return matched, faults

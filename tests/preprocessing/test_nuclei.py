@@ -1,0 +1,135 @@
+"""The nuclei data set: imitations of each published layout, and (where they are) the real images."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+
+import numpy as np
+import pytest
+
+from preprocessing import nuclei
+from preprocessing.images import Fault
+from preprocessing.nuclei_files import patient
+from tests.conftest import SHARED
+from tests.preprocessing.nuclei_layouts import (
+    HEIGHT,
+    LAYOUTS,
+    ONE,
+    TWO,
+    WIDTH,
+    dsb_sorted,
+    mask,
+    tile,
+    truth,
+    xml,
+)
+from tests.preprocessing.test_annotations import aperio
+
+DATA = SHARED / "data" / "nuclei"
+SECRET = "ZZCANARYMustermann"
+
+
+def recipe(*arguments):
+    """The recipe under command line options."""
+    parser = argparse.ArgumentParser()
+    nuclei.add_options(parser)
+    return nuclei.recipe(parser.parse_args(arguments))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_each_published_layout(tmp_path, layout):
+    count, patients, ignored = layout(tmp_path / "raw" / "SITE")
+    chosen = pickle.loads(pickle.dumps(recipe()))  # as a worker process gets it
+    assert chosen.sites(tmp_path / "raw") == ["SITE"]
+    found = chosen.find(tmp_path / "raw", "SITE")
+    assert (len(found.cases), found.faults, found.ignored) == (count, (), ignored)
+    assert {case.patient for case in found.cases.values()} == patients
+    for name, case in found.cases.items():
+        assert case.name == name
+        ((image, label),) = chosen.read(case).slices
+        assert (label == truth()).all()
+        assert (image.shape, image.dtype, label.dtype) == ((HEIGHT, WIDTH, 3), np.uint8, np.uint8)
+        assert image[label > 0].max() < 100 < image[label == 0].min()
+
+
+def test_ambiguous_outlines_are_background_unless_asked_for(tmp_path):
+    tile(tmp_path / "S" / "x.tif")
+    xml(tmp_path / "S" / "x.xml", aperio(("Epithelial", [(ONE, "")]), ("Ambiguous", [(TWO, "")])))
+    for arguments, right in (((), 30), (("--ambiguous", "nucleus"), 30 + 96)):
+        chosen = recipe(*arguments)
+        ((_, label),) = chosen.read(chosen.find(tmp_path, "S").cases["x"]).slices
+        assert label.sum() == right
+        assert chosen.options["ambiguous"] == (arguments[1] if arguments else "background")
+
+
+@pytest.mark.parametrize(
+    ("path", "right"),
+    [
+        ("a/TCGA-18-5592-01Z-00-DX1.tif", "TCGA-18-5592"),
+        ("a/tcga-18-5592-01z.tif", "TCGA-18-5592"),
+        ("Slide_03/03_2.png", "slide 3"),
+        ("a/03_2.png", "03_2"),
+        ("a/xTCGA-18-5592.png", "xTCGA-18-5592"),
+    ],
+)
+def test_patient_rule(tmp_path, path, right):
+    assert patient(tmp_path / path) == right
+
+
+def test_what_has_no_partner_is_told(tmp_path):
+    site = tmp_path / "S"
+    dsb_sorted(site)
+    tile(site / "images" / "alone.png")
+    xml(site / "labels" / "none.xml", aperio())
+    xml(site / "labels" / "1cd.xml", aperio())
+    tile(site / "images" / "0ab.tif")
+    assert dict(recipe().find(tmp_path, "S").faults) == {
+        "alone": "the image has no annotation",
+        "none": "the annotation has no image",
+        "1cd": "the image has annotations of several kinds",
+        "0ab": "several files of this name",
+    }
+
+
+def test_faults_of_a_case_tell_nothing(tmp_path):
+    site = tmp_path / "S"
+    for stem in ("size", "xml", "svs"):
+        tile(site / "images" / f"{SECRET}{stem}.png")
+    mask(site / "labels" / f"{SECRET}size.png", truth().T.copy())
+    xml(site / "labels" / f"{SECRET}xml.xml", aperio((SECRET, [(ONE, "")]))[:-9])
+    (site / "images" / f"{SECRET}svs.png").rename(site / "images" / f"{SECRET}svs.svs")  # a PNG is no slide
+    xml(site / "labels" / f"{SECRET}svs.xml", aperio())
+    found = recipe().find(tmp_path, "S")
+    messages = {"size": "differ", "xml": "annotation cannot be read", "svs": "write the SVS as TIF"}
+    for stem, message in messages.items():
+        with pytest.raises(Fault, match=message) as caught:
+            recipe().read(found.cases[SECRET + stem])
+        assert SECRET not in str(caught.value)
+
+
+REAL = {  # cases, patients, share of nuclei as measured
+    "emory_gbm40": (10, 10, 0.254),
+    "tcga_lgg": (10, 3, 0.208),
+    "monuseg_tcga_multiorgan": (5, 5, 0.268),
+    "dsb2018_stained_brightfield": (30, 30, 0.207),
+}
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("site", REAL)
+def test_real_sites(site):
+    if not (DATA / site).is_dir():
+        pytest.skip(f"needs shared/data/nuclei/{site} beside the checkout")
+    count, patients, share = REAL[site]
+    found = recipe().find(DATA, site)
+    assert (len(found.cases), found.faults, found.ignored) == (count, (), 0)
+    assert len({case.patient for case in found.cases.values()}) == patients
+    shares = []
+    for case in found.cases.values():
+        ((image, label),) = recipe().read(case).slices
+        assert (image.ndim, image.shape[:2]) == (3, label.shape)
+        assert image[label > 0].mean() < image[label == 0].mean()  # nuclei are dark: neither shifted nor inverted
+        shares.append(label.mean())
+    assert np.mean(shares) == pytest.approx(share, abs=0.002)
+    assert site in recipe().sites(DATA)
