@@ -12,7 +12,7 @@ from rich.table import Table
 
 import fedfms
 from fedfms.errors import FedfmsError, StudyError
-from fedfms.study import Study, load_study
+from fedfms.study import PHANTOM, Study, load_study
 
 _EXAMPLES = """\
 examples:
@@ -91,6 +91,9 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study, e.g. train.lr=1e-3"
     )
+    build.add_argument(
+        "--phantom", action="store_true", help="embedded phantom images instead of the study's data: a run with no data"
+    )
     build.add_argument("--bundle-code", action="store_true", help="copy this package into the job")
     build.set_defaults(run=_job_build)
 
@@ -114,6 +117,7 @@ def _job_build(args: argparse.Namespace) -> None:
             "held_out": held_out,
             "model.backbone": args.backbone,
             "train.rounds": args.rounds,
+            "data.dataset": PHANTOM if args.phantom else None,
             **({} if args.checkpoint is None else with_checkpoint(args.checkpoint)),
         },
     )
