@@ -3,6 +3,7 @@
 examples:
   python -m benchmarks step --method fedmsa --backbone vit_b --size 1024 --batch 1 --steps 1
   python -m benchmarks round --method fedmsa --backbone vit_b --size 1024 --sites 2 --json FILE
+  python -m benchmarks data --dataset polyp --raw RAW --site kvasir_seg_vestreviken_no --json FILE
   python -m benchmarks pages
 """
 
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pages, step
+from benchmarks import data, pages, step
 from benchmarks import round as federated_round
 from benchmarks.machine import machine
 from fedfms.files import write_atomic
@@ -35,17 +36,19 @@ def main() -> int:
     done = subprocess.run(inner, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return done.returncode
-    text = json.dumps({"machine": machine(), "rows": [json.loads(done.stdout)]}, indent=2)
+    text = json.dumps({"machine": machine(), "rows": json.loads(done.stdout)}, indent=2)
     sys.stdout.write(text + "\n")
     if args.json is not None:
         write_atomic(args.json, text + "\n")
     return 0
 
 
-def _measure(args: argparse.Namespace) -> dict[str, Any]:
+def _measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    if args.benchmark == "data":
+        return data.measure(args.dataset, args.raw, args.site, args.size)
     if args.benchmark == "round":
-        return federated_round.measure(args.method, args.backbone, args.size, args.sites, args.threads)
-    return step.measure(args.method, args.backbone, args.size, args.batch, args.steps)
+        return [federated_round.measure(args.method, args.backbone, args.size, args.sites, args.threads)]
+    return [step.measure(args.method, args.backbone, args.size, args.batch, args.steps)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,9 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     round_ = commands.add_parser("round", help="a round in NVFLARE's simulator, one image a site, random weights")
     round_.add_argument("--sites", type=int, default=2)
     round_.add_argument("--threads", type=int, default=1, help="sites at once; each needs a step's memory")
+    data = commands.add_parser("data", help="a site's bytes, seconds and images a second, beside the paper's way")
+    data.add_argument("--dataset", required=True, help="as `python -m preprocessing --help` names it")
+    data.add_argument("--raw", required=True, type=Path)
+    data.add_argument("--site", required=True)
     for command in (step, round_):
         command.add_argument("--method", default="fedmsa")
         command.add_argument("--backbone", default="vit_b")
+    for command in (step, round_, data):
         command.add_argument("--size", type=int, default=1024, help="input, px a side")
         command.add_argument("--json", type=Path, metavar="FILE", help="a file to write as well")
         command.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)

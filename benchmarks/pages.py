@@ -67,9 +67,9 @@ def _by_site(runs: Runs) -> str:
 
 def _rows(runs: Runs) -> str:
     """The rows of benchmarks, as they are."""
-    measured = {label: row for label, run in runs.items() for row in run["rows"]}
-    keys = list(dict.fromkeys(key for row in measured.values() for key in row))
-    rows = [[label, *(_plain(row.get(key)) for key in keys)] for label, row in measured.items()]
+    measured = [(label, row) for label, run in runs.items() for row in run["rows"]]
+    keys = list(dict.fromkeys(key for _, row in measured for key in row))
+    rows = [[label, *(_plain(row.get(key)) for key in keys)] for label, row in measured]
     return _markdown(["", *keys], rows)
 
 

@@ -26,7 +26,7 @@ def measure(method: str, backbone: str, size_px: int, sites: int, threads: int) 
     """
     with tempfile.TemporaryDirectory() as scratch:
         job, workspace = Path(scratch) / "job", Path(scratch) / "workspace"
-        build = [
+        build: list[str | Path] = [
             Path(sys.executable).with_name("fedfms"), "job", "build", method, "--study", "phantom", "--rounds", "1",
             "--backbone", backbone, "--sites", ",".join(f"site-{i + 1}" for i in range(sites)), "--held-out", "",
             "--set", f"model.input_px={size_px}", "--set", "data.phantom_images=1",
