@@ -122,8 +122,9 @@ def _job_build(args: argparse.Namespace) -> None:
         },
     )
     build_job(study, args.out, bundle_code=args.bundle_code)
+    rounds = f"{study.train.rounds} round{'' if study.train.rounds == 1 else 's'}"
     print(f"{args.out}: {study.method} on {study.name}, {study.model.backbone} at {study.model.input_px} px, "
-          f"{study.train.rounds} rounds, at least {study.min_sites} sites")  # fmt: skip
+          f"{rounds}, at least {study.min_sites} sites")  # fmt: skip
 
 
 def _without(held_out: list[str], study: Study) -> list[str]:

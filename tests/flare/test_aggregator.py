@@ -158,7 +158,7 @@ def test_a_round_that_sites_cannot_train_fails_with_their_reasons() -> None:
     server.fail("b", "there is no image")
     server.aggregator.aggregate(server.context)
     assert server.panics == [
-        "fedfms: round 3: 1 updates accepted, 2 needed (b: site b: there is no image)"
+        "fedfms: round 3: 1 updates accepted, 2 needed (site b: there is no image)"
     ]  # fmt: skip
 
 

@@ -130,7 +130,7 @@ class CheckedAggregator(Aggregator):
 
     def _too_thin(self, round_: int) -> str:
         trained = [row for row in self.rows.values() if not row["held_out"]]
-        reasons = [f"{row['site']}: {row['reason']}" for row in trained if not row["accepted"]]
+        reasons = [_reason(row) for row in trained if not row["accepted"]]
         silent = "" if reasons else "the others did not answer"
         return (
             f"round {round_}: {len(self._updates)} updates accepted, {self._min_sites} needed "
@@ -142,6 +142,12 @@ class CheckedAggregator(Aggregator):
         if not isinstance(persistor, SharedModelPersistor) or persistor.method is None or persistor.study is None:
             raise TypeError(f"component {self._persistor_id!r} must be a started SharedModelPersistor")
         return persistor.method, persistor.shared, persistor.study.held_out
+
+
+def _reason(row: dict[str, Any]) -> str:
+    """A row's reason with its site, which a site's own error names already."""
+    site, reason = row["site"], row["reason"]
+    return str(reason) if str(reason).startswith(f"site {site}") else f"{site}: {reason}"
 
 
 def _numbers(report: Any) -> dict[str, Any]:

@@ -59,7 +59,8 @@ class SiteExecutor(Executor):
         except FedfmsError as fault:
             error = fault.at(f"site {fl_ctx.get_identity_name()}")
             # NVFLARE's kits stream the log of errors to the server, so that the case is named below that level.
-            self.log_info(fl_ctx, f"fedfms: {task_name} failed: {error.line()}", fire_event=False)
+            if told_outside(error) != error.line():
+                self.log_info(fl_ctx, f"fedfms: {task_name} failed: {error.line()}", fire_event=False)
             self.log_error(fl_ctx, f"fedfms: {told_outside(error)}", fire_event=False)
             return error_reply(error)
         except Exception as error:  # noqa: BLE001 - a trace has paths of the site, and the reply would be without reason
