@@ -211,6 +211,12 @@ def test_faults(root, fault, cache):
     assert str(root) not in line
 
 
+def test_a_data_root_that_is_not_there(root):
+    with pytest.raises(DataError, match="site b: the data root is not a folder; correct data_root") as caught:
+        _open(root / "unmounted", site="b")
+    assert "unmounted" not in str(caught.value)
+
+
 def test_no_folder_and_no_such_structure(root):
     with pytest.raises(DataError, match="site b: there is no folder eyes/b"):
         _open(root, site="b")

@@ -141,6 +141,8 @@ def _open_folder(study: Study, site: str, settings: SiteSettings) -> tuple[list[
             where=f"site {site}",
             do="write data_root in local/fedfms_site.yaml, or in the file that FEDFMS_SITE names",
         )
+    if not settings.data_root.is_dir():
+        raise DataError("the data root is not a folder", do="correct data_root in the site's settings, or mount it")
     folder = settings.data_root / study.data.dataset / site
     if not folder.is_dir():
         raise DataError(

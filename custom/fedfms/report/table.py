@@ -16,7 +16,8 @@ _COLUMNS = (
 _LEGEND = (
     "Dice, IoU: sigmoid > 0.5, mean over images; an image that is empty in truth and prediction is left out and "
     "counted as empty. (fedfms): as the reference code of FedFMS computes them, over all images. before: of the model "
-    "of round 0. Means over sites are plain means of the sites' means."
+    "of round 0. Means over sites are plain means of the sites' means. best: among the models that the sites received "
+    "in the rounds, by the mean of their Dice; the final model, which is made after the last round, is not one of them."
 )
 _PARTS = {"val": "validation images", "test": "test images", "all": "all images"}
 
