@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.errors import DataError
-from preprocessing.raw import split_by_access, walk
+from preprocessing.raw import shown, sites_where
 from preprocessing.recipe import Found, RawCase
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
@@ -52,7 +52,7 @@ def site_names(raw: Path) -> list[str]:
     Raises:
         DataError: `raw` cannot be read.
     """
-    return [folder.name for folder in split_by_access(raw)[0] if _is_site(folder)]
+    return sites_where(raw, lambda folder: look(folder).usable)
 
 
 def look(folder: Path) -> SiteFiles:
@@ -63,9 +63,7 @@ def look(folder: Path) -> SiteFiles:
     """
     roles: dict[str, dict[str, list[Path]]] = {role: defaultdict(list) for role in ("image", "label", "disc", "cup")}
     ignored = 0
-    for path in sorted(walk(folder)):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
+    for path in shown(folder):
         role, stem = _role(path, folder)
         if role:
             roles[role][stem].append(path)
@@ -104,13 +102,6 @@ def find_cases(raw: Path, site: str, need_cup: bool) -> Found:
         chosen = {"image": images, "label": masks["label"]} if masks["label"] else {"image": images, **masks}
         cases[stem] = RawCase(stem, stem, {role: paths[0] for role, paths in chosen.items() if paths})
     return Found(cases, tuple(sorted(faults)), files.ignored)
-
-
-def _is_site(folder: Path) -> bool:
-    try:
-        return look(folder).usable
-    except OSError:
-        return True  # it may be one: looking for its cases says that it cannot be read
 
 
 def _role(path: Path, folder: Path) -> tuple[str, str]:

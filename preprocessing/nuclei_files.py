@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocessing.raw import split_by_access, walk
+from preprocessing.raw import shown, sites_where
 from preprocessing.recipe import Found, RawCase
 
 _IMAGES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".svs")
@@ -45,7 +45,7 @@ def site_folders(raw: Path) -> list[str]:
     Raises:
         DataError: `raw` cannot be read.
     """
-    return [folder.name for folder in split_by_access(raw)[0] if _is_site(folder)]
+    return sites_where(raw, lambda folder: look(folder).usable)
 
 
 def look(folder: Path) -> SiteFiles:
@@ -55,10 +55,8 @@ def look(folder: Path) -> SiteFiles:
         OSError: a folder in it cannot be read.
     """
     found = SiteFiles()
-    for path in sorted(walk(folder)):
+    for path in shown(folder):
         parts = path.relative_to(folder).parts
-        if any(part.startswith(".") for part in parts):
-            continue
         if any(part.lower() in _LEFT_OUT for part in parts) or not _sort(path, parts[:-1], found):
             found.ignored += 1
     return found
@@ -100,13 +98,6 @@ def patient(image: Path) -> str:
         return barcode.group().upper()
     slide = _TNBC.fullmatch(image.parent.name)
     return f"slide {int(slide.group(2))}" if slide else image.stem
-
-
-def _is_site(folder: Path) -> bool:
-    try:
-        return look(folder).usable
-    except OSError:
-        return True  # it may be one: looking for its cases says that it cannot be read
 
 
 def _sort(path: Path, folders: tuple[str, ...], found: SiteFiles) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fedfms.errors import DataError
@@ -61,6 +61,34 @@ def split_by_access(raw: Path) -> tuple[list[Path], int]:
         except OSError:
             closed += 1
     return found, closed
+
+
+def sites_where(raw: Path, holds: Callable[[Path], bool]) -> list[str]:
+    """Folders directly below `raw` of which `holds` is true, by name.
+
+    A folder in which something cannot be read may be a site: it is named, and looking for its cases says so.
+
+    Raises:
+        DataError: `raw` itself cannot be read.
+    """
+
+    def may_be_one(folder: Path) -> bool:
+        try:
+            return holds(folder)
+        except OSError:
+            return True
+
+    return [folder.name for folder in split_by_access(raw)[0] if may_be_one(folder)]
+
+
+def shown(folder: Path) -> list[Path]:
+    """All files below a folder, in order, but those whose name, or a folder's on the way to them, begins with a dot.
+
+    Raises:
+        OSError: as `walk`.
+    """
+    parts = {path: path.relative_to(folder).parts for path in walk(folder)}
+    return sorted(path for path, names in parts.items() if not any(name.startswith(".") for name in names))
 
 
 def walk(folder: Path) -> Iterator[Path]:

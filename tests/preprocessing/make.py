@@ -1,7 +1,9 @@
-"""Raw folders for the converters: made here, or real ones under links."""
+"""Raw folders for the converters, made here or real ones under links; recipes as the command line makes them."""
 
 from __future__ import annotations
 
+import argparse
+import pickle
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,18 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 CANARY = "ZZCANARYMustermann"
+
+
+def options(module, *arguments):
+    """The recipe of a data set under command line options."""
+    parser = argparse.ArgumentParser()
+    module.add_options(parser)
+    return module.recipe(parser.parse_args(arguments))
+
+
+def as_sent(thing):
+    """What a worker process gets when `thing` is sent to it."""
+    return pickle.loads(pickle.dumps(thing))
 
 
 def make_raw(folder: Path, n: int = 6) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 
@@ -11,8 +9,8 @@ from fedfms.data.volume import to_nifti
 from fedfms.errors import DataError
 from preprocessing import brain
 from preprocessing.images import Fault
-from tests.preprocessing.make import CANARY
-from tests.preprocessing.volume_layouts import options, put, scan, truth
+from tests.preprocessing.make import CANARY, as_sent, options
+from tests.preprocessing.volume_layouts import put, scan, truth
 
 SHAPE = (14, 16, 23)
 AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 15], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -56,7 +54,7 @@ def test_sites_are_the_tables(raw):
     assert recipe.sites(raw) == ["1", "6", "18", "21"]
     assert options(brain, "--institutions", "all").sites(raw) == ["1", "4", "6", "18", "21"]
     for site, numbers in ROWS.items():
-        found = pickle.loads(pickle.dumps(recipe)).find(raw, site)
+        found = as_sent(recipe).find(raw, site)
         assert sorted(found.cases) == [name_of(number) for number in numbers]
         assert (found.faults, found.ignored) == ((), 0)
         assert all(case.patient == name == case.name for name, case in found.cases.items())

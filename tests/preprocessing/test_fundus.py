@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,22 +26,19 @@ from tests.preprocessing.fundus_layouts import (
     stored,
     truth,
 )
+from tests.preprocessing.make import as_sent, options
 
 DATA = SHARED / "data" / "fundus"
 SECRET = "ZZCANARYMustermann"
 
 
-def recipe(*arguments):
-    """The recipe under command line options."""
-    parser = argparse.ArgumentParser()
-    fundus.add_options(parser)
-    return fundus.recipe(parser.parse_args(arguments))
+recipe = partial(options, fundus)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_each_published_layout(tmp_path, layout):
     count = layout(tmp_path / "raw" / "SITE")
-    chosen = pickle.loads(pickle.dumps(recipe()))  # as a worker process gets it
+    chosen = as_sent(recipe())
     assert chosen.sites(tmp_path / "raw") == ["SITE"]
     found = chosen.find(tmp_path / "raw", "SITE")
     assert (len(found.cases), found.faults) == (count, ())

@@ -15,8 +15,8 @@ from preprocessing.convert import convert_site
 from preprocessing.images import Fault
 from tests.conftest import SHARED
 from tests.data.test_volume import dice, through_256
-from tests.preprocessing.make import copy_sites
-from tests.preprocessing.volume_layouts import options, pair, scan, truth
+from tests.preprocessing.make import copy_sites, options
+from tests.preprocessing.volume_layouts import pair, scan, truth
 
 DATA = SHARED / "data" / "hippocampus3d"
 EDGES = SHARED / "data" / "_edge_cases"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from preprocessing import nuclei
 from preprocessing.images import Fault
 from preprocessing.nuclei_files import patient
 from tests.conftest import SHARED
+from tests.preprocessing.make import as_sent, options
 from tests.preprocessing.nuclei_layouts import (
     HEIGHT,
     LAYOUTS,
@@ -30,17 +30,13 @@ DATA = SHARED / "data" / "nuclei"
 SECRET = "ZZCANARYMustermann"
 
 
-def recipe(*arguments):
-    """The recipe under command line options."""
-    parser = argparse.ArgumentParser()
-    nuclei.add_options(parser)
-    return nuclei.recipe(parser.parse_args(arguments))
+recipe = partial(options, nuclei)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_each_published_layout(tmp_path, layout):
     count, patients, ignored = layout(tmp_path / "raw" / "SITE")
-    chosen = pickle.loads(pickle.dumps(recipe()))  # as a worker process gets it
+    chosen = as_sent(recipe())
     assert chosen.sites(tmp_path / "raw") == ["SITE"]
     found = chosen.find(tmp_path / "raw", "SITE")
     assert (len(found.cases), found.faults, found.ignored) == (count, (), ignored)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 
 from fedfms.errors import DataError
 from preprocessing.images import Fault
+from tests.preprocessing.make import as_sent
 from tests.preprocessing.nuclei_layouts import tnbc
 from tests.preprocessing.test_nuclei import recipe
 
@@ -36,7 +35,7 @@ def test_pannuke_by_tissue(tmp_path, dtype):
     first = pannuke(raw / "PanNuke", 1, dtype)
     second = pannuke(raw / "PanNuke", 2, dtype, types=("Uterus", "Adrenal_gland"))
     tnbc(raw / "TNBC")
-    chosen = pickle.loads(pickle.dumps(recipe()))
+    chosen = as_sent(recipe())
     assert chosen.sites(raw) == ["Adrenal_gland", "Bile-duct", "TNBC", "Uterus"]  # no Breast: not of the paper
     found = chosen.find(raw, "Adrenal_gland")
     assert sorted(found.cases) == ["fold1/00000", "fold1/00003", "fold2/00001"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 
 from fedfms.data.volume import to_nifti
 from preprocessing import prostate
 from preprocessing.images import Fault
-from tests.preprocessing.make import CANARY
-from tests.preprocessing.volume_layouts import options, pair, put, scan, truth
+from tests.preprocessing.make import CANARY, as_sent, options
+from tests.preprocessing.volume_layouts import pair, put, scan, truth
 
 
 def collection(raw):
@@ -38,7 +36,7 @@ def test_sites_of_the_collection(tmp_path):
         assert (sorted(found.cases), found.faults, found.ignored) == (["Case00", "Case01"], (), 0)
         assert {case.patient for case in found.cases.values()} == {"Case00", "Case01"}
         for case in found.cases.values():
-            done = pickle.loads(pickle.dumps(recipe)).read(case)
+            done = as_sent(recipe).read(case)
             assert len(done.slices) == 9
             back = to_nifti(done.volume, [values for _, values in done.slices])
             due = truth(values=(1, 2) if site.startswith("ISBI") else (1,)) > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from preprocessing.cli import main, make_parser
 from preprocessing.convert import plain_name
 from preprocessing.registry import DATASETS
+from tests.preprocessing.make import as_sent
 
 ALL = pytest.mark.parametrize("name", DATASETS)
 ADDRESS = re.compile(r"\b[\w-]+\.(ch|com|de|edu|es|eu|gov|in|info|io|net|no|org|uk)\b")
@@ -63,7 +63,7 @@ def test_the_list_of_commands_has_a_line_of_each(name, capsys):
 def test_what_is_sent_to_processes_can_be(name):
     recipe = _recipe(name)
     for part in (recipe.find, recipe.read):
-        assert pickle.loads(pickle.dumps(part)) == part
+        assert as_sent(part) == part
 
 
 @ALL

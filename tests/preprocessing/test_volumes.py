@@ -17,7 +17,7 @@ from preprocessing.convert import convert_site
 from preprocessing.images import Fault
 from preprocessing.recipe import Recipe
 from preprocessing.volumes import ValueRule, VolumeFinder, VolumeReader, depth_axis, eight_bits, volume_sites
-from tests.preprocessing.make import CANARY
+from tests.preprocessing.make import CANARY, as_sent
 from tests.preprocessing.volume_layouts import AFFINE, READ, SHAPE, fault_of, made, pair, put, scan, truth
 
 
@@ -144,9 +144,9 @@ def test_the_finder_matches_both_layouts(tmp_path):
         ("x_segmentation", "the volume has no segmentation"),
     )
     assert found.ignored == 2
-    for case in pickle.loads(pickle.dumps(found)).cases.values():
+    for case in as_sent(found).cases.values():
         assert case.patient == case.name
-        pickle.loads(pickle.dumps(READ))(case)
+        as_sent(READ)(case)
     assert volume_sites(tmp_path) == ["a"]
     assert volume_sites(site) == ["deeper"]  # images/ and labels/ are parts of a site
 

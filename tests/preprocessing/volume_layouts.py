@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,13 +14,6 @@ from tests.preprocessing.make import CANARY
 READ = VolumeReader(ValueRule({1: 1, 2: 2}))
 SHAPE = (20, 24, 9)
 AFFINE = np.array([[-0.5, 0, 0, 7], [0, 0.625, 0, -11.25], [0, 0, 3, 2.5], [0, 0, 0, 1]])
-
-
-def options(module, *arguments):
-    """The recipe of a data set under command line options."""
-    parser = argparse.ArgumentParser()
-    module.add_options(parser)
-    return module.recipe(parser.parse_args(arguments))
 
 
 def scan(shape=SHAPE, kind=np.float32, top=1000.0, seed=0):
