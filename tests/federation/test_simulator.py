@@ -53,20 +53,20 @@ def test_simulator_with_all_threads_equals_the_reference(method: str, simulate: 
     done = simulate(job, tmp_path / "ws", "-n", "3", "-t", "3")
     assert done.returncode == 0, done.stdout[-3000:]
     *_, last = rounds(study, SITES, SiteSettings(), tmp_path / "reference")
-    _assert_equal(_global_model(tmp_path / "ws"), last.shared, 1e-6)
+    _assert_equal(_global_model(tmp_path / "ws"), last.server.shared, 1e-6)
     rows, final = _records(tmp_path / "ws")
     trained = [row for row in rows if not row["held_out"]]
     assert [(row["round"], row["site"], row["accepted"]) for row in trained] == [
         (r, site, True) for r in range(2) for site in ("site-1", "site-2")
     ]
     assert [row["site"] for row in rows if row["held_out"]] == ["site-3", "site-3"]
-    reference = final_scores(study, SITES, SiteSettings(), tmp_path / "reference", last.shared)
+    reference = final_scores(study, SITES, SiteSettings(), tmp_path / "reference", last.server)
     for site in SITES:
         assert final["final"]["sites"][site]["scores"]["dice"] == pytest.approx(
             reference[site]["scores"]["dice"], abs=1e-6
         )
     # What goes up is what the method shares, and not a byte of the frozen part.
-    payload = sum(tensor.numel() * 4 for tensor in last.shared.values())
+    payload = sum(tensor.numel() * 4 for tensor in last.server.shared.values())
     assert all(row["bytes_up"] == row["bytes_down"] == payload for row in trained)
 
 
@@ -76,7 +76,7 @@ def test_one_thread_and_a_new_process_for_every_task_give_the_same(simulate: Sim
     done = simulate(job, tmp_path / "ws", "-n", "2", "-t", "1")
     assert done.returncode == 0, done.stdout[-3000:]
     *_, last = rounds(study, SITES[:2], SiteSettings(), tmp_path / "reference")
-    _assert_equal(_global_model(tmp_path / "ws"), last.shared, 1e-6)
+    _assert_equal(_global_model(tmp_path / "ws"), last.server.shared, 1e-6)
     report = tmp_path / "ws" / "server" / "simulate_job" / "fedfms" / "report"
     for name in ("results.json", "curves.png", "table.md", "config.yaml"):
         assert (report / name).stat().st_size > 0

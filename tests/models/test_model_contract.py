@@ -44,7 +44,7 @@ def test_shape_roles_and_adapters_on_meta(backbone: str, n_structures: int) -> N
     assert (model.backbone, model.input_px, model.n_structures) == (backbone, spec.input_px, n_structures)
     roles = model.roles()
     assert roles.keys() == dict(model.named_parameters()).keys()
-    assert set(roles.values()) == set(ROLES) - ({"head"} if n_structures == 1 else set())
+    assert set(roles.values()) == set(ROLES) - {"extra"} - ({"head"} if n_structures == 1 else set())
     order = model.adapters_in_order()
     in_order = [name for adapter in order for name in adapter]
     assert len(in_order) == len(set(in_order))

@@ -88,7 +88,7 @@ def test_the_order_of_sites_changes_nothing(tmp_path: Path) -> None:
     study = _study()
     *_, one = rounds(study, ["a", "b", "unseen"], SiteSettings(), tmp_path / "one")
     *_, other = rounds(study, ["unseen", "b", "a"], SiteSettings(), tmp_path / "other")
-    assert all(torch.equal(one.shared[name], other.shared[name]) for name in one.shared)
+    assert all(torch.equal(one.server.shared[name], other.server.shared[name]) for name in one.server.shared)
     assert set(one.results) == {"a", "b"}
     assert set(one.held_out) == {"unseen"}
 

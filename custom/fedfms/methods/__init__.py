@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from fedfms.errors import StudyError
-from fedfms.methods.base import Combined, Method, Partition, Tensors, Update
+from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedsam import FedSAM
 
+POOL = "pool"  # the one site that a centralised method trains at
 METHODS: Mapping[str, type[Method]] = {method.name: method for method in (FedMSA, FedSAM)}
 
 
@@ -17,11 +19,32 @@ def make_method(name: str, options: Mapping[str, Any]) -> Method:
     """The method `name` with its options.
 
     Raises:
-        StudyError: there is no such method, or it has no such option.
+        StudyError: there is no such method, or it has no such option or value.
     """
     if name not in METHODS:
         raise StudyError(f"unknown method {name!r}", where="study", do=f"one of {sorted(METHODS)}")
+    known = method_options(name)
+    for option, value in options.items():
+        if option not in known:
+            do = f"known ones: {sorted(known)}" if known else "it takes none"
+            raise StudyError(f"unknown option {option!r}", where=f"method {name}", do=do)
+        kind = type(known[option])
+        whole = kind is float and isinstance(value, int) and not isinstance(value, bool)
+        if not isinstance(value, kind) and not whole or isinstance(value, bool) != (kind is bool):
+            raise StudyError(f"{option} is {value!r}", where=f"method {name}", do=f"it must be a {kind.__name__}")
     return METHODS[name](**options)
 
 
-__all__ = ["METHODS", "Combined", "Method", "Partition", "Tensors", "Update", "make_method"]
+def method_options(name: str) -> dict[str, Any]:
+    """The options of a registered method, each with its default."""
+    return {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(METHODS[name]).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+__all__ = [
+    "METHODS", "POOL", "AtSite", "Layout", "Learner", "Method", "Partition", "Server", "Start", "Tensors", "Update",
+    "make_method", "method_options",
+]  # fmt: skip

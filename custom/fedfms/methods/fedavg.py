@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from fedfms.errors import UpdateError
-from fedfms.methods.base import Combined, Method, Tensors, Update
+from fedfms.methods.base import Method, Server, Tensors, Update
+
+
+def in_order(updates: Sequence[Update]) -> list[Update]:
+    """The updates by name of their site: sums in this order do not depend on who answered first."""
+    return sorted(updates, key=lambda update: update.site)
+
+
+def weighted(parts: Sequence[Tensors], weights: Sequence[float], by: float = 1.0) -> Tensors:
+    """sum_i w_i S_i / by, in float64 and in the order given, cast back to the tensors' own dtype.
+
+    To divide at the end leaves the mean of equal tensors equal to them, bit for bit.
+    """
+    out: Tensors = {}
+    for name, first in parts[0].items():
+        total = torch.zeros(first.shape, dtype=torch.float64)
+        for part, weight in zip(parts, weights, strict=True):
+            total.add_(part[name].to(torch.float64), alpha=weight)
+        out[name] = cast_back(total.div_(by), first.dtype)
+    return out
+
+
+def cast_back(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A float64 result in the dtype of what it was made of; whole numbers are rounded."""
+    return total.to(dtype) if dtype.is_floating_point else total.round().to(dtype)
 
 
 def weighted_mean(updates: Sequence[Update]) -> Tensors:
@@ -20,22 +44,16 @@ def weighted_mean(updates: Sequence[Update]) -> Tensors:
     Raises:
         UpdateError: no updates, or not one sample among them.
     """
-    ordered = sorted(updates, key=lambda update: update.site)
+    ordered = in_order(updates)
     total = sum(update.samples for update in ordered)
     if total <= 0:
         raise UpdateError("no samples to average over")
-    mean: Tensors = {}
-    for name, first in ordered[0].tensors.items():
-        accumulated = torch.zeros(first.shape, dtype=torch.float64)
-        for update in ordered:
-            accumulated.add_(update.tensors[name].to(torch.float64), alpha=update.samples)
-        mean[name] = accumulated.div_(total).to(first.dtype)
-    return mean
+    return weighted([update.tensors for update in ordered], [update.samples for update in ordered], by=total)
 
 
 class FedAvg(Method):
-    """Sample-weighted averaging of all that is trained."""
+    """Sample-weighted averaging of all that is shared."""
 
-    def combine(self, updates: Sequence[Update], state: Mapping[str, Any]) -> Combined:
-        """See `weighted_mean`; keeps no state."""
-        return Combined(shared=weighted_mean(updates))
+    def combine(self, updates: Sequence[Update], server: Server) -> Server:
+        """See `weighted_mean`."""
+        return replace(server, round=server.round + 1, shared=weighted_mean(updates), notes={})

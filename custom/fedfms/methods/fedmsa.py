@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fedfms.methods.fedavg import FedAvg
 
+ADAPTED = frozenset({"adapter", "decoder", "head"})
+
 
 class FedMSA(FedAvg):
     """Trains and shares the adapters and the decoder with its head; the image encoder stays frozen."""
@@ -11,4 +13,4 @@ class FedMSA(FedAvg):
     name = "fedmsa"
     paper = "FedFMS, MICCAI 2024"
     adapters = True
-    trained_roles = frozenset({"adapter", "decoder", "head"})
+    trained_roles = ADAPTED

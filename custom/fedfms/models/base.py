@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-ROLES = ("encoder", "adapter", "decoder", "head", "unused")
+ROLES = ("encoder", "adapter", "decoder", "head", "extra", "unused")
+EXTRAS = "extras."  # of the names of what a method adds to a network
 
 
 class SegmentationModel(nn.Module, abc.ABC):
@@ -19,6 +20,11 @@ class SegmentationModel(nn.Module, abc.ABC):
 
     # Names of tensors that a file of pre-trained weights may hold in vain: this network has no use for them.
     ignored_pretrained: ClassVar[tuple[str, ...]] = ()
+    # Whether normalisation in training takes a batch's own statistics, as a network trained from scratch needs.
+    batch_statistics: ClassVar[bool] = False
+
+    # What a method adds (`Method.attach`): embedding -> embedding of the same shape, before the decoder.
+    extras: nn.Module | None
 
     def __init__(self, backbone: str, *, input_px: int, mask_px: int, n_structures: int) -> None:
         super().__init__()
@@ -26,6 +32,7 @@ class SegmentationModel(nn.Module, abc.ABC):
         self.input_px = input_px
         self.mask_px = mask_px
         self.n_structures = n_structures
+        self.extras = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, input_px, input_px) in 0..1 -> logits (B, n_structures, mask_px, mask_px)."""
@@ -58,6 +65,19 @@ class SegmentationModel(nn.Module, abc.ABC):
     @abc.abstractmethod
     def adapters_in_order(self) -> list[tuple[str, ...]]:
         """Parameter names of the adapters A_1..A_K, from input to output; empty without adapters."""
+
+    def moving_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that training moves: batch statistics, where there are any."""
+        return ()
+
+    def skip_blocks(self, blocks: Collection[int]) -> None:
+        """Leave these transformer blocks (0-based, from input to output) out of the forward pass; () = none.
+
+        Raises:
+            ValueError: the network has no such blocks.
+        """
+        if blocks:
+            raise ValueError(f"{self.backbone} has no blocks to skip")
 
     def pretrained_names(self) -> frozenset[str]:
         """Names, as in the state dict, of the tensors that a file of pre-trained weights must hold."""

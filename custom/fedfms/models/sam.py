@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import build_adapters
-from fedfms.models.base import ImageEncoder, SegmentationModel
+from fedfms.models.base import EXTRAS, ImageEncoder, SegmentationModel
 from fedfms.rng import seeded
 from fedfms.study import ModelSpec
 
@@ -117,7 +117,8 @@ class PromptFreeSam(SegmentationModel):
 
     def from_prefix(self, features: Tensor) -> Tensor:
         """`prefix`'s features -> logits (B, C, mask_px, mask_px)."""
-        return self.decode(self.embed(features))
+        embedding = self.embed(features)
+        return self.decode(embedding if self.extras is None else self.extras(embedding))
 
     def embed(self, features: Tensor) -> Tensor:
         """`prefix`'s features -> image embedding (B, dim, grid, grid)."""
@@ -153,6 +154,8 @@ class PromptFreeSam(SegmentationModel):
         return {name: self._role(name) for name, _ in self.named_parameters()}
 
     def _role(self, name: str) -> str:
+        if name.startswith(EXTRAS):
+            return "extra"
         if name.startswith(_ADAPTERS):
             return "adapter"
         if name.startswith(_ENCODER):

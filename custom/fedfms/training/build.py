@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fedfms.errors import CheckpointError, SettingsError
-from fedfms.methods import Method, Partition, Tensors, make_method
+from fedfms.methods import Layout, Method, Partition, Tensors, make_method
 from fedfms.models import SegmentationModel, build_model
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
@@ -31,13 +32,17 @@ class BuiltModel:
         """All trained tensors as they are now: copies on the CPU."""
         return self._copy((*self.partition.shared, *self.partition.private))
 
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The trained parameters by name, in the model's own order."""
+        return {name: p for name, p in self.model.named_parameters() if name in self.partition.trained}
+
     def load(self, tensors: Tensors) -> None:
         """Put trained tensors into the model; `tensors` holds each of them, of the right shape.
 
         Raises:
             CheckpointError: a name or a shape differs from the model's.
         """
-        own = dict(self.model.named_parameters())
+        own = self._own()
         if set(tensors) != self.partition.trained:
             raise CheckpointError(
                 f"{len(set(tensors) ^ self.partition.trained)} tensors of the received model are not those of this "
@@ -49,8 +54,16 @@ class BuiltModel:
                     raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
                 own[name].copy_(tensor)
 
+    def train_only(self, names: Collection[str]) -> None:
+        """Give gradients to these parameters and to no other."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in names)
+
+    def _own(self) -> dict[str, torch.Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
     def _copy(self, names: tuple[str, ...]) -> Tensors:
-        own = dict(self.model.named_parameters())
+        own = self._own()
         return {name: own[name].detach().to("cpu", copy=True) for name in names}
 
 
@@ -68,10 +81,11 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
         seed=study.seed,
         checkpoint=checkpoint_path(study, settings),
     )
-    partition = method.partition(model.roles())
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in partition.trained)
-    return BuiltModel(model.to(settings.torch_device).eval(), method, partition, study.model)
+    method.attach(model)
+    partition = method.partition(Layout.of(model))
+    built = BuiltModel(model.to(settings.torch_device).eval(), method, partition, study.model)
+    built.train_only(partition.trained)
+    return built
 
 
 def checkpoint_path(study: Study, settings: SiteSettings) -> Path | None:

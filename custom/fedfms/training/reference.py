@@ -7,41 +7,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfms.methods import Tensors
+from fedfms.methods import METHODS, POOL, Server, Tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import build
+from fedfms.training.server import ServerStore
 from fedfms.training.site import RoundResult, Site
 
 
 @dataclass(frozen=True)
 class ReferenceRound:
-    """A round: the model that the sites received, what each made of it, and what the server made of that."""
+    """A round: the tensors that each site received, what it made of them, and the server after that."""
 
     round: int
-    received: Tensors
+    received: Mapping[str, Tensors]
     results: Mapping[str, RoundResult]
-    shared: Tensors
+    server: Server
     held_out: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def rounds(study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path) -> Iterator[ReferenceRound]:
-    """Run the study's rounds over `sites` one after another; each keeps its memory under `folder/<site>`."""
-    server = build(study, settings)
-    shared: Tensors = server.shared()
-    state: Mapping[str, Any] = {}
+    """Run the study's rounds over `sites` one after another; each keeps its memory under `folder/<site>`, the server
+    its own in `folder/server.pt`. A run that was stopped after a round goes on from there.
+
+    Where the method pools the data of all sites, its one training site is `POOL`.
+    """
+    built, store = build(study, settings), ServerStore(folder / "server.pt")
+    method = built.method
+    server = store.load() or Server(shared=built.shared(), seed=study.seed)
+    names = [POOL] if method.centralised else [name for name in sites if name not in study.held_out]
     held_out = [Site(study, name, settings, folder / name) for name in sites if name in study.held_out]
-    training = [Site(study, name, settings, folder / name) for name in sites if name not in study.held_out]
-    for round_ in range(study.train.rounds):
-        results = {site.name: site.train_round(round_, shared) for site in training}
-        scores = {site.name: site.evaluate(shared) for site in held_out}
-        combined = server.method.combine([result.update for result in results.values()], state)
-        yield ReferenceRound(round_, shared, results, combined.shared, scores)
-        shared, state = combined.shared, combined.state
+    training = [Site(study, name, settings, folder / name) for name in names]
+    while server.round < study.train.rounds:
+        sent = method.dispatch(server, sorted(names))
+        results = {site.name: site.train_round(server.round, sent[site.name]) for site in training}
+        scores = {site.name: site.evaluate(server.shared) for site in held_out}
+        after = method.combine([result.update for result in results.values()], server)
+        store.save(after)
+        yield ReferenceRound(server.round, sent, results, after, scores)
+        server = after
 
 
 def final_scores(
-    study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path, shared: Tensors
+    study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path, server: Server
 ) -> dict[str, dict[str, Any]]:
-    """How a global model does at each site, as `Site.evaluate` tells it."""
-    return {name: Site(study, name, settings, folder / name).evaluate(shared) for name in sites}
+    """How the model that each site would use does there, as `Site.evaluate` tells it; of a pool, for each site."""
+    if METHODS[study.method].centralised:
+        pool = Site(study, POOL, settings, folder / POOL).evaluate(server.shared)["by_site"]
+        sites = [name for name in sites if name in study.held_out]
+    else:
+        pool = {}
+    return pool | {
+        name: Site(study, name, settings, folder / name).evaluate(server.per_site.get(name, server.shared))
+        for name in sites
+    }

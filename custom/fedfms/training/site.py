@@ -7,25 +7,28 @@ is on disk (`StateStore`), because a FLARE simulator with fewer threads than sit
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from fedfms.data import SiteData, open_site
+from fedfms.data.pool import PooledData, open_pool
 from fedfms.errors import FedfmsError, TrainingError
 from fedfms.files import write_atomic
-from fedfms.methods import Tensors, Update
+from fedfms.methods import METHODS, AtSite, Tensors, Update
 from fedfms.report.overlay import overlay_png
-from fedfms.rng import torch_rng
+from fedfms.rng import rng, torch_rng
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
+from fedfms.training.learner import SiteLearner
 from fedfms.training.prefix import PrefixCache
-from fedfms.training.state import SiteState, StateStore
+from fedfms.training.state import SiteState, StateStore, save_model
 from fedfms.training.trainer import Stop, Trainer, batches, never
 
 _OVERLAYS = 4
@@ -48,14 +51,17 @@ class Site:
         self.study = study
         self.name = name
         self.held_out = name in study.held_out
+        self.pooled = METHODS[study.method].centralised and not self.held_out
         self._settings = settings
         self._folder = folder
         self._store = StateStore(folder / "state")
         self._stop = stop
 
     @cached_property
-    def data(self) -> SiteData:
+    def data(self) -> SiteData | PooledData:
         """The site's images; opened when first asked for, so that a fault becomes an error of that task."""
+        if self.pooled:
+            return open_pool(self.study, self.study.sites, self._settings)
         return open_site(self.study, self.name, self._settings)
 
     @cached_property
@@ -69,6 +75,11 @@ class Site:
         if self.study.data.cache and PrefixCache.applies(self.built):
             cache = PrefixCache(self.built, (self._settings.cache or self._folder / "cache") / "prefix")
         return Trainer(self.built, self.study.train, self.study.structure_names, cache, self._stop)
+
+    @cached_property
+    def _initial(self) -> Tensors:
+        """All trained tensors as they begin, before anything is loaded into the model."""
+        return self.built.trained()
 
     @property
     def samples(self) -> int:
@@ -91,23 +102,34 @@ class Site:
         if not self.samples:
             raise TrainingError("there is no image to train on", do="give it more cases, or hold the site out")
         before = self._store.load(before=round_)
-        self.built.load(self.built.method.unpack(received, self._private(before)))
-        scores = self._score()
-        optimizer = self._trainer.optimizer(None if before is None else before.optimizer)
+        start = self.built.method.receive(self._at_site(round_, before), received)
+        self.built.load(start.tensors)
+        scores = self._score(self.data)
+        optimizer = self._trainer.optimizer(round_, None if before is None else before.optimizer)
         loss = self._fit(round_, optimizer, received)
         trained = self.built.trained()
-        self._remember(round_, trained, optimizer, scores, before)
-        update = Update(self.name, self.built.method.pack(trained, self.built.partition), self.samples)
+        dice = [before.best_dice if before else None, scores["dice"] if scores else None]
+        best = max((value for value in dice if value is not None), default=None)
+        self._store.save(SiteState(round_, trained, optimizer.state_dict(), best, start.memory))
+        update = Update(self.name, self.built.method.pack(round_, trained, received), self.samples)
         return RoundResult(update, scores, loss, time.monotonic() - started)
 
-    def _private(self, state: SiteState | None) -> Tensors:
-        """The site's private tensors: as it last trained them, or as they begin."""
-        source = self.built.trained() if state is None else state.trained
-        return {name: source[name] for name in self.built.partition.private}
+    def _at_site(self, round_: int, before: SiteState | None) -> AtSite:
+        own, memory = (self._initial, {}) if before is None else (before.trained, before.memory)
+        return AtSite(round_, own, memory, SiteLearner(self._trainer, self.built, self._sample, round_))
+
+    def _sample(self, share: float, round_: int, purpose: str) -> Iterable[Any]:
+        """Batches of a random share of the training slices, as they lie on disk."""
+        draw = rng(self.study.seed, self.name, round_, purpose)
+        count = max(1, round(share * self.samples))
+        chosen = sorted(draw.permutation(self.samples)[:count].tolist())
+        return batches(Subset(self._dataset("train"), chosen), self.study.train.batch_size)
 
     def _fit(self, round_: int, optimizer: torch.optim.Optimizer, received: Tensors) -> float:
-        spec, data = self.study.train, self.study.data
+        spec, data, built = self.study.train, self.study.data, self.built
         augmented = data.augment != "none" or data.crop_px is not None
+        built.train_only({*received, *built.partition.private})
+        built.method.before_training(built.model, round_, received)
         loss = 0.0
         for epoch in range(spec.local_epochs):
             step = round_ * spec.local_epochs + epoch
@@ -118,45 +140,44 @@ class Site:
                 shuffle=torch_rng(self.study.seed, self.name, step, "shuffle"),
             )
             loss = self._trainer.epoch(loader, optimizer, received, cached=not augmented)
+        built.method.after_training(built.model)
+        built.train_only(built.partition.trained)
         return loss
-
-    def _remember(
-        self,
-        round_: int,
-        trained: Tensors,
-        optimizer: torch.optim.Optimizer,
-        scores: dict[str, Any] | None,
-        before: SiteState | None,
-    ) -> None:
-        best = before.best_dice if before else None
-        dice = scores["dice"] if scores else None
-        if dice is not None and (best is None or dice > best):
-            best = dice
-        self._store.save(SiteState(round_, trained, optimizer.state_dict(), best))
 
     def evaluate(self, received: Tensors, overlays: str | None = None) -> dict[str, Any]:
         """Score a global model on the site's validation images (all images at a held-out site).
 
         Args:
             received: shared tensors; private ones are the site's newest.
-            overlays: a name under which to draw a few images, truths and predictions into the site's own folder.
+            overlays: a name under which to draw a few images, truths and predictions into the site's own folder,
+                and to save there the model that is the site's own, if the method makes such.
 
         Returns:
-            {"scores": ..., "part": "val" | "test" | "all", "images": n, "held_out": bool}
+            {"scores": ..., "part": "val" | "test" | "all", "images": n, "held_out": bool}, and where the data of
+            several sites are pooled "by_site": the same of each of them.
 
         Raises:
             FedfmsError: with the site in `where`.
         """
         try:
-            state = self._store.load() if self.built.partition.private else None
-            self.built.load({**self._private(state), **received})
-            scores = self._score()
+            state = self._store.load()
+            own, memory = (self._initial, {}) if state is None else (state.trained, state.memory)
+            self.built.load(self.built.method.personal_model(own, memory, received))
+            scores = self._score(self.data)
+            members = self.data.members if isinstance(self.data, PooledData) else ()
+            each = {member.site: self._told(member, self._score(member)) for member in members}
+            by_site = {"by_site": each} if each else {}
             if overlays is not None:
                 self._draw(overlays)
+                if self.built.method.personal and not self.held_out:
+                    save_model(self._folder / "models" / f"personal_{overlays}.pt", self.study, self.built.trained())
         except FedfmsError as error:
             raise error.at(f"site {self.name}") from error
-        part = self.data.scored_part
-        return {"scores": scores, "part": part, "images": len(self.data.parts[part]), "held_out": self.held_out}
+        return self._told(self.data, scores) | by_site
+
+    def _told(self, data: SiteData | PooledData, scores: dict[str, Any] | None) -> dict[str, Any]:
+        part = data.scored_part
+        return {"scores": scores, "part": part, "images": len(data.parts[part]), "held_out": self.held_out}
 
     def local_model(self) -> Tensors:
         """The shared tensors as this site last trained them.
@@ -167,13 +188,14 @@ class Site:
         state = self._store.load()
         if state is None:
             raise TrainingError("there is no model yet: the site has not trained", where=f"site {self.name}")
-        return self.built.method.pack(state.trained, self.built.partition)
+        return {name: state.trained[name] for name in self.built.partition.shared}
 
-    def _score(self) -> dict[str, Any] | None:
-        part = self.data.scored_part
-        if not self.data.parts[part]:
+    def _score(self, data: SiteData | PooledData) -> dict[str, Any] | None:
+        part, model = data.scored_part, self.built.model
+        if not data.parts[part]:
             return None
-        return self._trainer.score(batches(self._dataset(part), self.study.train.batch_size))
+        dataset = data.dataset(part, input_px=model.input_px, mask_px=model.mask_px)
+        return self._trainer.score(batches(dataset, self.study.train.batch_size))
 
     def _draw(self, model_name: str) -> None:
         dataset = self._dataset(self.data.scored_part)

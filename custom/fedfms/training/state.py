@@ -6,10 +6,11 @@ before it; the two newest are kept. Loading allows tensors, numbers and names on
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,50 @@ import torch
 from fedfms.errors import TrainingError
 from fedfms.files import write_atomic
 from fedfms.methods import Tensors
+from fedfms.study import Study
 
-_FORMAT = 2
+_FORMAT = 3
 _KEEP = 2
 _NAME = re.compile(r"round_(\d{5})\.pt")
 
 
 @dataclass(frozen=True)
 class SiteState:
-    """State after `round`: the site's own trained tensors (private ones among them), optimizer, best score."""
+    """State after `round`: the site's own trained tensors (private ones among them), optimizer, best score, and what
+    the method asked to keep.
+    """
 
     round: int
     trained: Tensors
     optimizer: dict[str, Any]
     best_dice: float | None = None
+    memory: Tensors = field(default_factory=dict)
+
+
+def save_model(path: Path, study: Study, tensors: Tensors) -> None:
+    """Write the trained tensors of a site's own model, with the study that they belong to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, {"format": 1, "study": study.to_dict(), "tensors": tensors})
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Any]:
+    """What `write_tensors` wrote: tensors, numbers, texts, and lists and dicts of them; no code is run.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{what} cannot be read", do="remove the run's folder and start again") from error
+    return content
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write plain content with tensors whole or not at all, for the owner's eyes only."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomic(path, buffer.getvalue(), mode=0o600)
 
 
 class StateStore:
@@ -43,18 +74,8 @@ class StateStore:
     def save(self, state: SiteState) -> None:
         """Write the state of a round, then forget later ones, of a course that was left, and all but the newest two."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "format": _FORMAT,
-                "round": state.round,
-                "trained": state.trained,
-                "optimizer": state.optimizer,
-                "best_dice": state.best_dice,
-            },
-            buffer,
-        )
-        write_atomic(self._folder / f"round_{state.round:05d}.pt", buffer.getvalue(), mode=0o600)
+        fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+        write_tensors(self._path(state.round), {"format": _FORMAT, **fields})
         rounds = self._rounds()
         kept = [round_ for round_ in rounds if round_ <= state.round][-_KEEP:]
         for other in set(rounds) - set(kept):
@@ -75,20 +96,10 @@ class StateStore:
             )
         if not rounds:
             return None
-        try:
-            raw = torch.load(self._path(rounds[-1]), map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            raise TrainingError(
-                f"the state saved after round {rounds[-1]} cannot be read", do="remove the run's folder and start again"
-            ) from error
+        raw = read_tensors(self._path(rounds[-1]), f"the state saved after round {rounds[-1]}")
         if raw.get("format") != _FORMAT:
             raise TrainingError("the saved state is of another version", do="finish the run with that version")
-        return SiteState(
-            round=raw["round"],
-            trained=raw["trained"],
-            optimizer=raw["optimizer"],
-            best_dice=raw["best_dice"],
-        )
+        return SiteState(**{name: value for name, value in raw.items() if name != "format"})
 
     def _path(self, round_: int) -> Path:
         return self._folder / f"round_{round_:05d}.pt"

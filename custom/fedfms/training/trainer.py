@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from fedfms.errors import FedfmsError, TrainingError
 from fedfms.methods import Tensors
 from fedfms.study import TrainSpec
 from fedfms.training.build import BuiltModel
-from fedfms.training.losses import make_loss
 from fedfms.training.metrics import Scores
 from fedfms.training.prefix import PrefixCache
 
@@ -75,17 +74,18 @@ class Trainer:
         self._built = built
         self._spec = spec
         self._structures = tuple(structures)
-        self._loss = make_loss(spec)
+        self._loss = built.method.loss(spec)
         self._cache = cache
         self._stop = stop
         self._device = next(built.model.parameters()).device
 
-    def optimizer(self, state: dict[str, Any] | None = None) -> torch.optim.Adam:
-        """Adam over the trained tensors, in the state that an earlier round left."""
-        trained = [p for p in self._built.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=self._spec.lr, betas=(self._spec.beta1, self._spec.beta2))
+    def optimizer(self, round_: int, state: dict[str, Any] | None = None) -> torch.optim.Optimizer:
+        """The method's optimizer of the trained parameters, in the state that an earlier round left."""
+        optimizer = self._built.method.optimizer(self._built.parameters(), self._spec)
         if state is not None:
             optimizer.load_state_dict(state)
+        for group in optimizer.param_groups:
+            group["lr"] = self._built.method.learning_rate(self._spec, round_)
         return optimizer
 
     def epoch(
@@ -101,12 +101,14 @@ class Trainer:
             TrainingError: the loss is not finite.
             Aborted: the run was told to stop.
         """
-        own = {name: p for name, p in self._built.model.named_parameters() if p.requires_grad}
+        model = self._built.model
+        received = {name: tensor.to(self._device) for name, tensor in received.items()}
         total, count = 0.0, 0
-        for batch in self._until_stopped(loader):
+        model.train(model.batch_statistics)
+        for batch in self.until_stopped(loader):
             optimizer.zero_grad(set_to_none=True)
             loss = self._loss(self._logits(batch, cached), batch["label"].to(self._device))
-            penalty = self._built.method.penalty(own, received)
+            penalty = self._built.method.penalty(model, received)
             if penalty is not None:
                 loss = loss + penalty
             value = float(loss.detach())
@@ -115,13 +117,25 @@ class Trainer:
             loss.backward()
             optimizer.step()
             total, count = total + value * len(batch["image"]), count + len(batch["image"])
+        model.eval()
         return total / max(count, 1)
+
+    def gradients(self, batch: Batch, names: Collection[str]) -> tuple[float, Tensors]:
+        """Loss of the model as it stands on a batch, without the method's penalty, and its gradients by `names`."""
+        parameters = self._built.parameters()
+        loss = self._loss(self._logits(batch, cached=True), batch["label"].to(self._device))
+        chosen = [parameters[name] for name in names]
+        grads = torch.autograd.grad(loss, chosen, allow_unused=True)
+        return float(loss.detach()), {
+            name: torch.zeros(p.shape) if g is None else g.cpu()
+            for name, p, g in zip(names, chosen, grads, strict=True)
+        }
 
     @torch.no_grad()
     def score(self, loader: Iterable[Batch]) -> dict[str, Any]:
         """`Scores.result()` of the model over the batches."""
         scores = Scores(self._structures)
-        for batch in self._until_stopped(loader):
+        for batch in self.until_stopped(loader):
             scores.add(self._logits(batch, cached=True).float().cpu(), batch["label"])
         return scores.result()
 
@@ -136,7 +150,8 @@ class Trainer:
             return self._built.model.from_prefix(self._cache.features(images, batch["key"]))
         return self._built.model(images)
 
-    def _until_stopped(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+    def until_stopped(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; a fault among them, and the order to stop, are raised."""
         for batch in loader:
             if self._stop():
                 raise Aborted
