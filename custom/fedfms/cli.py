@@ -14,6 +14,7 @@ import fedfms
 from fedfms.errors import FedfmsError, StudyError
 from fedfms.study import PHANTOM, Study, load_study
 
+POOLED_PHANTOMS = ("site-1", "site-2", "site-3")
 _EXAMPLES = """\
 examples:
   fedfms job build fedmsa --study phantom --out jobs/fedmsa
@@ -78,7 +79,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         "build", help="make the job folder of a method on a study", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    build.add_argument("method", help="as `fedfms list` names them")
+    build.add_argument("method", help="as `fedfms list` names them; all: each of them, into OUT/METHOD")
     build.add_argument("--study", required=True, help="a YAML file, or a name in jobs/studies")
     build.add_argument("--out", required=True, type=Path, help="the job folder to write")
     build.add_argument("--preset", help="schedule and backbone of `fedfms list`, laid over the study's")
@@ -99,19 +100,37 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
 
 
 def _job_build(args: argparse.Namespace) -> None:
-    from fedfms.flare.job import build_job, with_checkpoint
+    from fedfms.flare.job import build_job
+    from fedfms.methods import METHODS
+    from fedfms.training.traffic import plan
+
+    for name in sorted(METHODS) if args.method == "all" else [args.method]:
+        study = _study_of(args, name)
+        out = build_job(study, args.out / name if args.method == "all" else args.out, bundle_code=args.bundle_code)
+        what = f"{name} on {study.name}, {study.model.backbone} at {study.model.input_px} px"
+        print(f"{out}: {what}; {plan(study).text()}")
+
+
+def _study_of(args: argparse.Namespace, method: str) -> Study:
+    """The study that the command line means, for a method."""
+    from fedfms.flare.job import with_checkpoint
+    from fedfms.methods import METHODS
 
     path = find_study(args.study)
     held_out = None if args.held_out is None else [name for name in args.held_out.split(",") if name]
     sites = None if args.sites is None else [name for name in args.sites.split(",") if name]
+    base = load_study(path, preset=args.preset, overrides=args.set)
     if sites is None and held_out:
-        sites = _without(held_out, load_study(path, preset=args.preset, overrides=args.set))
-    study = load_study(
+        sites = _without(held_out, base)
+    pools = method in METHODS and METHODS[method].centralised
+    if pools and not sites and not base.sites and (args.phantom or base.data.dataset == PHANTOM):
+        sites = list(POOLED_PHANTOMS)  # any name is a phantom's; a pool must know which
+    return load_study(
         path,
         preset=args.preset,
         overrides=args.set,
         **{
-            "method": args.method,
+            "method": method,
             "seed": args.seed,
             "sites": sites,
             "held_out": held_out,
@@ -121,10 +140,6 @@ def _job_build(args: argparse.Namespace) -> None:
             **({} if args.checkpoint is None else with_checkpoint(args.checkpoint)),
         },
     )
-    build_job(study, args.out, bundle_code=args.bundle_code)
-    rounds = f"{study.train.rounds} round{'' if study.train.rounds == 1 else 's'}"
-    print(f"{args.out}: {study.method} on {study.name}, {study.model.backbone} at {study.model.input_px} px, "
-          f"{rounds}, at least {study.min_sites} sites")  # fmt: skip
 
 
 def _without(held_out: list[str], study: Study) -> list[str]:

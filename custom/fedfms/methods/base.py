@@ -125,6 +125,7 @@ class Method:
     trained_roles: ClassVar[frozenset[str]]
     family: ClassVar[str] = "sam"  # of the backbones that it trains
     personal: ClassVar[bool] = False  # every site ends with a model of its own
+    partial: ClassVar[bool] = False  # a site may be sent a part of the shared tensors
     centralised: ClassVar[bool] = False  # the data of all sites pooled in one process: a yardstick, no federation
     adapters: bool = False  # the model carries adapters (MSA) or none (SAM)
 

@@ -101,6 +101,7 @@ class Site:
         started = time.monotonic()
         if not self.samples:
             raise TrainingError("there is no image to train on", do="give it more cases, or hold the site out")
+        self.built.check_received(received)
         before = self._store.load(before=round_)
         start = self.built.method.receive(self._at_site(round_, before), received)
         self.built.load(start.tensors)
@@ -160,6 +161,7 @@ class Site:
             FedfmsError: with the site in `where`.
         """
         try:
+            self.built.check_received(received)
             state = self._store.load()
             own, memory = (self._initial, {}) if state is None else (state.trained, state.memory)
             self.built.load(self.built.method.personal_model(own, memory, received))
