@@ -13,6 +13,7 @@ from preprocessing.raw import RIGHTS, is_folder, need_folder, reason, split_by_a
 from preprocessing.recipe import Decoded, Found, RawCase
 
 IMAGES, LABELS = "images", "labels"
+PatientRule = Callable[[str, str], str | None]
 
 
 def own_patient(site: str, stem: str) -> str:
@@ -56,7 +57,7 @@ class PairFinder:
     """
 
     mask_suffixes: tuple[str, ...] = ("", "_mask")
-    patient: Callable[[str, str], str | None] = own_patient
+    patient: PatientRule = own_patient
     site_folders: bool = True
 
     def __call__(self, raw: Path, site: str) -> Found:
@@ -66,21 +67,34 @@ class PairFinder:
             DataError: a folder cannot be read. Its images would be missed, and taken for withdrawn ones.
         """
         folder = raw / site if self.site_folders else raw
-        images, labels = _list_files(folder / IMAGES, site), _list_files(folder / LABELS, site)
-        matched, faults = _match(images.files, labels.files, self.mask_suffixes)
-        faults += [(name, "a link to a folder is not followed; put the folder itself there")
-                   for name in images.linked + labels.linked]  # fmt: skip
-        cases = {}
-        for stem, name in matched.items():
-            patient = self.patient(site, stem)
-            if stem in images.double or name in labels.double:
-                faults.append((stem, "several files of this name with different endings"))
-            elif patient is None:
-                # as a patient of its own, one person's images would be trained on and validated on
-                faults.append((stem, "the patient rule does not match the image's name, so whose it is is not known"))
-            else:
-                cases[stem] = RawCase(stem, patient, {"image": images.files[stem], "label": labels.files[name]})
-        return Found(cases, tuple(faults), images.ignored + labels.ignored)
+        return find_pairs(site, folder / IMAGES, folder / LABELS, self.mask_suffixes, self.patient)
+
+
+def find_pairs(
+    site: str, images: Path, labels: Path, suffixes: Sequence[str], patient: PatientRule, prefix: str = ""
+) -> Found:
+    """Pairs of two folders: the mask of `a.jpg` is `prefix` + `a` + one of `suffixes` + any ending.
+
+    The cases have the files "image" and "label", and as names the image's stem relative to its folder.
+
+    Raises:
+        DataError: a folder cannot be read. Its images would be missed, and taken for withdrawn ones.
+    """
+    frames, masks = _list_files(images, site), _list_files(labels, site)
+    matched, faults = _match(frames.files, masks.files, suffixes, prefix)
+    faults += [(name, "a link to a folder is not followed; put the folder itself there")
+               for name in frames.linked + masks.linked]  # fmt: skip
+    cases = {}
+    for stem, name in matched.items():
+        person = patient(site, stem)
+        if stem in frames.double or name in masks.double:
+            faults.append((stem, "several files of this name with different endings"))
+        elif person is None:
+            # as a patient of its own, one person's images would be trained on and validated on
+            faults.append((stem, "the patient rule does not match the image's name, so whose it is is not known"))
+        else:
+            cases[stem] = RawCase(stem, person, {"image": frames.files[stem], "label": masks.files[name]})
+    return Found(cases, tuple(faults), frames.ignored + masks.ignored)
 
 
 @dataclass(frozen=True)
@@ -145,18 +159,21 @@ def _mode(path: Path) -> int:
 
 
 def _match(
-    images: dict[str, Path], labels: dict[str, Path], suffixes: Sequence[str]
+    images: dict[str, Path], labels: dict[str, Path], suffixes: Sequence[str], prefix: str
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """The mask's stem by the image's stem; `(stem, fault)` of what has no partner."""
     matched, faults, used = {}, [], set()
     for stem in images:
-        names = [stem + suffix for suffix in suffixes if stem + suffix in labels]
+        folder, slash, name = stem.rpartition("/")
+        names = [mask for suffix in suffixes if (mask := f"{folder}{slash}{prefix}{name}{suffix}") in labels]
         used.update(names)
         if len(names) == 1:
             matched[stem] = names[0]
         else:
             faults.append((stem, "the image has several masks" if names else "the image has no mask"))
-    for name in sorted(labels.keys() - used):
+    for mask in sorted(labels.keys() - used):
+        folder, slash, name = mask.rpartition("/")
         suffix = next((s for s in suffixes if s and name.endswith(s)), "")
-        faults.append((name.removesuffix(suffix), "the mask has no image"))
+        stem = f"{folder}{slash}{name.removeprefix(prefix).removesuffix(suffix)}"
+        faults.append((stem, "the mask has no image"))
     return matched, faults
