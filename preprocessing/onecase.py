@@ -7,6 +7,9 @@ a file's name or a header's field.
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +68,20 @@ def convert_case(task: Task) -> Done:
     begin(task.out)
     slices = tuple(_write(task, number, *pair) for number, pair in enumerate(decoded.slices))
     return Done(task.id, slices, volume)
+
+
+def end_with_parent() -> None:
+    """In a worker process: end it when the process that started it does, be it by a kill. It would wait for ever,
+    and before that write beside the next run.
+    """
+    threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager

@@ -44,20 +44,24 @@ def refuse_foreign(target: Path, site: str) -> None:
 
 
 def begin(target: Path) -> None:
-    """Before a slice is written: the folders are there, and the manifest, which will no longer hold, is not."""
+    """Before a slice is written: the folders are there."""
     for part in _PARTS:
         (target / part).mkdir(parents=True, exist_ok=True)
-    (target / FILE_NAME).unlink(missing_ok=True)
 
 
 def keep_or_write(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a PNG of nothing but pixels, unless one with these pixels is there."""
+    """Write a PNG of nothing but pixels, unless one with these pixels is there.
+
+    Where another one is, the manifest goes first, for it no longer holds; a slice that is new takes nothing from it.
+    """
     try:
         with Image.open(path) as opened:
             if not opened.info and np.array_equal(np.asarray(opened), pixels):
                 return
     except Exception:  # noqa: BLE001, SIM105 - not there, or damaged in whatever way: written below
         pass
+    if path.exists():
+        path.parent.with_name(FILE_NAME).unlink(missing_ok=True)
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG", compress_level=3)
     write_atomic(path, png.getvalue(), sync=False)  # thousands of them; `convert` sees to the disk once
