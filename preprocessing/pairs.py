@@ -10,6 +10,7 @@ kind: images      PNG, JPEG, TIFF, BMP or .npy files (an array (H, W) or (H, W, 
   mask_suffixes: ["", "_mask"]      # the mask of a.png is a.png or a_mask.png
   patient: "^([^_]+)_"              # group 1 of this expression in the image's name, and an image without it
                                     # is a fault; without a rule, each image is a patient of its own
+
   In place of values: `threshold: 127`, stored luminance above which is label value 1 (the default).
 
 kind: volumes     NIfTI, .nii or .nii.gz, a segmentation of the same size and affine for each volume.
