@@ -49,16 +49,79 @@ class OneSite:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Files by stem relative to the folder, stems that occur twice, names of links to folders, and how many
+    files of other kinds there are.
+    """
+
+    files: dict[str, Path]
+    double: set[str]
+    linked: list[str]
+    ignored: int
+
+
+def image_stem(path: Path) -> str:
+    """The name of a flat image's file without its ending; "" for other files."""
+    return path.stem if path.suffix.lower() in ENDINGS else ""
+
+
+def list_files(
+    folder: Path,
+    site: str,
+    stem_of: Callable[[Path], str] = image_stem,
+    foreign: Callable[[Path], str] | None = None,
+) -> Listing:
+    """What lies below a folder: the files of which `stem_of` tells a stem; others are counted, unless `foreign`
+    tells a stem of one.
+
+    Raises:
+        DataError: the folder cannot be read, or it holds a file that is foreign to it.
+    """
+    found: dict[str, Path] = {}
+    double: set[str] = set()
+    linked: list[str] = []
+    ignored = 0
+    try:
+        for path in sorted(path for path in walk(folder) if not path.name.startswith(".")):
+            mode, name = _mode(path), path.relative_to(folder)
+            if stat.S_ISDIR(mode):
+                linked.append(name.as_posix())
+            elif stat.S_ISREG(mode) and stem_of(path):
+                stem = (name.parent / stem_of(path)).as_posix()
+                if stem in found:
+                    double.add(stem)
+                found[stem] = path
+            elif foreign and foreign(path):
+                what = f"{folder.name}/ holds files of another kind than the rule's `kind`"
+                raise DataError(what, where=f"site {site}", do="set `kind`, and put one kind only in a folder")
+            else:
+                ignored += stat.S_ISREG(mode)
+    except OSError as error:
+        what = f"a folder in {folder.name}/ cannot be read: {reason(error)}"
+        raise DataError(what, where=f"site {site}", do=RIGHTS) from error
+    return Listing(found, double, linked, ignored)
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return stat.S_IFREG  # a link that leads nowhere: reading it says so
+
+
+@dataclass(frozen=True)
 class PairFinder:
     """Pairs of a site: the mask of `images/a.jpg` is `labels/a` + one of `mask_suffixes` + any ending.
 
     `patient` maps a site and an image's stem to a name that images of one patient share; None, where its rule
     does not say, is a fault of the image. With `site_folders` the two folders lie in `raw/<site>`, else in `raw`.
+    `listing(folder, site)` says what lies in one of the two folders.
     """
 
     mask_suffixes: tuple[str, ...] = ("", "_mask")
     patient: PatientRule = own_patient
     site_folders: bool = True
+    listing: Callable[[Path, str], Listing] = list_files
 
     def __call__(self, raw: Path, site: str) -> Found:
         """Pairs by the image's stem relative to `images/`, as cases of the files "image" and "label".
@@ -67,20 +130,17 @@ class PairFinder:
             DataError: a folder cannot be read. Its images would be missed, and taken for withdrawn ones.
         """
         folder = raw / site if self.site_folders else raw
-        return find_pairs(site, folder / IMAGES, folder / LABELS, self.mask_suffixes, self.patient)
+        frames, masks = self.listing(folder / IMAGES, site), self.listing(folder / LABELS, site)
+        return match_pairs(site, frames, masks, self.mask_suffixes, self.patient)
 
 
-def find_pairs(
-    site: str, images: Path, labels: Path, suffixes: Sequence[str], patient: PatientRule, prefix: str = ""
+def match_pairs(
+    site: str, frames: Listing, masks: Listing, suffixes: Sequence[str], patient: PatientRule, prefix: str = ""
 ) -> Found:
     """Pairs of two folders: the mask of `a.jpg` is `prefix` + `a` + one of `suffixes` + any ending.
 
     The cases have the files "image" and "label", and as names the image's stem relative to its folder.
-
-    Raises:
-        DataError: a folder cannot be read. Its images would be missed, and taken for withdrawn ones.
     """
-    frames, masks = _list_files(images, site), _list_files(labels, site)
     matched, faults = _match(frames.files, masks.files, suffixes, prefix)
     faults += [(name, "a link to a folder is not followed; put the folder itself there")
                for name in frames.linked + masks.linked]  # fmt: skip
@@ -114,48 +174,6 @@ class PairReader:
             sizes = [f"{pixels.shape[1]} x {pixels.shape[0]} px" for pixels in (image, label)]
             raise Fault(f"image {sizes[0]} and mask {sizes[1]} differ")
         return Decoded(((image, label),))
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """Files by stem relative to the folder, stems that occur twice, names of links to folders, and how many
-    files of other kinds there are.
-    """
-
-    files: dict[str, Path]
-    double: set[str]
-    linked: list[str]
-    ignored: int
-
-
-def _list_files(folder: Path, site: str) -> _Listing:
-    found: dict[str, Path] = {}
-    double: set[str] = set()
-    linked: list[str] = []
-    ignored = 0
-    try:
-        for path in sorted(path for path in walk(folder) if not path.name.startswith(".")):
-            mode, name = _mode(path), path.relative_to(folder)
-            if stat.S_ISDIR(mode):
-                linked.append(name.as_posix())
-            elif stat.S_ISREG(mode) and path.suffix.lower() in ENDINGS:
-                stem = name.with_suffix("").as_posix()
-                if stem in found:
-                    double.add(stem)
-                found[stem] = path
-            else:
-                ignored += stat.S_ISREG(mode)
-    except OSError as error:
-        what = f"a folder in {folder.name}/ cannot be read: {reason(error)}"
-        raise DataError(what, where=f"site {site}", do=RIGHTS) from error
-    return _Listing(found, double, linked, ignored)
-
-
-def _mode(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except FileNotFoundError:
-        return stat.S_IFREG  # a link that leads nowhere: reading it says so
 
 
 def _match(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.errors import DataError
-from preprocessing.pairfiles import IMAGES, LABELS, PatientRule, find_pairs, pair_sites
+from preprocessing.pairfiles import IMAGES, LABELS, PatientRule, list_files, match_pairs, pair_sites
 from preprocessing.raw import RIGHTS, is_folder, reason, split_by_access
 from preprocessing.recipe import Found
 
@@ -91,7 +91,8 @@ class LayoutFinder:
                 do="leave one copy there: which of several is meant cannot be known",
             )  # fmt: skip
         place = found[0]
-        return find_pairs(site, place.images, place.labels, _SUFFIXES, self.patient, place.prefix)
+        frames, masks = list_files(place.images, site), list_files(place.labels, site)
+        return match_pairs(site, frames, masks, _SUFFIXES, self.patient, place.prefix)
 
 
 def _look(raw: Path) -> tuple[dict[str, list[Place]], dict[str, str]]:
