@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from fedfms.data import splits
 from fedfms.data.manifest import Manifest, blank_sha256, load_manifest, make_splits, missing_files, pixel_sha256
 from fedfms.data.phantom import make_phantom
-from fedfms.data.source import FolderSource, Item, MemorySource, Pixels, Source
+from fedfms.data.source import FolderSource, Item, MemorySource, Pixels, Source, list_items
 from fedfms.data.transforms import make_transforms
 from fedfms.errors import DataError, SettingsError
 from fedfms.rng import rng
@@ -152,14 +152,9 @@ def _open_folder(study: Study, site: str, settings: SiteSettings) -> tuple[list[
     manifest = load_manifest(folder)
     _check_manifest(study, site, manifest, folder)
     source = FolderSource(folder, site, cache=study.data.cache)
-    items = []
-    for case, number, s in manifest.slices():
-        item = Item(
-            case.id, number, case.patient, s.image_sha256, s.width_px, s.height_px, s.channels, s.values,
-            s.label_sha256, s.image, s.label,
-        )  # fmt: skip
+    items = list_items(manifest)
+    for item in items:
         source.look(item)
-        items.append(item)
     return items, source
 
 
