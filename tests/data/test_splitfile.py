@@ -150,6 +150,6 @@ def test_the_committed_splits_of_real_data(module, folder, tmp_path):
     sites = sorted(content["splits"]["personal"]["0"])
     raw, recipe = copy_sites(SHARED / "data" / folder, tmp_path / "raw", *sites), options(module)
     for site in sites:
-        convert_site(raw, tmp_path / "out", site, recipe)
+        convert_site(raw, tmp_path / "out", site, recipe, workers=0)
     study = load_study(find_study(module.NAME))
     assert compare_splits(study, SiteSettings(data_root=tmp_path / "out"), content) == []
