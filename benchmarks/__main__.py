@@ -5,6 +5,7 @@ examples:
   python -m benchmarks round --method fedmsa --backbone vit_b --size 1024 --sites 2 --json FILE
   python -m benchmarks data --dataset polyp --raw RAW --site kvasir_seg_vestreviken_no --json FILE
   python -m benchmarks pages
+  python -m benchmarks phantom --out docs/results/phantom-sites.png
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import data, pages, step
+from benchmarks import data, pages, phantom, step
 from benchmarks import round as federated_round
 from benchmarks.machine import machine
 from fedfms.files import write_atomic
+from fedfms.report.overlay import as_png
 
 
 def main() -> int:
@@ -28,6 +30,9 @@ def main() -> int:
     if args.benchmark == "pages":
         for page in sorted(pages.PAGES.glob("*.md")):
             write_atomic(page, pages.render(page))
+        return 0
+    if args.benchmark == "phantom":
+        write_atomic(args.out, as_png(phantom.picture()))
         return 0
     if args.inner:
         json.dump(_measure(args), sys.stdout)
@@ -57,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="benchmark")
     commands.add_parser("pages", help="make the tables in docs/results again from the JSON beside them")
+    picture = commands.add_parser("phantom", help="a picture of the phantom's sites, for the docs")
+    picture.add_argument("--out", required=True, type=Path, help="a PNG file")
     step = commands.add_parser("step", help="seconds and peak memory of a training step, random weights")
     step.add_argument("--batch", type=int, default=1)
     step.add_argument("--steps", type=int, default=3)

@@ -168,14 +168,10 @@ def _manifest(recipe: Recipe, site: str, keys: Keys, found: Found, done: Sequenc
 
 
 def _summary(manifest: Manifest, target: Path, faults: Sequence[tuple[str, str]], notes: Sequence[str]) -> Summary:
-    slices = [slice_ for _, _, slice_ in manifest.slices()]
     return Summary(
         site=manifest.site,
-        cases=len(manifest.cases),
-        slices=len(slices),
-        empty=sum(not any(slice_.values) for slice_ in slices),
-        patients=len({case.patient for case in manifest.cases}),
-        mb=sum((target / name).stat().st_size for s in slices for name in (s.image, s.label)) / 1e6,
+        **manifest.counts,
+        mb=sum((target / name).stat().st_size for _, _, s in manifest.slices() for name in (s.image, s.label)) / 1e6,
         faults=tuple(faults),
         notes=tuple(notes),
     )

@@ -102,6 +102,17 @@ class Manifest:
             found.setdefault(case.patient, []).extend(s.image_sha256 for s in case.slices)
         return found
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of cases, slices, slices that show no structure ("empty"), and patients."""
+        found = [slice_ for _, _, slice_ in self.slices()]
+        return {
+            "cases": len(self.cases),
+            "slices": len(found),
+            "empty": sum(not any(slice_.values) for slice_ in found),
+            "patients": len(self.patients),
+        }
+
     def slices(self) -> Iterator[tuple[Case, int, Slice]]:
         """Every slice with its case and its number in it."""
         for case in self.cases:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedfms.data.manifest import pixel_sha256
+from fedfms.data.manifest import Manifest, pixel_sha256
 from fedfms.errors import DataError
 from fedfms.study import Structure
 
@@ -37,6 +37,17 @@ class Item:
     def has(self, structure: Structure) -> bool:
         """Whether the structure's mask is not empty at native resolution."""
         return bool(set(self.values) & set(structure.values))
+
+
+def list_items(manifest: Manifest) -> list[Item]:
+    """Every slice of a converted site, in the manifest's order."""
+    return [
+        Item(
+            case.id, number, case.patient, s.image_sha256, s.width_px, s.height_px, s.channels, s.values,
+            s.label_sha256, s.image, s.label,
+        )
+        for case, number, s in manifest.slices()
+    ]  # fmt: skip
 
 
 class Source(Protocol):
@@ -82,6 +93,17 @@ class FolderSource:
         if self._cache:
             self._kept[place] = pixels
         return pixels
+
+    def read_label(self, item: Item) -> NDArray[np.uint8]:
+        """Label values (H, W) of the item alone: for a count over all slices the images need not be decoded.
+
+        Raises:
+            DataError: the file is gone or damaged, or its pixels are not those of the manifest.
+        """
+        label = self._decode(item.label, item, "label")
+        if pixel_sha256(label) != item.label_sha256:
+            raise self._fault(f"the label of slice {item.slice} has changed since the conversion", item)
+        return label
 
     def look(self, item: Item) -> None:
         """Check that both files open and have the item's size, without decoding them.
