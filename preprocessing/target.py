@@ -20,8 +20,8 @@ from preprocessing.raw import walk
 
 _PARTS = ("images", "labels")
 _WEBP_MOST_PX = 16383  # a side, by the format
-# 12 to 15 times smaller than the paper's arrays where PNG is 9; more effort saves 8 % at most and takes 2 to 20 times
-# as long to write. The numbers: docs/results/data.md
+# About a third smaller than PNG and read faster. More effort (method 2, quality 30) saves up to 20 % and takes twice as
+# long to write. The numbers: docs/results/data.md
 _WEBP: Mapping[str, Any] = {"lossless": True, "exact": True, "method": 1, "quality": 20}
 _SLICE = re.compile(r"(images|labels)/[0-9a-f]{16}_[0-9]+\.(png|webp)")
 # what a kill in the middle of `write_atomic` leaves
