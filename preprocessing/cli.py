@@ -36,12 +36,12 @@ examples:
   python -m preprocessing look DATA
       DATA/look.html: does the outline lie on the thing? It shows patients' images: it stays at the site.
 
-What is written: DATA/<dataset>/<site>/manifest.json and lossless PNG slices under pseudonymous ids. The
-secret key and the table from ids to files stay in RAW/.fedfms-keys (mode 0600); where RAW is read-only, in
-DATA.keys beside DATA. No file outside RAW is opened, whatever links lead to. Run a command again after an
-interruption or a change: ids stay the same, and what was converted is kept. Exit code: 0 all well; 1 some cases
-have faults (the others are converted), nothing could be converted (then an earlier conversion stays as it was),
-or check found some; 2 wrong usage.
+What is written: DATA/<dataset>/<site>/manifest.json and lossless slices (WebP for colour, PNG for grey and for
+masks) under pseudonymous ids. The secret key and the table from ids to files stay in RAW/.fedfms-keys (mode 0600);
+where RAW is read-only, in DATA.keys beside DATA. No file outside RAW is opened, whatever links lead to. Run a
+command again after an interruption or a change: ids stay the same, and what was converted is kept. Exit code: 0
+all well; 1 some cases have faults (the others are converted), nothing could be converted (then an earlier
+conversion stays as it was), or check found some; 2 wrong usage.
 """
 _KEYS = """\
 The secret key and the table from ids to files stay in RAW/.fedfms-keys; where RAW is read-only, in OUT.keys,

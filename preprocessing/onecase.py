@@ -22,7 +22,7 @@ from fedfms.data.manifest import Slice, Volume, pixel_sha256
 from preprocessing.images import Fault
 from preprocessing.raw import refuse_outside
 from preprocessing.recipe import Decoded, Pixels, RawCase
-from preprocessing.target import begin, keep_or_write
+from preprocessing.target import begin, ending, keep_or_write
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _is_image(image: Pixels) -> bool:
 
 
 def _write(task: Task, number: int, image: Pixels, label: Pixels) -> Slice:
-    names = f"images/{task.id}_{number}.png", f"labels/{task.id}_{number}.png"
+    names = f"images/{task.id}_{number}{ending(image)}", f"labels/{task.id}_{number}{ending(label)}"
     for name, pixels in zip(names, (image, label), strict=True):
         keep_or_write(task.out / name, pixels)
     return Slice(

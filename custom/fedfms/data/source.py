@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedfms.data.manifest import Manifest, pixel_sha256
+from fedfms.data.manifest import FORMATS, Manifest, pixel_sha256
 from fedfms.errors import DataError
 from fedfms.study import Structure
 
@@ -116,10 +116,11 @@ class FolderSource:
             ("label", item.label, ("L",)),
         ):
             try:
-                with Image.open(self._folder / name) as opened:
+                with Image.open(self._folder / name, formats=FORMATS) as opened:
                     size, mode = opened.size, opened.mode
             except OSError as error:
-                raise self._fault(f"the {kind} of slice {item.slice} is missing or no PNG", item) from error
+                what = f"the {kind} of slice {item.slice} is missing, or neither PNG nor WebP"
+                raise self._fault(what, item) from error
             if size != (item.width_px, item.height_px) or mode not in modes:
                 raise self._fault(
                     f"the {kind} of slice {item.slice} is {size[0]} x {size[1]} px {mode}, "
@@ -129,7 +130,7 @@ class FolderSource:
 
     def _decode(self, name: str, item: Item, kind: str) -> NDArray[np.uint8]:
         try:
-            with Image.open(self._folder / name) as opened:
+            with Image.open(self._folder / name, formats=FORMATS) as opened:
                 return np.array(opened)  # a copy: torch wants it writable
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow reports damage to a PNG's chunks as SyntaxError
