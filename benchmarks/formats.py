@@ -92,7 +92,7 @@ def _formats() -> dict[str, Format]:
     if find_spec("imagecodecs"):
         import imagecodecs
 
-        made["JPEG-LS"] = Format(imagecodecs.jpegls_encode, imagecodecs.jpegls_decode)
+        made["JPEG-LS"] = Format(lambda pixels: bytes(imagecodecs.jpegls_encode(pixels)), imagecodecs.jpegls_decode)
         for effort in (1, 3):
             made[f"JPEG XL {effort}"] = _jpegxl(imagecodecs, effort)
     return made

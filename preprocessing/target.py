@@ -20,9 +20,9 @@ from preprocessing.raw import walk
 
 _PARTS = ("images", "labels")
 _WEBP_MOST_PX = 16383  # a side, by the format
-# About a third smaller than PNG and read faster. More effort (method 2, quality 30) saves up to 20 % and takes twice as
-# long to write. The numbers: docs/results/data.md
-_WEBP: Mapping[str, Any] = {"lossless": True, "exact": True, "method": 1, "quality": 20}
+# About 40 % smaller than PNG and read faster; more effort takes several times as long to write and saves little. The
+# numbers: docs/results/data.md
+_WEBP: Mapping[str, Any] = {"lossless": True, "exact": True, "method": 2, "quality": 30}
 _SLICE = re.compile(r"(images|labels)/[0-9a-f]{16}_[0-9]+\.(png|webp)")
 # what a kill in the middle of `write_atomic` leaves
 _TEMPORARY = re.compile(r"((images|labels)/\.[0-9a-f]{16}_[0-9]+\.(png|webp)|\.manifest\.json)\.\w+\.tmp")

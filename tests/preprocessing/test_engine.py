@@ -56,10 +56,10 @@ def test_slices_of_volumes_can_be_put_back(volumes, out, workers):
 
 def test_a_rerun_keeps_slices_and_removes_those_that_are_gone(volumes, out):
     _convert(volumes, out)
-    written = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+    written = {p: p.stat().st_mtime_ns for p in out.rglob("*_[0-9]*.*")}
     next(volumes.glob("*.txt")).write_text("fault")
     summary = _convert(volumes, out)
-    left = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+    left = {p: p.stat().st_mtime_ns for p in out.rglob("*_[0-9]*.*")}
     assert (len(written), len(left), len(summary.faults)) == (36, 30, 1)
     assert left.items() <= written.items()
 
@@ -205,8 +205,8 @@ def test_an_output_that_cannot_be_written_stops_the_site_in_one_line(volumes, ou
         with pytest.raises(DataError, match=f"^site s: cannot write: {error.strerror}; check space") as caught:
             _convert(volumes, out)
     assert CANARY not in str(caught.value)
-    kept = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+    kept = {p: p.stat().st_mtime_ns for p in out.rglob("*_[0-9]*.*")}
     assert len(kept) == 8
     assert not list(out.rglob("manifest.json"))
     assert _convert(volumes, out).cases == 6
-    assert kept.items() <= {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}.items()
+    assert kept.items() <= {p: p.stat().st_mtime_ns for p in out.rglob("*_[0-9]*.*")}.items()

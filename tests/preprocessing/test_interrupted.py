@@ -82,13 +82,13 @@ def test_a_disk_that_fills_up(tmp_path, disk, capfd):
     assert main(arguments) == 1
     _line(capfd, "a", "No space left on device")
     out = disk / "out"
-    kept = {path: path.stat().st_ino for path in out.rglob("*.png")}
+    kept = {path: path.stat().st_ino for path in out.rglob("*_[0-9]*.*")}
     assert 0 < len(kept) < 24
     assert _half_written(out) == []
     assert not list(out.rglob("manifest.json"))
     subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
     assert main(arguments) == 0
-    assert kept.items() <= {path: path.stat().st_ino for path in out.rglob("*.png")}.items()
+    assert kept.items() <= {path: path.stat().st_ino for path in out.rglob("*_[0-9]*.*")}.items()
     assert check_site(out / "polyp" / "a") == []
 
 
@@ -196,7 +196,7 @@ def test_a_stop_in_the_middle(many, by):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(REPO / "custom"), str(REPO)))}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=REPO, env=environment, start_new_session=True, **pipes) as process:
-        _wait(lambda: next(out.rglob("*_0.png"), None))
+        _wait(lambda: next(out.rglob("*_0.*"), None))
         children = _children(process)
         if by == "kill":
             process.kill()
@@ -208,7 +208,7 @@ def test_a_stop_in_the_middle(many, by):
         assert _half_written(out) == []
     assert len(children) == 3  # two that convert, and Python's own tracker of what they share
     _wait(lambda: not any(map(_alive, children)))
-    assert 0 < len(list(out.rglob("*.png"))) < 2 * 30 * MANY
+    assert 0 < len(list(out.rglob("*_[0-9]*.*"))) < 2 * 30 * MANY
     assert not list(out.rglob("manifest.json"))
     assert main(command[3:-1] + ["0"]) == 0
     assert _content(out) == _content(whole)
