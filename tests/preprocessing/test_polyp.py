@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-from argparse import Namespace
-from pathlib import Path
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,10 +16,10 @@ from fedfms.study import load_study
 from preprocessing import polyp
 from preprocessing.check import check_site
 from preprocessing.cli import main
-from preprocessing.convert import convert_site
+from preprocessing.polyp_layouts import COLONDB, ETIS, POLYPGEN
+from tests.conftest import REPO
 from tests.preprocessing.make import copy_sites
 
-REPO = Path(__file__).parents[2]
 SITES = (
     "cvc_clinicdb_barcelona_es",
     "kvasir_seg_vestreviken_no",
@@ -62,49 +59,30 @@ def test_a_frame_of_no_known_sequence_is_no_patient_of_its_own(stem):
 
 
 def test_the_help_names_every_site():
-    assert [site for site in SITES if site not in (polyp.__doc__ or "")] == []
+    assert [site for site in (*SITES, COLONDB, ETIS, *POLYPGEN) if site not in (polyp.__doc__ or "")] == []
 
 
 @pytest.mark.shared
-def test_a_real_site_in_processes(shared_polyp, tmp_path):
-    raw = copy_sites(shared_polyp, tmp_path / "raw", "cvc_clinicdb_barcelona_es")
-    command = [
-        sys.executable,
-        "-m",
-        "preprocessing",
-        "polyp",
-        "--raw",
-        str(raw),
-        "--out",
-        str(tmp_path / "DATA"),
-    ]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "cvc_clinicdb_barcelona_es" in done.stdout
-    manifest = load_manifest(tmp_path / "DATA" / "polyp" / "cvc_clinicdb_barcelona_es")
+def test_a_real_site_in_processes(converted_polyp):
+    root = converted_polyp("cvc_clinicdb_barcelona_es")
+    manifest = load_manifest(root / "polyp" / "cvc_clinicdb_barcelona_es")
     assert (len(manifest.cases), len(manifest.patients)) == (56, 22)
     # the protocol is pinned: what the study says of it may change
     study = load_study(REPO / "jobs" / "studies" / "polyp.yaml", overrides=["data.protocol=held-out"])
-    data = open_site(study, "cvc_clinicdb_barcelona_es", SiteSettings(data_root=tmp_path / "DATA"))
+    data = open_site(study, "cvc_clinicdb_barcelona_es", SiteSettings(data_root=root))
     train, val = ({i.patient for i in data.parts[part]} for part in ("train", "val"))
     assert not train & val
     assert 4 <= data.counts()["val"] <= 8
 
 
 @pytest.mark.shared
-def test_masks_are_where_the_originals_are(shared_polyp, tmp_path):
+@pytest.mark.slow
+def test_masks_are_where_the_originals_are(shared_polyp, converted_polyp):
     """A few real pairs against a plain reading of the raw files."""
     site = "polypgen_c1_paris_fr"
-    names = sorted(p.stem for p in (shared_polyp / site / "images").iterdir())[:5]
-    raw = tmp_path / "raw" / site
-    for part, suffix in (("images", ""), ("labels", "_mask")):
-        (raw / part).mkdir(parents=True)
-        for name in names:
-            shutil.copy(shared_polyp / site / part / f"{name}{suffix}.jpg", raw / part)
-    convert_site(raw.parent, tmp_path / "out", site, polyp.recipe(Namespace()), workers=0)
-    folder = tmp_path / "out" / "polyp" / site
+    raw, folder = shared_polyp / site, converted_polyp(site) / "polyp" / site
     found = {s.image_sha256: s for _, _, s in load_manifest(folder).slices()}
-    for name in names:
+    for name in sorted(p.stem for p in (raw / "images").iterdir())[:5]:
         image = np.asarray(Image.open(raw / "images" / f"{name}.jpg").convert("RGB"))
         mask = np.asarray(Image.open(raw / "labels" / f"{name}_mask.jpg").convert("L")) > 127
         slice_ = found[pixel_sha256(image)]
@@ -113,17 +91,16 @@ def test_masks_are_where_the_originals_are(shared_polyp, tmp_path):
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_all_real_sites(shared_polyp, tmp_path, capsys):
-    raw = copy_sites(shared_polyp, tmp_path / "raw", *SITES)
-    assert main(["polyp", "--raw", str(raw), "--out", str(tmp_path / "DATA")]) == 0
+def test_all_real_sites(converted_polyp):
+    folders = {site: converted_polyp(*SITES) / "polyp" / site for site in SITES}
     empty = {}
-    for site in SITES:
-        folder = tmp_path / "DATA" / "polyp" / site
+    for site, folder in folders.items():
         manifest = load_manifest(folder)
         assert len(manifest.cases) == 56
         assert {value for _, _, s in manifest.slices() for value in s.values} <= {0, 1}
         empty[site] = sum(s.values == (0,) for _, _, s in manifest.slices())
-        assert check_site(folder) == []
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(check_site, folders.values())) == [[]] * len(SITES)
     found = {site: count for site, count in empty.items() if count}
     assert found == {"polypgen_c2_padova_it": 8, "polypgen_c5_oxford_uk": 1, "polypgen_c6_alexandria_eg": 3}
 
