@@ -10,9 +10,12 @@ from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedsam import FedSAM
+from fedfms.methods.fedsca import FedSCA
+from fedfms.methods.lat import LAT
+from fedfms.methods.sgca import SGCA
 
 POOL = "pool"  # the one site that a centralised method trains at
-METHODS: Mapping[str, type[Method]] = {method.name: method for method in (FedMSA, FedSAM)}
+METHODS: Mapping[str, type[Method]] = {method.name: method for method in (FedMSA, FedSAM, FedSCA, SGCA, LAT)}
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:
