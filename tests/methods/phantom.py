@@ -16,7 +16,9 @@ from fedfms.training.reference import ReferenceRound, rounds
 
 SITES = ("a", "b", "c")
 _STUDY = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
-_SMALL = ("data.phantom_images=6", "train.local_epochs=1", "train.batch_size=3")
+_SMALL = (
+    "data.phantom_images=4", "data.phantom_px=64", "model.input_px=64", "train.local_epochs=1", "train.batch_size=2",
+)  # fmt: skip
 
 
 def study_of(method: str, options: Mapping[str, Any], n_rounds: int) -> Study:
