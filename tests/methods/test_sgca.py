@@ -36,7 +36,8 @@ START = Server(shared=A.tensors)
 
 
 def _close(got: Any, expected: Any, tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(expected), rtol=0, atol=tolerance, check_dtype=False)
+    one, other = torch.as_tensor(got), torch.as_tensor(expected)
+    torch.testing.assert_close(one, other, rtol=0, atol=tolerance, check_dtype=False)
 
 
 def _solved(d: list[float], m: list[float], alpha: float) -> Any:
