@@ -121,6 +121,16 @@ def test_the_cards_sizes_are_the_partitions(method: str) -> None:
     assert _numbers(method, r"of ([\d,]+) trained") == [trained]
 
 
+def test_the_other_sizes_in_the_cards() -> None:
+    partition, count = vit_b("sgca", {}, n_structures=2)
+    shared = sum(count[name] for name in partition.shared)
+    assert _numbers("sgca", r"structures ([\d,]+) and ([\d.]+) MB\)") == [shared, round(shared * 4 / 1e6, 1)]
+    partition, count = vit_b("fedmsa", {})
+    assert _numbers("lat", r"`fedmsa` sends ([\d.]+) MB") == [
+        round(sum(count[name] for name in partition.shared) * 4 / 1e6, 1)
+    ]
+
+
 def test_the_cards_table_3_is_in_true_units() -> None:
     """Megabytes of float32, one way, 4 sites x 100 rounds; the paper's by its own number of parameters."""
     ours = {}

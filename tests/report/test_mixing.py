@@ -35,6 +35,10 @@ def _areas(png: bytes) -> set[Any]:
         return {colour for pixels, colour in colours if pixels > 2000}
 
 
+def _near(colour: tuple[int, int, int], colours: set[Any]) -> bool:
+    return any(max(abs(a - b) for a, b in zip(colour, other, strict=True)) <= 1 for other in colours)
+
+
 def test_a_run_with_mixtures(tmp_path: Path) -> None:
     folder = _run(tmp_path, FIRST, LAST)
     report = make_report(tmp_path)
@@ -64,9 +68,10 @@ def test_the_sentence_by_hand() -> None:
 def test_the_picture_has_a_weights_colour_and_grey_where_none_was_decided() -> None:
     whole, absent = _areas(mixing_png(CLEAN[:1])), _areas(mixing_png(CLEAN))
     grey, half, all_of_it = (0xBB, 0xBB, 0xBB), (33, 145, 140), (253, 231, 36)  # viridis at 0.5 and 1
-    assert half in whole
-    assert grey not in whole
-    assert {grey, all_of_it} <= absent
+    assert _near(half, whole)
+    assert not _near(grey, whole)
+    assert _near(grey, absent)
+    assert _near(all_of_it, absent)
 
 
 @pytest.mark.parametrize(("sites", "rounds"), [(1, 1), (8, 100), (30, 3)])

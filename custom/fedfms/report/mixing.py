@@ -109,7 +109,7 @@ def _draw_rounds(axes: Any, weights: Any, names: Sequence[str], rounds: Sequence
         axes.axhline(index * count - 0.5, color="white", linewidth=1.5)
     ticks = range(0, done, math.ceil(done / _ROUND_TICKS))
     axes.set_xticks(ticks, [str(rounds[index]) for index in ticks])
-    axes.set(xlabel="round", title="W by round; each band from top to bottom: of which site's tensors")
+    axes.set(xlabel="round", title="W by round; in each band: of each site's tensors")
     return image
 
 
