@@ -11,13 +11,19 @@ from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Serv
 from fedfms.methods.centralised import Msa, Sam
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedsam import FedSAM
+from fedfms.methods.fedsca import FedSCA
+from fedfms.methods.lat import LAT
 from fedfms.methods.local import Local
+from fedfms.methods.sgca import SGCA
 from fedfms.study import Study
 
 POOL = "pool"  # the one site that a centralised method trains at
 _ALL: tuple[type[Method], ...] = (
     FedMSA,
     FedSAM,
+    FedSCA,
+    SGCA,
+    LAT,
     Local,
     Msa,
     Sam,

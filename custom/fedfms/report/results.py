@@ -53,6 +53,7 @@ def make_results(records: Records, overlays: Sequence[Path] = ()) -> dict[str, A
         "before": _model(records, 0, _rows_of(records, 0)),
         "models": {name: _model(records, model["round"], model["sites"]) for name, model in models.items()},
         "curves": _curves(records, rounds),
+        "mixing": records.mixing,
         "overlays": dict(sorted(Counter(path.parent.as_posix() for path in overlays).items())),
         "notes": records.notes,
     }
