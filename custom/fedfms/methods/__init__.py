@@ -9,10 +9,18 @@ from typing import Any
 from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
 from fedfms.methods.fedmsa import FedMSA
+from fedfms.methods.fedprox import FedProx
 from fedfms.methods.fedsam import FedSAM
 
 POOL = "pool"  # the one site that a centralised method trains at
-METHODS: Mapping[str, type[Method]] = {method.name: method for method in (FedMSA, FedSAM)}
+METHODS: Mapping[str, type[Method]] = {
+    method.name: method
+    for method in (
+        FedMSA,
+        FedSAM,
+        FedProx,
+    )
+}
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:
