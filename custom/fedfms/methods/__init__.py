@@ -10,6 +10,7 @@ from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedprox import FedProx
+from fedfms.methods.fedsa import FedSA
 from fedfms.methods.fedsam import FedSAM
 
 POOL = "pool"  # the one site that a centralised method trains at
@@ -19,6 +20,7 @@ METHODS: Mapping[str, type[Method]] = {
         FedMSA,
         FedSAM,
         FedProx,
+        FedSA,
     )
 }
 
