@@ -8,6 +8,7 @@ from typing import Any
 
 from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
+from fedfms.methods.fedheal import FedHEAL
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedprox import FedProx
 from fedfms.methods.fedsa import FedSA
@@ -21,6 +22,7 @@ METHODS: Mapping[str, type[Method]] = {
         FedSAM,
         FedProx,
         FedSA,
+        FedHEAL,
     )
 }
 
