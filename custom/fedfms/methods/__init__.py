@@ -11,6 +11,7 @@ from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Serv
 from fedfms.methods.fedheal import FedHEAL
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedprox import FedProx
+from fedfms.methods.fedra import FedRA
 from fedfms.methods.fedsa import FedSA
 from fedfms.methods.fedsam import FedSAM
 
@@ -23,6 +24,7 @@ METHODS: Mapping[str, type[Method]] = {
         FedProx,
         FedSA,
         FedHEAL,
+        FedRA,
     )
 }
 
