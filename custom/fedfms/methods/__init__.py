@@ -9,7 +9,11 @@ from typing import Any
 from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
 from fedfms.methods.centralised import Msa, Sam
+from fedfms.methods.fedheal import FedHEAL
 from fedfms.methods.fedmsa import FedMSA
+from fedfms.methods.fedprox import FedProx
+from fedfms.methods.fedra import FedRA
+from fedfms.methods.fedsa import FedSA
 from fedfms.methods.fedsam import FedSAM
 from fedfms.methods.fedsca import FedSCA
 from fedfms.methods.lat import LAT
@@ -21,9 +25,13 @@ POOL = "pool"  # the one site that a centralised method trains at
 _ALL: tuple[type[Method], ...] = (
     FedMSA,
     FedSAM,
+    FedProx,
     FedSCA,
     SGCA,
     LAT,
+    FedSA,
+    FedRA,
+    FedHEAL,
     Local,
     Msa,
     Sam,

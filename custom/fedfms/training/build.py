@@ -94,9 +94,10 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
         checkpoint=checkpoint_path(study, settings),
     )
     method.attach(model)
-    partition = method.partition(Layout.of(model))
-    built = BuiltModel(model.to(settings.torch_device).eval(), method, partition, study.model)
-    built.train_only(partition.trained)
+    layout = Layout.of(model)
+    method.bind(layout)
+    built = BuiltModel(model.to(settings.torch_device).eval(), method, method.partition(layout), study.model)
+    built.train_only(built.partition.trained)
     return built
 
 

@@ -127,11 +127,18 @@ class Site:
         return batches(Subset(self._dataset("train"), chosen), self.study.train.batch_size)
 
     def _fit(self, round_: int, optimizer: torch.optim.Optimizer, received: Tensors) -> float:
-        spec, data, built = self.study.train, self.study.data, self.built
+        data, built = self.study.data, self.built
         augmented = data.augment != "none" or data.crop_px is not None
         built.train_only({*received, *built.partition.private})
         built.method.before_training(built.model, round_, received)
-        loss = 0.0
+        try:
+            return self._epochs(round_, optimizer, received, augmented)
+        finally:  # a task that is stopped midway leaves the model whole for the next one
+            built.method.after_training(built.model)
+            built.train_only(built.partition.trained)
+
+    def _epochs(self, round_: int, optimizer: torch.optim.Optimizer, received: Tensors, augmented: bool) -> float:
+        spec, loss = self.study.train, 0.0
         for epoch in range(spec.local_epochs):
             step = round_ * spec.local_epochs + epoch
             loader = batches(
@@ -141,8 +148,6 @@ class Site:
                 shuffle=torch_rng(self.study.seed, self.name, step, "shuffle"),
             )
             loss = self._trainer.epoch(loader, optimizer, received, cached=not augmented)
-        built.method.after_training(built.model)
-        built.train_only(built.partition.trained)
         return loss
 
     def evaluate(self, received: Tensors, overlays: str | None = None) -> dict[str, Any]:
