@@ -32,7 +32,8 @@ luminance first. Frames without polyp have an empty mask and stay.
 Patients: Paris names an examination before the first `_`; ClinicDB has 29 video sequences, each taken for a
 patient. ColonDB (15 sequences) and ETIS (34) are numbered, but no public source was found that says where a
 sequence ends: runs of 38 and of 14 neighbouring frames are taken for a patient, which keeps most frames of a polyp
-on one side of a split, and not those of a sequence that two runs cut. To be strict, hold such a site out whole.
+on one side of a split, and not those of a sequence that two runs cut; that the numbers follow the sequences is from
+memory. To be strict, hold such a site out whole.
 The other sites tell nothing of patients, so each frame is one.
 
 Raw data: PolypGen at synapse.org, syn26376615; Kvasir-SEG at datasets.simula.no/kvasir-seg; CVC-ClinicDB at

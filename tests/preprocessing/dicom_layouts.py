@@ -17,7 +17,8 @@ from pydicom.uid import (  # noqa: E402
     generate_uid,
 )
 
-from tests.preprocessing.make import CANARY  # noqa: E402
+from fedfms.data.manifest import load_manifest  # noqa: E402
+from tests.preprocessing.make import CANARY, convert_pairs  # noqa: E402
 
 SHAPE = (8, 10, 5)  # rows, columns, slices
 ORIGIN = np.array([-30.0, 12.5, 100.0])
@@ -137,3 +138,24 @@ def truth():
     """The same as label values."""
     both = masks()
     return (both[1] + 2 * both[2]).astype(np.uint8)
+
+
+RULE = "kind: dicom\nstructures: {one: 1, two: 2}\nvalues: {1: 1, 2: 2}\n"
+
+
+def rule(tmp_path, more=""):
+    """The command's option of a rule file."""
+    path = tmp_path / "rule.yaml"
+    path.write_text(RULE + more)
+    return "--rule", str(path)
+
+
+def one_fault(raw, out, capfd, text, rule):
+    """One of two cases has a fault, told in one line without a name; the other is converted."""
+    assert convert_pairs(raw, out, *rule) == 1
+    shown = "".join(capfd.readouterr())
+    (line,) = [line for line in shown.splitlines() if "case " in line]
+    assert text in line
+    assert CANARY not in shown
+    assert str(raw) not in shown
+    assert len(load_manifest(out / "d" / "s").cases) == 1

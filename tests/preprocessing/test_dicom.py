@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -31,14 +29,6 @@ from preprocessing.images import Fault  # noqa: E402
 from preprocessing.volumes import ValueRule, eight_bits  # noqa: E402
 from tests.preprocessing import dicom_layouts as make  # noqa: E402
 
-RULE = "kind: dicom\nstructures: {one: 1, two: 2}\nvalues: {1: 1, 2: 2}\n"
-
-
-def _rule(tmp_path, more=""):
-    path = tmp_path / "rule.yaml"
-    path.write_text(RULE + more)
-    return "--rule", str(path)
-
 
 def _lps(row, column, slice_):
     """Where a voxel lies by DICOM's equation (PS3.3 C.7.6.2.1.1), in NIfTI's mm."""
@@ -62,7 +52,7 @@ def test_a_label_volume_comes_back_where_the_series_lies(tmp_path, out):
     (tmp_path / "raw" / "images" / "DICOMDIR").write_bytes(b"../../etc")
     (tmp_path / "raw" / "images" / "case" / "DICOMDIR").write_bytes(b"../../etc")
     make.seg(tmp_path / "raw" / "labels" / "case_seg" / "any.ending", make.masks())
-    assert convert_pairs(tmp_path / "raw", out, *_rule(tmp_path)) == 0
+    assert convert_pairs(tmp_path / "raw", out, *make.rule(tmp_path)) == 0
     assert main(["check", str(out)]) == 0
     (case,) = load_manifest(out / "d" / "s").cases
     assert case.volume is not None
@@ -97,7 +87,7 @@ def test_low_values_may_be_bright(tmp_path, out):
 
     make.series(tmp_path / "raw" / "images" / "a", change=invert)
     make.seg(tmp_path / "raw" / "labels" / "a.dcm", make.masks())
-    assert convert_pairs(tmp_path / "raw", out, *_rule(tmp_path, "window: [0, 1000]\n")) == 0
+    assert convert_pairs(tmp_path / "raw", out, *make.rule(tmp_path, "window: [0, 1000]\n")) == 0
     ((case),) = load_manifest(out / "d" / "s").cases
     values = make.stored()[:, :, 0] * 2.0 - 100
     expected = 255 - np.rint((np.clip(values, -500, 500) + 500) / 1000 * 255)
@@ -189,17 +179,7 @@ def test_a_defect_is_the_fault_of_its_case(tmp_path, out, capfd, text):
     for name, change in (("good", None), (CANARY, SPOILED[text])):
         make.series(raw / "images" / name, change=change)
         make.seg(raw / "labels" / f"{name}.dcm", make.masks())
-    _one_fault(raw, out, capfd, text, _rule(tmp_path))
-
-
-def _one_fault(raw, out, capfd, text, rule):
-    assert convert_pairs(raw, out, *rule) == 1
-    shown = "".join(capfd.readouterr())
-    (line,) = [line for line in shown.splitlines() if "case " in line]
-    assert text in line
-    assert CANARY not in shown
-    assert str(raw) not in shown
-    assert len(load_manifest(out / "d" / "s").cases) == 1
+    make.one_fault(raw, out, capfd, text, make.rule(tmp_path))
 
 
 def _overlap(path):
@@ -240,7 +220,7 @@ def test_a_segmentation_that_does_not_fit(tmp_path, out, capfd, text):
         make.series(raw / "images" / name)
     make.seg(raw / "labels" / "good.dcm", make.masks())
     SEGMENTATIONS[text](raw / "labels" / f"{CANARY}_mask")
-    _one_fault(raw, out, capfd, text, _rule(tmp_path))
+    make.one_fault(raw, out, capfd, text, make.rule(tmp_path))
 
 
 def test_segments_of_one_label_value_may_overlap(tmp_path):
@@ -275,44 +255,3 @@ def test_files_that_are_too_large_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(dicomfile, "dcmread", None)
     with pytest.raises(Fault, match="more than 0 MB"):
         read_series(folder)
-
-
-def test_patients_by_their_id(tmp_path, out, capfd):
-    raw = tmp_path / "raw"
-    for name, patient in (("a", f"{CANARY}1"), ("b", f"{CANARY}1"), ("c", f"{CANARY}2"), ("d", "")):
-        make.series(raw / "images" / name, patient=patient)
-        make.seg(raw / "labels" / f"{name}.dcm", make.masks())
-    away = tmp_path / "away"
-    (raw / "images" / "c").rename(away)
-    (raw / "images" / "c").mkdir()
-    for path in away.iterdir():
-        (raw / "images" / "c" / path.name).symlink_to(path)
-    assert convert_pairs(raw, out, *_rule(tmp_path, "patient: dicom\n")) == 1
-    shown = "".join(capfd.readouterr())
-    assert "name no patient (PatientID)" in shown
-    assert "leads out of the raw folder" in shown
-    cases = load_manifest(out / "d" / "s").cases
-    assert len(cases) == 2
-    assert len({case.patient for case in cases}) == 1
-    kept = "".join(path.read_text() for path in (raw / ".fedfms-keys").iterdir())
-    assert f"{CANARY}1" not in kept.replace(f"/{CANARY}", "")
-
-
-def test_files_of_several_patients(tmp_path, out, capfd):
-    raw = tmp_path / "raw"
-    for name, change in (("good", None), (CANARY, lambda one, index: setattr(one, "PatientID", f"{CANARY}{index}"))):
-        make.series(raw / "images" / name, change=change)
-        make.seg(raw / "labels" / f"{name}.dcm", make.masks())
-    _one_fault(raw, out, capfd, "of several patients", _rule(tmp_path, "patient: dicom\n"))
-
-
-def test_without_pydicom(tmp_path, out, capsys, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "pydicom" or "preprocessing.dicom" in name]:
-        if not name.startswith("tests."):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    (tmp_path / "raw").mkdir()
-    assert convert_pairs(tmp_path / "raw", out, *_rule(tmp_path)) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "needs pydicom, which is not installed" in line
-    assert "pip install" in line
