@@ -83,9 +83,9 @@ class Recorder(FLComponent):
 
     def _write_round(self, fl_ctx: FLContext) -> None:
         self._write_rows(fl_ctx)
-        notes = self._aggregator(fl_ctx).notes
-        if notes:
-            append_line(self._folder(fl_ctx) / "mixing.jsonl", _json({"round": self._rounds_done, **notes}))
+        mixing = self._aggregator(fl_ctx).notes.get("W")
+        if mixing:
+            append_line(self._folder(fl_ctx) / "mixing.jsonl", _json({"round": self._rounds_done, "W": mixing}))
         self._rounds_done += 1
 
     def _write_rows(self, fl_ctx: FLContext, *, aggregated: bool = True) -> None:

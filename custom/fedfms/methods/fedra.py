@@ -55,6 +55,7 @@ class FedRA(FedMSA):
 
     name = "fedra"
     paper = "FedRA, ECCV 2024"
+    partial = True
 
     def __init__(self, *, fraction: float = 2 / 3, skip_unallocated: bool = True) -> None:
         if not 0 < fraction <= 1:

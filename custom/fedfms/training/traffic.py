@@ -51,7 +51,9 @@ def plan(study: Study) -> Traffic:
     model = outline_model(study.model, len(study.data.structures), adapters=method.adapters)
     with torch.device("meta"):
         method.attach(model)
-    partition = method.partition(Layout.of(model))
+    layout = Layout.of(model)
+    method.bind(layout)
+    partition = method.partition(layout)
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shared = {name: own[name].detach().to("meta") for name in partition.shared}
     sites = list(trainers(study)) or [f"site-{index + 1}" for index in range(needed_sites(study))]
