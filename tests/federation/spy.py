@@ -1,0 +1,47 @@
+"""A filter that a test puts at a site, behind the executor: it writes down what is about to leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.dxo_filter import DXOFilter
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+
+FILE = "left_the_site.jsonl"
+
+
+class Spy(DXOFilter):
+    """One line a reply: its task, the names of its tensors, and every array or text that lies anywhere else in it."""
+
+    def __init__(self) -> None:
+        kinds = [DataKind.WEIGHTS, DataKind.METRICS]
+        super().__init__(supported_data_kinds=kinds, data_kinds_to_filter=kinds)
+
+    def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
+        weights = dxo.data if dxo.data_kind == DataKind.WEIGHTS else {}
+        beside = {"meta": dxo.meta, "data": {} if weights else dxo.data}
+        line = {
+            "task": fl_ctx.get_prop(FLContextKey.TASK_NAME),
+            "tensors": sorted(weights),
+            "bytes": sum(array.nbytes for array in weights.values()),
+            "arrays beside": [str(path) for path, value in _walk(beside) if isinstance(value, np.ndarray)],
+            "texts beside": sorted({str(value) for _, value in _walk(beside) if isinstance(value, str)}),
+        }
+        run = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id()))
+        with (run / FILE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return None
+
+
+def _walk(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [found for key, inner in value.items() for found in _walk(inner, f"{path}/{key}")]
+    if isinstance(value, list | tuple):
+        return [found for index, inner in enumerate(value) for found in _walk(inner, f"{path}/{index}")]
+    return [(path, value)]
