@@ -1,4 +1,4 @@
-"""Backbones by name. A new one is a file with its builder, and a line here."""
+"""Backbones by name, in families that other methods train. A new one is a file with its builder, and a line here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fedfms.models.base import SegmentationModel
 from fedfms.models.checkpoints import load_checkpoint
 from fedfms.models.sam import DecoderShape, build_sam
 from fedfms.models.tiny_vit import TinyViTEncoder
+from fedfms.models.unet import UNetShape, build_unet
 from fedfms.models.vit import ViTEncoder, ViTShape
 from fedfms.study import ModelSpec
 
@@ -47,13 +48,42 @@ def _vit(name: str, decoder: DecoderShape) -> Builder:
     return partial(build_sam, encoder=partial(ViTEncoder, VIT_SHAPES[name]), decoder=decoder)
 
 
-BACKBONES: Mapping[str, Builder] = {
-    "vit_b": _vit("vit_b", DecoderShape()),
-    "vit_l": _vit("vit_l", DecoderShape()),
-    "vit_h": _vit("vit_h", DecoderShape()),
-    "vit_tiny": _vit("vit_tiny", TINY_DECODER),
-    "tiny_vit": partial(build_sam, encoder=TinyViTEncoder, decoder=DecoderShape()),
+# The first of a family stands in where a study names one of SAM's; the last is its small one.
+FAMILIES: Mapping[str, Mapping[str, Builder]] = {
+    "sam": {
+        "vit_b": _vit("vit_b", DecoderShape()),
+        "vit_l": _vit("vit_l", DecoderShape()),
+        "vit_h": _vit("vit_h", DecoderShape()),
+        "tiny_vit": partial(build_sam, encoder=TinyViTEncoder, decoder=DecoderShape()),
+        "vit_tiny": _vit("vit_tiny", TINY_DECODER),
+    },
+    "unet": {
+        "unet": partial(build_unet, shape=UNetShape()),
+        # For tests and the demo, at the mask size of vit_tiny on the phantom.
+        "unet_tiny": partial(build_unet, shape=UNetShape(channels=(8, 16, 32, 64, 128), max_mask_px=64)),
+    },
 }
+BACKBONES: Mapping[str, Builder] = {name: build for family in FAMILIES.values() for name, build in family.items()}
+
+
+def family_of(backbone: str) -> str:
+    """The family of a backbone.
+
+    Raises:
+        StudyError: unknown backbone.
+    """
+    for family, members in FAMILIES.items():
+        if backbone in members:
+            return family
+    raise StudyError(
+        f"unknown backbone {backbone!r}", where="model", do=f"known ones: {', '.join(sorted(BACKBONES))}"
+    )
+
+
+def counterpart(family: str, backbone: str) -> str:
+    """The backbone of `family` that stands in for SAM's `backbone`: the small one for the small one."""
+    members = list(FAMILIES[family])
+    return members[-1] if backbone == list(FAMILIES["sam"])[-1] else members[0]
 
 
 def build_model(
@@ -72,11 +102,7 @@ def build_model(
         StudyError: unknown backbone, or values of `spec` that do not go together.
         CheckpointError: `spec` names a checkpoint and none is given, or the file is not right.
     """
-    if spec.backbone not in BACKBONES:
-        raise StudyError(
-            f"unknown backbone {spec.backbone!r}", where="model",
-            do=f"known ones: {', '.join(sorted(BACKBONES))}",
-        )  # fmt: skip
+    family_of(spec.backbone)
     if spec.checkpoint is not None and checkpoint is None:
         raise CheckpointError(
             "the study starts from this file, but the site has no checkpoint folder", where=spec.checkpoint,

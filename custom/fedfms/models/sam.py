@@ -103,9 +103,7 @@ class PromptFreeSam(SegmentationModel):
         Raises:
             ValueError: images of another size.
         """
-        if tuple(images.shape[1:]) != (3, self.input_px, self.input_px):
-            size = f"(B, 3, {self.input_px}, {self.input_px})"
-            raise ValueError(f"images must be {size}, not {tuple(images.shape)}")
+        self.check_size(images)
         if self._normalise:
             images = (images - self.pixel_mean) / self.pixel_std
         return self.image_encoder.prefix(images)
