@@ -82,7 +82,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--study", required=True, help="a YAML file, or a name in jobs/studies")
     build.add_argument("--out", required=True, type=Path, help="the job folder to write")
     build.add_argument("--preset", help="schedule and backbone of `fedfms list`, laid over the study's")
-    build.add_argument("--backbone", help="vit_b, vit_l, vit_h, vit_tiny, tiny_vit")
+    build.add_argument("--backbone", help="as `fedfms list` names them, of the method's family")
     build.add_argument("--checkpoint", type=Path, help="weights to start from; the job holds its name and SHA-256 only")
     build.add_argument("--rounds", type=int)
     build.add_argument("--seed", type=int)
@@ -100,6 +100,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
 
 def _job_build(args: argparse.Namespace) -> None:
     from fedfms.flare.job import build_job, with_checkpoint
+    from fedfms.methods import fitted, make_method
 
     path = find_study(args.study)
     held_out = None if args.held_out is None else [name for name in args.held_out.split(",") if name]
@@ -121,6 +122,7 @@ def _job_build(args: argparse.Namespace) -> None:
             **({} if args.checkpoint is None else with_checkpoint(args.checkpoint)),
         },
     )
+    study = fitted(study, make_method(study.method, study.method_options))
     build_job(study, args.out, bundle_code=args.bundle_code)
     rounds = f"{study.train.rounds} round{'' if study.train.rounds == 1 else 's'}"
     print(f"{args.out}: {study.method} on {study.name}, {study.model.backbone} at {study.model.input_px} px, "

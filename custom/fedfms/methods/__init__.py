@@ -8,11 +8,13 @@ from typing import Any
 
 from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
+from fedfms.methods.families import fitted
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedsam import FedSAM
+from fedfms.methods.fedunet import FedUNet
 
 POOL = "pool"  # the one site that a centralised method trains at
-METHODS: Mapping[str, type[Method]] = {method.name: method for method in (FedMSA, FedSAM)}
+METHODS: Mapping[str, type[Method]] = {method.name: method for method in (FedMSA, FedSAM, FedUNet)}
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:
@@ -46,5 +48,5 @@ def method_options(name: str) -> dict[str, Any]:
 
 __all__ = [
     "METHODS", "POOL", "AtSite", "Layout", "Learner", "Method", "Partition", "Server", "Start", "Tensors", "Update",
-    "make_method", "method_options",
+    "fitted", "make_method", "method_options",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from fedfms.models.base import SegmentationModel
-from fedfms.study import TrainSpec
+from fedfms.study import Study, TrainSpec
 from fedfms.training.losses import Loss, make_loss
 
 Tensors = dict[str, torch.Tensor]
@@ -142,6 +142,10 @@ class Method:
     def shared_names(self, trained: Collection[str], layout: Layout) -> frozenset[str]:
         """Which of the trained tensors leave the site."""
         return frozenset(trained)
+
+    def fit(self, study: Study) -> Study:
+        """The study with what the method sets beyond its backbone (`fedfms.methods.fitted`); as it is by default."""
+        return study
 
     def attach(self, model: SegmentationModel) -> None:
         """Give the freshly built model what the method adds to it (`model.extras`); nothing by default."""
