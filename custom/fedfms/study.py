@@ -38,7 +38,8 @@ class DataSpec:
     protocol: str = "held-out"  # held-out (9:1 training, validation) | personal (8:2 training, test)
     max_images: int | None = None  # of a site, chosen by seed and patient; None = all
     crop_px: int | None = None  # random square crop in training, at native resolution
-    augment: str = "none"  # none | flip | photometric: flips, and gamma, gain, offset, colour and noise
+    # none | flip | photometric: flips, and gamma, gain, offset, colour and noise | nnunet: `fedfms.data.nnunet`
+    augment: str = "none"
     cache: bool = True  # decoded slices in memory; outputs of a frozen prefix on the site's disk
     phantom_images: int = 40  # a site, in the embedded phantom
     phantom_px: int = 128

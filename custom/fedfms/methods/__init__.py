@@ -10,11 +10,12 @@ from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
 from fedfms.methods.families import fitted
 from fedfms.methods.fedmsa import FedMSA
+from fedfms.methods.fednnunet import FedNNUNet
 from fedfms.methods.fedsam import FedSAM
 from fedfms.methods.fedunet import FedUNet
 
 POOL = "pool"  # the one site that a centralised method trains at
-METHODS: Mapping[str, type[Method]] = {method.name: method for method in (FedMSA, FedSAM, FedUNet)}
+METHODS: Mapping[str, type[Method]] = {method.name: method for method in (FedMSA, FedSAM, FedUNet, FedNNUNet)}
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -127,6 +128,7 @@ class Method:
     personal: ClassVar[bool] = False  # every site ends with a model of its own
     centralised: ClassVar[bool] = False  # the data of all sites pooled in one process: a yardstick, no federation
     adapters: bool = False  # the model carries adapters (MSA) or none (SAM)
+    plan: Mapping[str, Any] = MappingProxyType({})  # of a network that is made to one (nnU-Net); empty: by its rules
 
     def partition(self, layout: Layout) -> Partition:
         """Split a model's tensors into shared, private and frozen ones."""

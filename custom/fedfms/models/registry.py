@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fedfms.errors import CheckpointError, StudyError
 from fedfms.models.base import SegmentationModel
 from fedfms.models.checkpoints import load_checkpoint
+from fedfms.models.nnunet import build_nnunet
 from fedfms.models.sam import DecoderShape, build_sam
 from fedfms.models.tiny_vit import TinyViTEncoder
 from fedfms.models.unet import UNetShape, build_unet
@@ -18,10 +19,10 @@ from fedfms.study import ModelSpec
 
 
 class Builder(Protocol):
-    """Makes a network; `blank` = its pre-trained tensors need no values, a checkpoint follows."""
+    """Makes a network; `blank` = its pre-trained tensors need no values, a checkpoint follows. See `build_model`."""
 
     def __call__(
-        self, spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool
+        self, spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool, plan: Mapping[str, Any]
     ) -> SegmentationModel: ...
 
 
@@ -62,6 +63,10 @@ FAMILIES: Mapping[str, Mapping[str, Builder]] = {
         # For tests and the demo, at the mask size of vit_tiny on the phantom.
         "unet_tiny": partial(build_unet, shape=UNetShape(channels=(8, 16, 32, 64, 128), max_mask_px=64)),
     },
+    "nnunet": {
+        "nnunet": build_nnunet,
+        "nnunet_tiny": partial(build_nnunet, base_features=8, most_features=64, max_mask_px=64),
+    },
 }
 BACKBONES: Mapping[str, Builder] = {name: build for family in FAMILIES.values() for name, build in family.items()}
 
@@ -87,7 +92,13 @@ def counterpart(family: str, backbone: str) -> str:
 
 
 def build_model(
-    spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, checkpoint: Path | None = None
+    spec: ModelSpec,
+    n_structures: int,
+    *,
+    adapters: bool,
+    seed: int,
+    checkpoint: Path | None = None,
+    plan: Mapping[str, Any] | None = None,
 ) -> SegmentationModel:
     """The network of a study, in float32, every parameter trainable; random values depend on `seed` alone.
 
@@ -97,6 +108,7 @@ def build_model(
         adapters: put two adapters in every transformer block.
         seed: the study's.
         checkpoint: the site's file of pre-trained weights.
+        plan: the layout of a network that is made to one (`nnunet_plan.Plan`); the others have none.
 
     Raises:
         StudyError: unknown backbone, or values of `spec` that do not go together.
@@ -109,7 +121,7 @@ def build_model(
             do="set it in the site's settings, or leave model.checkpoint out to start from random weights",
         )  # fmt: skip
     build = BACKBONES[spec.backbone]
-    model = build(spec, n_structures, adapters=adapters, seed=seed, blank=checkpoint is not None)
+    model = build(spec, n_structures, adapters=adapters, seed=seed, blank=checkpoint is not None, plan=plan or {})
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, sha256=spec.checkpoint_sha256)
     return model

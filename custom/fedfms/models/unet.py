@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from monai.networks.nets import BasicUNet
 from torch import Tensor
@@ -98,9 +100,10 @@ class UNet(SegmentationModel):
 
 
 def build_unet(
-    spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool, shape: UNetShape
-) -> UNet:
-    """A U-Net; `adapters` and `blank` are SAM's: there is nothing to adapt, and nothing worth leaving out.
+    spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool, plan: Mapping[str, Any],
+    shape: UNetShape,
+) -> UNet:  # fmt: skip
+    """A U-Net. It has nothing to adapt, nothing worth leaving `blank`, and no plan to follow.
 
     Raises:
         StudyError: an input size that does not fit.

@@ -81,6 +81,7 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
         adapters=method.adapters,
         seed=study.seed,
         checkpoint=checkpoint_path(study, settings),
+        plan=method.plan,
     )
     method.attach(model)
     partition = method.partition(Layout.of(model))
