@@ -149,6 +149,23 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def find_study(name: str) -> Path:
+    """The YAML of a study: a file, or a name in `jobs/studies` of this folder or of the package's checkout.
+
+    Raises:
+        StudyError: there is none of that name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folders = [Path("jobs/studies"), Path(__file__).parents[2] / "jobs" / "studies"]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise StudyError(f"no study {name!r}", where="--study", do=f"a YAML file, or one of {known}")
+
+
 def load_study(path: Path, *, preset: str | None = None, overrides: Sequence[str] = (), **values: Any) -> Study:
     """Read a study's YAML; a preset, then `key=value` overrides, then `values` (dotted keys) are laid over it.
 

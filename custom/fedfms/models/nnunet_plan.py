@@ -70,7 +70,8 @@ class Plan:
         lists = {name for name, value in raw.items() if isinstance(value, list)}
         if lists != {"features", "kernels", "strides"} or not all(type(n) is int for n in numbers):
             raise StudyError("a plan holds whole numbers", where="nnU-Net", do="make it with `fedfms plan`")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()}
+        return cls(**values)
 
 
 def halvings(px: int) -> int:
