@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedfms.errors import StudyError
+from fedfms.flare.persistor import SharedModel, _sizes
 from fedfms.methods import Layout, Server, Update, fitted, make_method
 from fedfms.models import build_model
 from fedfms.settings import SiteSettings
@@ -57,6 +58,14 @@ def test_everything_is_shared_and_statistics_with_it() -> None:
     assert set(built.partition.shared) == set(built.model.state_dict())
     assert built.partition.private == built.partition.frozen == ()
     assert len(_statistics(built.shared())) == 3 * 18
+
+
+def test_the_server_counts_and_holds_statistics_too() -> None:
+    built = build(_study(), SiteSettings())
+    sizes, shared = _sizes(built), built.shared()
+    assert sizes["total"] == sizes["trained"] == sizes["shared"] == sum(tensor.numel() for tensor in shared.values())
+    held = SharedModel(shared).state_dict()
+    assert all(torch.equal(held[name], tensor) and held[name].dtype == tensor.dtype for name, tensor in shared.items())
 
 
 def test_statistics_move_in_training_are_averaged_and_used(tmp_path: Path) -> None:
