@@ -34,8 +34,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 
 jobs: $(READY)  ## make the committed jobs again from their studies
-	$(BIN)/fedfms job build fedmsa --study phantom --out jobs/fedmsa
-	$(BIN)/fedfms job build fedsam --study phantom --out jobs/fedsam
+	$(BIN)/fedfms job build all --study phantom --out jobs
 
 clean:  ## remove workspaces and caches, not .venv
 	rm -rf workspace simulator_workspace .pytest_cache .mypy_cache .ruff_cache

@@ -4,7 +4,9 @@ examples:
   python -m benchmarks step --method fedmsa --backbone vit_b --size 1024 --batch 1 --steps 1
   python -m benchmarks round --method fedmsa --backbone vit_b --size 1024 --sites 2 --json FILE
   python -m benchmarks data --dataset polyp --raw RAW --site kvasir_seg_vestreviken_no --json FILE
+  python -m benchmarks formats --dataset polyp --raw RAW --images 40 --json FILE
   python -m benchmarks pages
+  python -m benchmarks phantom --out docs/results/phantom-sites.png
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import data, pages, step
+from benchmarks import data, formats, pages, phantom, step
 from benchmarks import round as federated_round
 from benchmarks.machine import machine
 from fedfms.files import write_atomic
+from fedfms.report.overlay import as_png
 
 
 def main() -> int:
@@ -28,6 +31,9 @@ def main() -> int:
     if args.benchmark == "pages":
         for page in sorted(pages.PAGES.glob("*.md")):
             write_atomic(page, pages.render(page))
+        return 0
+    if args.benchmark == "phantom":
+        write_atomic(args.out, as_png(phantom.picture()))
         return 0
     if args.inner:
         json.dump(_measure(args), sys.stdout)
@@ -45,7 +51,9 @@ def main() -> int:
 
 def _measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.benchmark == "data":
-        return data.measure(args.dataset, args.raw, args.site, args.size)
+        return data.measure(args.dataset, args.raw, args.site, args.size, args.images)
+    if args.benchmark == "formats":
+        return formats.measure(args.dataset, args.raw, args.site, args.size, args.images)
     if args.benchmark == "round":
         return [federated_round.measure(args.method, args.backbone, args.size, args.sites, args.threads)]
     return [step.measure(args.method, args.backbone, args.size, args.batch, args.steps)]
@@ -57,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="benchmark")
     commands.add_parser("pages", help="make the tables in docs/results again from the JSON beside them")
+    picture = commands.add_parser("phantom", help="a picture of the phantom's sites, for the docs")
+    picture.add_argument("--out", required=True, type=Path, help="a PNG file")
     step = commands.add_parser("step", help="seconds and peak memory of a training step, random weights")
     step.add_argument("--batch", type=int, default=1)
     step.add_argument("--steps", type=int, default=3)
@@ -64,13 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     round_.add_argument("--sites", type=int, default=2)
     round_.add_argument("--threads", type=int, default=1, help="sites at once; each needs a step's memory")
     data = commands.add_parser("data", help="a site's bytes, seconds and images a second, beside the paper's way")
-    data.add_argument("--dataset", required=True, help="as `python -m preprocessing --help` names it")
-    data.add_argument("--raw", required=True, type=Path)
+    formats = commands.add_parser("formats", help="bytes and milliseconds of lossless formats on a data set's images")
+    for command in (data, formats):
+        command.add_argument("--dataset", required=True, help="as `python -m preprocessing --help` names it")
+        command.add_argument("--raw", required=True, type=Path)
+        command.add_argument("--images", type=int, default=40, help="at most so many are loaded")
     data.add_argument("--site", required=True)
+    formats.add_argument("--site", help="default: some images of each")
     for command in (step, round_):
         command.add_argument("--method", default="fedmsa")
         command.add_argument("--backbone", default="vit_b")
-    for command in (step, round_, data):
+    for command in (step, round_, data, formats):
         command.add_argument("--size", type=int, default=1024, help="input, px a side")
         command.add_argument("--json", type=Path, metavar="FILE", help="a file to write as well")
         command.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)

@@ -1,14 +1,15 @@
 """A site's data, ours against the paper's way: bytes and seconds to convert, and images a second that a loader gives.
 
-Ours: native-resolution PNGs, resized when they are loaded, decoded slices kept in memory. The paper's code keeps each
-slice as two arrays, size x size x 3 and 256 x 256, uint8, and loads them anew every epoch.
+Ours: lossless files at native resolution, resized when they are loaded, decoded slices kept in memory; beside it the
+same files through MONAI's caches. The paper's code keeps each slice as two arrays, size x size x 3 and 256 x 256,
+uint8, and loads them anew every epoch.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.loaders import WAYS, Way
 from fedfms.data import open_site
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
@@ -27,36 +29,41 @@ from preprocessing.registry import DATASETS
 MASK_PX = 256
 
 
-def measure(dataset: str, raw: Path, site: str, size_px: int) -> list[dict[str, Any]]:
-    """A row each for our way and the paper's: MB and seconds for 1,000 slices, images a second in two epochs.
+def measure(dataset: str, raw: Path, site: str, size_px: int, images: int) -> list[dict[str, Any]]:
+    """A row a way: MB and seconds for 1,000 slices of the site, images a second in two epochs of `images` of them.
 
     Raises:
         FedfmsError: the raw folder or the site is not what the data set's converter expects.
     """
-    arguments = make_parser().parse_args([dataset, "--raw", str(raw), "--out", "OUT"])
-    recipe = DATASETS[dataset].recipe(arguments)
+    recipe = recipe_of(dataset, raw)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = [_ours(recipe, raw, site, size_px, Path(scratch)), _papers(recipe, raw, site, size_px, Path(scratch))]
+        rows = _ours(recipe, raw, site, size_px, images, Path(scratch))
+        rows.append(_papers(recipe, raw, site, size_px, images, Path(scratch)))
     return [{"dataset": dataset, "site": site, "size_px": size_px, **row} for row in rows]
 
 
-def _ours(recipe: Recipe, raw: Path, site: str, size_px: int, scratch: Path) -> dict[str, Any]:
+def recipe_of(dataset: str, raw: Path) -> Recipe:
+    """The recipe of a data set with no options given."""
+    arguments = make_parser().parse_args([dataset, "--raw", str(raw), "--out", "OUT"])
+    recipe: Recipe = DATASETS[dataset].recipe(arguments)
+    return recipe
+
+
+def _ours(recipe: Recipe, raw: Path, site: str, size_px: int, images: int, scratch: Path) -> list[dict[str, Any]]:
     started = time.perf_counter()
     summary = convert_site(raw, scratch / "data", site, recipe, workers=0)
     convert_s = time.perf_counter() - started
     structures = [{"name": structure.name, "values": [structure.value]} for structure in recipe.structures]
-    data = {"dataset": recipe.dataset, "structures": structures}
+    data = {"dataset": recipe.dataset, "structures": structures, "max_images": images}
     study = Study.from_dict({"name": "benchmark", "held_out": [site], "data": data})
-    opened = open_site(study, site, SiteSettings(data_root=scratch / "data"))
-
-    def epoch() -> Iterator[Any]:
-        dataset = opened.dataset("all", input_px=size_px, mask_px=MASK_PX)  # decodes all, the first time
-        return (dataset[index] for index in range(summary.slices))
-
-    return _row("fedfms", summary.slices, summary.mb, convert_s, epoch)
+    rows = []
+    for name in WAYS:
+        opened = open_site(study, site, SiteSettings(data_root=scratch / "data"))  # anew: nothing is decoded yet
+        rows.append(_row(name, summary.slices, summary.mb, convert_s, WAYS[name](opened, size_px, MASK_PX, scratch)))
+    return rows
 
 
-def _papers(recipe: Recipe, raw: Path, site: str, size_px: int, scratch: Path) -> dict[str, Any]:
+def _papers(recipe: Recipe, raw: Path, site: str, size_px: int, images: int, scratch: Path) -> dict[str, Any]:
     folder = scratch / "arrays"
     folder.mkdir()
     started, count = time.perf_counter(), 0
@@ -69,7 +76,7 @@ def _papers(recipe: Recipe, raw: Path, site: str, size_px: int, scratch: Path) -
             count += 1
     convert_s = time.perf_counter() - started
     mb = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    return _row("paper", count, mb, convert_s, lambda: _load(folder, count))
+    return _row("paper", count, mb, convert_s, Way(lambda: _load(folder, min(images, count)), lambda: 0.0, "-"))
 
 
 def _load(folder: Path, count: int) -> Iterator[Any]:
@@ -79,17 +86,20 @@ def _load(folder: Path, count: int) -> Iterator[Any]:
         yield torch.from_numpy(image).permute(2, 0, 1).float() / 255, torch.from_numpy(mask)[None].float()
 
 
-def _row(way: str, slices: int, mb: float, convert_s: float, epoch: Callable[[], Iterator[Any]]) -> dict[str, Any]:
-    rates = []
+def _row(name: str, slices: int, mb: float, convert_s: float, way: Way) -> dict[str, Any]:
+    rates, count = [], 0
     for _ in range(2):
         started = time.perf_counter()
-        count = sum(1 for _ in epoch())
+        count = sum(1 for _ in way.epoch())
         rates.append(round(count / (time.perf_counter() - started), 1))
     return {
-        "way": way,
+        "way": name,
         "slices": slices,
+        "images": count,
         "mb_per_1000": round(1000 * mb / slices, 1),
         "convert_s_per_1000": round(1000 * convert_s / slices, 1),
+        "kept_mb_per_1000": round(1000 * way.kept_mb() / count, 1),
+        "kept_in": way.kept_in,
         "images_per_s_first_epoch": rates[0],
         "images_per_s_later": rates[1],
     }

@@ -9,11 +9,13 @@ from PIL import Image
 
 from fedfms.data.manifest import (
     FILE_NAME,
+    FORMATS,
     Case,
     Manifest,
     Slice,
     load_manifest,
     make_splits,
+    metadata,
     missing_files,
     pixel_sha256,
 )
@@ -61,12 +63,12 @@ def _slice_faults(folder: Path, manifest: Manifest, slice_: Slice) -> list[str]:
         if not (folder / name).is_file():
             continue  # named by missing_files
         try:
-            with Image.open(folder / name) as opened:
-                pixels, mode, info = np.asarray(opened), opened.mode, opened.info
+            with Image.open(folder / name, formats=FORMATS) as opened:
+                pixels, mode, told = np.asarray(opened), opened.mode, metadata(opened)
         except Exception:  # noqa: BLE001 - a damaged file can raise nearly anything inside Pillow
-            faults.append(f"the {kind} is damaged or no PNG")
+            faults.append(f"the {kind} is damaged, or neither PNG nor WebP")
             continue
-        if info:
+        if told:
             faults.append(f"the {kind} carries metadata")
         expected = "RGB" if kind == "image" and slice_.channels == 3 else "L"
         if pixels.shape[:2] != (slice_.height_px, slice_.width_px) or mode != expected:

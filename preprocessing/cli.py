@@ -1,10 +1,11 @@
-"""The command line: `python -m preprocessing DATASET | pairs | check`."""
+"""The command line: `python -m preprocessing DATASET | pairs | check | look`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedfms.errors import DataError, FedfmsError
+from fedfms.files import write_atomic
 from preprocessing import pairs
 from preprocessing.check import check_site, find_sites
 from preprocessing.convert import Summary, convert_site, list_sites, plain_name
@@ -31,17 +33,26 @@ examples:
       MY_FOLDER holds images/ and labels/.
   python -m preprocessing check DATA
       is everything still as it was converted?
+  python -m preprocessing look DATA
+      DATA/look.html: does the outline lie on the thing? It shows patients' images: it stays at the site.
 
-What is written: DATA/<dataset>/<site>/manifest.json and lossless PNG slices under pseudonymous ids. The
-secret key and the table from ids to files stay in RAW/.fedfms-keys (mode 0600); where RAW is read-only, in
-DATA.keys beside DATA. No file outside RAW is opened, whatever links lead to. Run a command again after an
-interruption or a change: ids stay the same, and what was converted is kept. Exit code: 0 all well; 1 some cases
-have faults (the others are converted), nothing could be converted (then an earlier conversion stays as it was),
-or check found some; 2 wrong usage.
+What is written: DATA/<dataset>/<site>/manifest.json and lossless slices (WebP for colour, PNG for grey and for
+masks) under pseudonymous ids. The secret key and the table from ids to files stay in RAW/.fedfms-keys (mode 0600);
+where RAW is read-only, in DATA.keys beside DATA. No file outside RAW is opened, whatever links lead to. Run a
+command again after an interruption or a change: ids stay the same, and what was converted is kept. Exit code: 0
+all well; 1 some cases have faults (the others are converted), nothing could be converted (then an earlier
+conversion stays as it was), or check found some; 2 wrong usage.
 """
 _KEYS = """\
 The secret key and the table from ids to files stay in RAW/.fedfms-keys; where RAW is read-only, in OUT.keys,
 beside OUT.
+"""
+_LOOK = """\
+One HTML page with a picture of each site of converted data: the slice of median marked area, beside itself with the
+structures outlined; with counts and areas. No network, no script.
+
+The page shows patients' images. It is written with mode 0600 and is to stay at the site, as the data are. Ids on it
+are the pseudonymous ones.
 """
 
 
@@ -57,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "check":
             return _check(arguments.root)
+        if arguments.command == "look":
+            return _look(arguments)
         return _convert(arguments)
     except FedfmsError as error:
         print(f"preprocessing: {error.line()}", file=sys.stderr)
@@ -96,7 +109,15 @@ def make_parser() -> argparse.ArgumentParser:
     _common(command, "folder with images/ and labels/")
     command = commands.add_parser("check", help="hashes, sizes, label values and splits of converted data")
     command.add_argument("root", type=Path, help="the folder that --out named, or a site's folder in it")
+    _add_look(commands.add_parser("look", help="one page of pictures: an image of each site with its outlines",
+        description=_LOOK, formatter_class=text))  # fmt: skip
     return parser
+
+
+def _add_look(command: argparse.ArgumentParser) -> None:
+    command.add_argument("root", type=Path, help="the folder that --out named, or a site's folder in it")
+    command.add_argument("--out", type=Path, metavar="FILE.html", help="default ROOT/look.html")
+    command.add_argument("--per-site", type=_pictures, default=1, metavar="N", help="pictures a site (default 1)")
 
 
 def _common(command: argparse.ArgumentParser, raw_help: str) -> None:
@@ -114,6 +135,12 @@ def _name(text: str) -> str:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) > 64:
         raise argparse.ArgumentTypeError("must be a number in 0..64")
+    return int(text)
+
+
+def _pictures(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 50:
+        raise argparse.ArgumentTypeError("must be a number in 1..50")
     return int(text)
 
 
@@ -158,14 +185,18 @@ def _sites(recipe: Recipe, arguments: argparse.Namespace, lines: list[str]) -> l
 
 
 def _with_bar(site: str, recipe: Recipe, arguments: argparse.Namespace) -> Summary:
+    with _bar(site) as advance:
+        return convert_site(arguments.raw, arguments.out, site, recipe, arguments.workers, advance)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; gives what is called with the number done and the number in all."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(site, total=None)
-        return convert_site(
-            arguments.raw, arguments.out, site, recipe, arguments.workers,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _report(recipe: Recipe, summaries: Sequence[Summary], lines: Sequence[str]) -> None:
@@ -196,3 +227,23 @@ def _check(root: Path) -> int:
         count += len(faults)
         print(f"{folder.parent.name}/{folder.name}: {f'{len(faults)} faults' if faults else 'as converted'}")
     return 1 if count else 0
+
+
+def _look(arguments: argparse.Namespace) -> int:
+    from preprocessing.look import SiteFault, look_at, make_page  # here: it draws with torch, which takes seconds
+
+    need_folder(arguments.root, "the data root")
+    folders = find_sites(arguments.root)
+    out: Path = arguments.out or arguments.root / "look.html"
+    if any(out.resolve().is_relative_to(folder.resolve()) for folder in folders):
+        raise DataError("the page would lie among a site's converted files", do="name another place with --out")
+    looks = []
+    for folder in folders:
+        with _bar(folder.name) as advance:
+            looks.append(look_at(folder, arguments.per_site, advance))
+    write_atomic(out, make_page(looks), mode=0o600)
+    faults = [look for look in looks if isinstance(look, SiteFault)]
+    for fault in faults:
+        print(f"{fault.name}: {fault.line}")
+    print(out)
+    return 1 if faults else 0

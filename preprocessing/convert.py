@@ -1,14 +1,16 @@
 """The engine: one site's raw cases -> slices and a manifest, in parallel, resumable, faults collected.
 
-A slice that was converted before is recognised by its pixels and kept. The manifest is removed before the
-first slice is written and comes back last, so an interrupted conversion has none; where no case can be
-converted, an earlier conversion stays as it was. What a fault says names the case's pseudonym, never a file.
+A slice that was converted before is recognised by its pixels and kept. The manifest is written last, and an
+earlier one is removed before the first of its slices is changed: whatever interrupts a conversion, there is no
+manifest, or one that holds. Where no case can be converted, an earlier conversion stays as it was. What a fault
+says names the case's pseudonym, never a file.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +22,7 @@ from fedfms.data.manifest import VERSION, Case, Manifest, make_splits, save_mani
 from fedfms.errors import DataError, FedfmsError
 from preprocessing.images import Fault
 from preprocessing.keys import Keys, open_keys
-from preprocessing.onecase import Done, Task, convert_case, quiet
+from preprocessing.onecase import Done, Task, convert_case, end_with_parent, quiet
 from preprocessing.raw import RIGHTS, reason
 from preprocessing.recipe import Found, Recipe
 from preprocessing.target import refuse_foreign, remove_strays
@@ -88,9 +90,9 @@ def convert_site(
         done = sorted(_run(tasks, workers, advance), key=lambda result: result.id)
         manifest = _manifest(recipe, site, keys, found, done)
         if manifest.cases:
-            remove_strays(target, manifest)
             os.sync()  # the slices are on the disk before a manifest says so
             save_manifest(manifest, target)
+            remove_strays(target, manifest)  # last: until now an earlier manifest listed them
         faults = [(keys.case_id(n), text) for n, text in found.faults] + [(d.id, d.fault) for d in done if d.fault]
         notes = (keys.note if links else "", _ignored(found.ignored))
         return _summary(manifest, target, sorted(faults), [note for note in notes if note])
@@ -144,8 +146,12 @@ def _run(tasks: Sequence[Task], workers: int, advance: Advance | None) -> Iterat
 
 def _parallel(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
     # spawn: a fork beside the progress bar's thread may deadlock
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+        # processes inherit what is blocked: Ctrl-C reaches this one alone, and they finish the slice at hand
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         futures = [pool.submit(convert_case, task) for task in tasks]
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -162,14 +168,10 @@ def _manifest(recipe: Recipe, site: str, keys: Keys, found: Found, done: Sequenc
 
 
 def _summary(manifest: Manifest, target: Path, faults: Sequence[tuple[str, str]], notes: Sequence[str]) -> Summary:
-    slices = [slice_ for _, _, slice_ in manifest.slices()]
     return Summary(
         site=manifest.site,
-        cases=len(manifest.cases),
-        slices=len(slices),
-        empty=sum(not any(slice_.values) for slice_ in slices),
-        patients=len({case.patient for case in manifest.cases}),
-        mb=sum((target / name).stat().st_size for s in slices for name in (s.image, s.label)) / 1e6,
+        **manifest.counts,
+        mb=sum((target / name).stat().st_size for _, _, s in manifest.slices() for name in (s.image, s.label)) / 1e6,
         faults=tuple(faults),
         notes=tuple(notes),
     )

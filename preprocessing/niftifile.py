@@ -47,9 +47,18 @@ def read_nifti(path: Path, what: str) -> tuple[Array, NDArray[np.float64]]:
     array = array.reshape(array.shape[:3])
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Fault(f"the {what} has voxels that are NaN or infinite")
+    check_place(affine, what)
+    return array, affine
+
+
+def check_place(affine: NDArray[np.float64], what: str) -> None:
+    """See that an affine (4, 4) leads to a place in space.
+
+    Raises:
+        Fault: it is not finite, or flat.
+    """
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise Fault(f"the {what}'s affine leads to no place in space")
-    return array, affine
 
 
 def _contents(stream: IO[bytes] | gzip.GzipFile, what: str) -> tuple[type[nib.Nifti1Image], bytes]:

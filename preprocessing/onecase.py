@@ -7,6 +7,9 @@ a file's name or a header's field.
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +22,7 @@ from fedfms.data.manifest import Slice, Volume, pixel_sha256
 from preprocessing.images import Fault
 from preprocessing.raw import refuse_outside
 from preprocessing.recipe import Decoded, Pixels, RawCase
-from preprocessing.target import begin, keep_or_write
+from preprocessing.target import begin, ending, keep_or_write
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,20 @@ def convert_case(task: Task) -> Done:
     return Done(task.id, slices, volume)
 
 
+def end_with_parent() -> None:
+    """In a worker process: end it when the process that started it does, be it by a kill. It would wait for ever,
+    and before that write beside the next run.
+    """
+    threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No log line and no warning of a library, for they name files and header fields."""
@@ -112,7 +129,7 @@ def _is_image(image: Pixels) -> bool:
 
 
 def _write(task: Task, number: int, image: Pixels, label: Pixels) -> Slice:
-    names = f"images/{task.id}_{number}.png", f"labels/{task.id}_{number}.png"
+    names = f"images/{task.id}_{number}{ending(image)}", f"labels/{task.id}_{number}{ending(label)}"
     for name, pixels in zip(names, (image, label), strict=True):
         keep_or_write(task.out / name, pixels)
     return Slice(

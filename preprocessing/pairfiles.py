@@ -13,6 +13,7 @@ from preprocessing.raw import RIGHTS, is_folder, need_folder, reason, split_by_a
 from preprocessing.recipe import Decoded, Found, RawCase
 
 IMAGES, LABELS = "images", "labels"
+PatientRule = Callable[[str, str], str | None]
 
 
 def own_patient(site: str, stem: str) -> str:
@@ -48,16 +49,79 @@ class OneSite:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Files by stem relative to the folder, stems that occur twice, names of links to folders, and how many
+    files of other kinds there are.
+    """
+
+    files: dict[str, Path]
+    double: set[str]
+    linked: list[str]
+    ignored: int
+
+
+def image_stem(path: Path) -> str:
+    """The name of a flat image's file without its ending; "" for other files."""
+    return path.stem if path.suffix.lower() in ENDINGS else ""
+
+
+def list_files(
+    folder: Path,
+    site: str,
+    stem_of: Callable[[Path], str] = image_stem,
+    foreign: Callable[[Path], str] | None = None,
+) -> Listing:
+    """What lies below a folder: the files of which `stem_of` tells a stem; others are counted, unless `foreign`
+    tells a stem of one.
+
+    Raises:
+        DataError: the folder cannot be read, or it holds a file that is foreign to it.
+    """
+    found: dict[str, Path] = {}
+    double: set[str] = set()
+    linked: list[str] = []
+    ignored = 0
+    try:
+        for path in sorted(path for path in walk(folder) if not path.name.startswith(".")):
+            mode, name = _mode(path), path.relative_to(folder)
+            if stat.S_ISDIR(mode):
+                linked.append(name.as_posix())
+            elif stat.S_ISREG(mode) and stem_of(path):
+                stem = (name.parent / stem_of(path)).as_posix()
+                if stem in found:
+                    double.add(stem)
+                found[stem] = path
+            elif foreign and foreign(path):
+                what = f"{folder.name}/ holds files of another kind than the rule's `kind`"
+                raise DataError(what, where=f"site {site}", do="set `kind`, and put one kind only in a folder")
+            else:
+                ignored += stat.S_ISREG(mode)
+    except OSError as error:
+        what = f"a folder in {folder.name}/ cannot be read: {reason(error)}"
+        raise DataError(what, where=f"site {site}", do=RIGHTS) from error
+    return Listing(found, double, linked, ignored)
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return stat.S_IFREG  # a link that leads nowhere: reading it says so
+
+
+@dataclass(frozen=True)
 class PairFinder:
     """Pairs of a site: the mask of `images/a.jpg` is `labels/a` + one of `mask_suffixes` + any ending.
 
     `patient` maps a site and an image's stem to a name that images of one patient share; None, where its rule
     does not say, is a fault of the image. With `site_folders` the two folders lie in `raw/<site>`, else in `raw`.
+    `listing(folder, site)` says what lies in one of the two folders.
     """
 
     mask_suffixes: tuple[str, ...] = ("", "_mask")
-    patient: Callable[[str, str], str | None] = own_patient
+    patient: PatientRule = own_patient
     site_folders: bool = True
+    listing: Callable[[Path, str], Listing] = list_files
 
     def __call__(self, raw: Path, site: str) -> Found:
         """Pairs by the image's stem relative to `images/`, as cases of the files "image" and "label".
@@ -66,21 +130,31 @@ class PairFinder:
             DataError: a folder cannot be read. Its images would be missed, and taken for withdrawn ones.
         """
         folder = raw / site if self.site_folders else raw
-        images, labels = _list_files(folder / IMAGES, site), _list_files(folder / LABELS, site)
-        matched, faults = _match(images.files, labels.files, self.mask_suffixes)
-        faults += [(name, "a link to a folder is not followed; put the folder itself there")
-                   for name in images.linked + labels.linked]  # fmt: skip
-        cases = {}
-        for stem, name in matched.items():
-            patient = self.patient(site, stem)
-            if stem in images.double or name in labels.double:
-                faults.append((stem, "several files of this name with different endings"))
-            elif patient is None:
-                # as a patient of its own, one person's images would be trained on and validated on
-                faults.append((stem, "the patient rule does not match the image's name, so whose it is is not known"))
-            else:
-                cases[stem] = RawCase(stem, patient, {"image": images.files[stem], "label": labels.files[name]})
-        return Found(cases, tuple(faults), images.ignored + labels.ignored)
+        frames, masks = self.listing(folder / IMAGES, site), self.listing(folder / LABELS, site)
+        return match_pairs(site, frames, masks, self.mask_suffixes, self.patient)
+
+
+def match_pairs(
+    site: str, frames: Listing, masks: Listing, suffixes: Sequence[str], patient: PatientRule, prefix: str = ""
+) -> Found:
+    """Pairs of two folders: the mask of `a.jpg` is `prefix` + `a` + one of `suffixes` + any ending.
+
+    The cases have the files "image" and "label", and as names the image's stem relative to its folder.
+    """
+    matched, faults = _match(frames.files, masks.files, suffixes, prefix)
+    faults += [(name, "a link to a folder is not followed; put the folder itself there")
+               for name in frames.linked + masks.linked]  # fmt: skip
+    cases = {}
+    for stem, name in matched.items():
+        person = patient(site, stem)
+        if stem in frames.double or name in masks.double:
+            faults.append((stem, "several files of this name with different endings"))
+        elif person is None:
+            # as a patient of its own, one person's images would be trained on and validated on
+            faults.append((stem, "the patient rule does not match the image's name, so whose it is is not known"))
+        else:
+            cases[stem] = RawCase(stem, person, {"image": frames.files[stem], "label": masks.files[name]})
+    return Found(cases, tuple(faults), frames.ignored + masks.ignored)
 
 
 @dataclass(frozen=True)
@@ -102,61 +176,22 @@ class PairReader:
         return Decoded(((image, label),))
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """Files by stem relative to the folder, stems that occur twice, names of links to folders, and how many
-    files of other kinds there are.
-    """
-
-    files: dict[str, Path]
-    double: set[str]
-    linked: list[str]
-    ignored: int
-
-
-def _list_files(folder: Path, site: str) -> _Listing:
-    found: dict[str, Path] = {}
-    double: set[str] = set()
-    linked: list[str] = []
-    ignored = 0
-    try:
-        for path in sorted(path for path in walk(folder) if not path.name.startswith(".")):
-            mode, name = _mode(path), path.relative_to(folder)
-            if stat.S_ISDIR(mode):
-                linked.append(name.as_posix())
-            elif stat.S_ISREG(mode) and path.suffix.lower() in ENDINGS:
-                stem = name.with_suffix("").as_posix()
-                if stem in found:
-                    double.add(stem)
-                found[stem] = path
-            else:
-                ignored += stat.S_ISREG(mode)
-    except OSError as error:
-        what = f"a folder in {folder.name}/ cannot be read: {reason(error)}"
-        raise DataError(what, where=f"site {site}", do=RIGHTS) from error
-    return _Listing(found, double, linked, ignored)
-
-
-def _mode(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except FileNotFoundError:
-        return stat.S_IFREG  # a link that leads nowhere: reading it says so
-
-
 def _match(
-    images: dict[str, Path], labels: dict[str, Path], suffixes: Sequence[str]
+    images: dict[str, Path], labels: dict[str, Path], suffixes: Sequence[str], prefix: str
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """The mask's stem by the image's stem; `(stem, fault)` of what has no partner."""
     matched, faults, used = {}, [], set()
     for stem in images:
-        names = [stem + suffix for suffix in suffixes if stem + suffix in labels]
+        folder, slash, name = stem.rpartition("/")
+        names = [mask for suffix in suffixes if (mask := f"{folder}{slash}{prefix}{name}{suffix}") in labels]
         used.update(names)
         if len(names) == 1:
             matched[stem] = names[0]
         else:
             faults.append((stem, "the image has several masks" if names else "the image has no mask"))
-    for name in sorted(labels.keys() - used):
+    for mask in sorted(labels.keys() - used):
+        folder, slash, name = mask.rpartition("/")
         suffix = next((s for s in suffixes if s and name.endswith(s)), "")
-        faults.append((name.removesuffix(suffix), "the mask has no image"))
+        stem = f"{folder}{slash}{name.removeprefix(prefix).removesuffix(suffix)}"
+        faults.append((stem, "the mask has no image"))
     return matched, faults

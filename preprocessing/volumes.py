@@ -8,7 +8,7 @@ and for a magnitude image with air round it, it is 0. Slices keep the array's or
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,16 @@ class ValueRule:
             raise Fault("the segmentation shows no structure, and every volume here has one")
         return label
 
+    def one(self, stored: int) -> int:
+        """The label value of one stored value.
+
+        Raises:
+            Fault: it is not within 0..255, or not in the rule.
+        """
+        if not 0 <= stored <= 255:
+            raise Fault(f"the segmentation has the value {stored}, not within 0..255")
+        return int(self._table([stored])[stored])
+
     def _table(self, present: list[int]) -> Pixels:
         table = np.zeros(256, dtype=np.uint8)
         odd = [value for value in present if value and value not in self.values]
@@ -79,6 +89,67 @@ class ValueRule:
 
 
 @dataclass(frozen=True)
+class Scan:
+    """Voxels (X, Y, Z), their affine (4, 4) from indices to mm as NIfTI has it, and whether low values are bright."""
+
+    voxels: Array
+    affine: NDArray[np.float64]
+    inverted: bool = False
+
+
+def read_niftis(files: Mapping[str, Path]) -> tuple[Scan, Scan]:
+    """The volume and the segmentation, stored values, of the NIfTI files "image" and "label".
+
+    Raises:
+        Fault: as `read_nifti`.
+    """
+    return Scan(*read_nifti(files["image"], "volume")), Scan(*read_nifti(files["label"], "segmentation"))
+
+
+def eight_bits(array: Array) -> Pixels:
+    """Intensities of any shape and kind of number as uint8 of the same shape, by the rule above.
+
+    Raises:
+        Fault: so many voxels have the volume's smallest value that nothing would be seen.
+    """
+    # as float64, for between two whole numbers of few bits the percentile may overflow
+    values = array.astype(np.float64).reshape(-1)
+    low, high = float(values.min()), float(np.percentile(values, PERCENTILE, overwrite_input=True))
+    del values
+    if not high > low:
+        raise Fault(f"at least {PERCENTILE:.0f} % of the volume's voxels have one value, so it shows nothing")
+    return _scaled(array, low, high)
+
+
+def _scaled(array: Array, low: float, high: float) -> Pixels:
+    """`low` and below is 0, `high` and above 255, and linear between them, rounded."""
+    pixels = np.empty(array.shape, dtype=np.uint8)
+    for index in range(len(array)):  # a part at a time: the float64 copy of a whole volume is large
+        clipped = np.clip(array[index].astype(np.float64), low, high)
+        pixels[index] = np.rint((clipped - low) / (high - low) * 255)
+    return pixels
+
+
+@dataclass(frozen=True)
+class Window:
+    """Intensities by a window: `centre` - `width` / 2 and below is 0, `centre` + `width` / 2 and above 255."""
+
+    centre: float
+    width: float
+
+    def __call__(self, array: Array) -> Pixels:
+        """As `eight_bits`.
+
+        Raises:
+            Fault: all voxels lie on one side of the window.
+        """
+        low, high = self.centre - self.width / 2, self.centre + self.width / 2
+        if float(array.max()) <= low or float(array.min()) >= high:
+            raise Fault("all of the volume's voxels lie on one side of the window, so it shows nothing")
+        return _scaled(array, low, high)
+
+
+@dataclass(frozen=True)
 class VolumeReader:
     """Reads a volume ("image") and its segmentation ("label"), and cuts both.
 
@@ -88,12 +159,16 @@ class VolumeReader:
         neighbours: an image is the slices before, at and after a position as three channels; at either end of
             the volume, the end slice again.
         empty_every: of slices with no structure, those whose position is a multiple of this are kept.
+        intensity: makes intensities 8 bits, by default `eight_bits`.
+        read: reads both files.
     """
 
     labels: ValueRule
     depth: str = DEPTHS[0]
     neighbours: bool = False
     empty_every: int = 1
+    intensity: Callable[[Array], Pixels] = eight_bits
+    read: Callable[[Mapping[str, Path]], tuple[Scan, Scan]] = read_niftis
 
     def __call__(self, case: RawCase) -> Decoded:
         """Slices, and where they lie.
@@ -102,14 +177,16 @@ class VolumeReader:
             Fault: a file is damaged, too large or no 3-D volume; sizes or places in space differ; NaN or infinite
                 voxels; hardly any contrast; stored label values that the rule does not foresee.
         """
-        image, affine = read_nifti(case.files["image"], "volume")
-        stored, label_affine = read_nifti(case.files["label"], "segmentation")
+        scan, segmentation = self.read(case.files)
+        image, affine, stored = scan.voxels, scan.affine, segmentation.voxels
         if image.shape != stored.shape:
             sizes = [" x ".join(map(str, array.shape)) for array in (image, stored)]
             raise Fault(f"volume {sizes[0]} and segmentation {sizes[1]} differ in size")
-        if float(np.abs(affine - label_affine).max()) > _AFFINE_TOLERANCE:
+        if float(np.abs(affine - segmentation.affine).max()) > _AFFINE_TOLERANCE:
             raise Fault("volume and segmentation lie at different places in space: their affines differ")
-        label, pixels = self.labels(stored), eight_bits(image)
+        label, pixels = self.labels(stored), self.intensity(image)
+        if scan.inverted:
+            pixels = 255 - pixels
         axis = depth_axis(affine, self.depth)
         planes = [np.take(label, i, axis) for i in range(label.shape[axis])]
         positions = tuple(i for i, plane in enumerate(planes) if plane.any() or i % self.empty_every == 0)
@@ -132,25 +209,6 @@ def depth_axis(affine: NDArray[np.float64], depth: str) -> int:
         return 2
     spacing = voxel_sizes(affine)
     return int(max(np.flatnonzero(spacing >= _SAME_SPACING * spacing.max())))
-
-
-def eight_bits(array: Array) -> Pixels:
-    """Intensities of any shape and kind of number as uint8 of the same shape, by the rule above.
-
-    Raises:
-        Fault: so many voxels have the volume's smallest value that nothing would be seen.
-    """
-    # as float64, for between two whole numbers of few bits the percentile may overflow
-    values = array.astype(np.float64).reshape(-1)
-    low, high = float(values.min()), float(np.percentile(values, PERCENTILE, overwrite_input=True))
-    del values
-    if not high > low:
-        raise Fault(f"at least {PERCENTILE:.0f} % of the volume's voxels have one value, so it shows nothing")
-    pixels = np.empty(array.shape, dtype=np.uint8)
-    for index in range(len(array)):  # a part at a time: the float64 copy of a whole volume is large
-        clipped = np.minimum(array[index].astype(np.float64), high)
-        pixels[index] = np.rint((clipped - low) / (high - low) * 255)
-    return pixels
 
 
 def volume_sites(raw: Path) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 
 torch.set_num_threads(1)
 
+REPO = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared"
 
 

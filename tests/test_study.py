@@ -7,13 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedfms.cli import main
-from fedfms.data import open_site
 from fedfms.errors import StudyError
-from fedfms.settings import SiteSettings
 from fedfms.study import PRESETS, Study, load_study
-from preprocessing.cli import make_parser
-from preprocessing.registry import DATASETS
 
 STUDIES = Path(__file__).parents[1] / "jobs" / "studies"
 PHANTOM = STUDIES / "phantom.yaml"
@@ -112,27 +107,3 @@ def test_how_many_sites_a_round_needs() -> None:
 def test_more_sites_are_not_asked_for_than_train() -> None:
     with pytest.raises(StudyError, match=r"federation.min_sites is 9, but 7 sites train"):
         load_study(STUDIES / "polyp.yaml", overrides=["federation.min_sites=9"])
-
-
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_is_of_what_its_converter_writes(path: Path) -> None:
-    """And its phantom stand-in has the same structures, so that it runs with no data."""
-    study = load_study(path)
-    values = {value for structure in study.data.structures for value in structure.values}
-    assert values <= {1, 2}, "the phantom has no other label values"
-    if study.data.dataset == "phantom":
-        return
-    command = [study.data.dataset, "--raw", "RAW", "--out", "OUT"]
-    recipe = DATASETS[study.data.dataset].recipe(make_parser().parse_args(command))
-    assert recipe.dataset == study.data.dataset
-    assert values <= {structure.value for structure in recipe.structures}
-
-
-def test_a_study_runs_on_the_phantom_with_no_data(tmp_path: Path) -> None:
-    command = ["job", "build", "fedmsa", "--study", "brain", "--phantom", "--out", str(tmp_path / "job")]
-    assert main(command) == 0
-    config = json.loads((tmp_path / "job" / "app" / "config" / "config_fed_client.json").read_text())
-    study = Study.from_dict(config["executors"][0]["executor"]["args"]["study"])
-    site = open_site(study, study.sites[0], SiteSettings())
-    assert study.structure_names == ("enhancing-tumour",)
-    assert len(site.parts["all"]) == study.data.phantom_images

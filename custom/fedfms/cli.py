@@ -15,6 +15,7 @@ from fedfms.commands import nnunet
 from fedfms.errors import FedfmsError, StudyError
 from fedfms.study import PHANTOM, Study, find_study, load_study
 
+POOLED_PHANTOMS = ("site-1", "site-2", "site-3")
 _EXAMPLES = """\
 examples:
   fedfms job build fedmsa --study phantom --out jobs/fedmsa
@@ -23,6 +24,7 @@ examples:
   fedfms job build fedsam --study polyp --preset paper --out polyp-paper
   nvflare simulator jobs/fedmsa -w workspace -n 3 -t 3
   fedfms report workspace
+  fedfms splits polyp --root DATA --check jobs/studies/splits/polyp.json
 """
 
 
@@ -31,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         told = args.run(args)
-        if told is not None:
+        if isinstance(told, str):
             print(told)
+            return 0
+        return int(told or 0)
     except FedfmsError as error:
         print(f"fedfms: {error.line()}", file=sys.stderr)
         return 1
@@ -54,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("workspace", type=Path, help="a simulator's workspace, or a run's folder")
     report.add_argument("--out", type=Path, help="where to write (default: in the run's folder)")
     report.set_defaults(run=_report)
+    _add_splits(commands.add_parser("splits", help="who is in which part, as digests that name nobody"))
     listing = commands.add_parser("list", help="methods, backbones, presets and studies")
     listing.set_defaults(run=_list)
     return parser
@@ -65,7 +70,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         "build", help="make the job folder of a method on a study", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    build.add_argument("method", help="as `fedfms list` names them")
+    build.add_argument("method", help="as `fedfms list` names them; all: each of them, into OUT/METHOD")
     build.add_argument("--study", required=True, help="a YAML file, or a name in jobs/studies")
     build.add_argument("--out", required=True, type=Path, help="the job folder to write")
     build.add_argument("--preset", help="schedule and backbone of `fedfms list`, laid over the study's")
@@ -86,21 +91,85 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     build.set_defaults(run=_job_build)
 
 
+def _add_splits(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Write a study's splits, or compare them with a file: numbers and digests, no image, no id."
+    parser.add_argument("study", help="a YAML file, or a name in jobs/studies")
+    parser.add_argument("--root", type=Path, help="the data root (default: the one in this site's settings)")
+    parser.add_argument("--sites", type=_comma, default=[], help="a,b,c (default: the study's, or the file's)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
+    parser.add_argument("--protocol", action="append", choices=("held-out", "personal"), help="default: both")
+    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], help="default 0,1,2")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, metavar="FILE", help="write here (default: print)")
+    where.add_argument("--check", type=Path, metavar="FILE", help="compare with it; exit code 1 if anything differs")
+    parser.set_defaults(run=_splits)
+
+
+def _comma(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _seeds(text: str) -> list[int]:
+    if not all(seed.isdecimal() for seed in text.split(",")):
+        raise argparse.ArgumentTypeError("must be numbers, as in 0,1,2")
+    return [int(seed) for seed in text.split(",")]
+
+
+def _splits(args: argparse.Namespace) -> int:
+    from fedfms.data import splitfile
+    from fedfms.settings import SiteSettings, load_settings
+
+    study = load_study(find_study(args.study), overrides=args.set)
+    settings = load_settings() if args.root is None else SiteSettings(data_root=args.root)
+    if args.check is not None:
+        lines = splitfile.compare_splits(study, settings, splitfile.load_splits(args.check), args.sites)
+        print("\n".join(lines) or "the same splits")
+        return 1 if lines else 0
+    sites = args.sites or [*study.sites, *study.held_out]
+    if not args.sites and not study.sites:
+        raise StudyError("the study names no sites that train", where=study.name, do="name them all with --sites a,b,c")
+    made = splitfile.make_splits(study, settings, sites, args.protocol or ["held-out", "personal"], args.seeds)
+    if args.out is None:
+        print(splitfile.to_text(made), end="")
+    else:
+        splitfile.save_splits(made, args.out)
+        print(args.out)
+    return 0
+
+
 def _job_build(args: argparse.Namespace) -> None:
-    from fedfms.flare.job import build_job, with_checkpoint
-    from fedfms.methods import fitted, make_method
+    from fedfms.flare.job import build_job
+    from fedfms.methods import METHODS, fitted, make_method
+    from fedfms.training.traffic import plan
+
+    for name in sorted(METHODS) if args.method == "all" else [args.method]:
+        study = _study_of(args, name)
+        study = fitted(study, make_method(name, study.method_options))
+        out = build_job(study, args.out / name if args.method == "all" else args.out, bundle_code=args.bundle_code)
+        what = f"{name} on {study.name}, {study.model.backbone} at {study.model.input_px} px"
+        print(f"{out}: {what}; {plan(study).text()}")
+
+
+def _study_of(args: argparse.Namespace, method: str) -> Study:
+    """The study that the command line means, for a method."""
+    from fedfms.flare.job import with_checkpoint
+    from fedfms.methods import METHODS
 
     path = find_study(args.study)
-    held_out = None if args.held_out is None else [name for name in args.held_out.split(",") if name]
-    sites = None if args.sites is None else [name for name in args.sites.split(",") if name]
+    held_out = None if args.held_out is None else _comma(args.held_out)
+    sites = None if args.sites is None else _comma(args.sites)
+    base = load_study(path, preset=args.preset, overrides=args.set)
     if sites is None and held_out:
-        sites = _without(held_out, load_study(path, preset=args.preset, overrides=args.set))
-    study = load_study(
+        sites = _without(held_out, base)
+    pools = method in METHODS and METHODS[method].centralised
+    if pools and not sites and not base.sites and (args.phantom or base.data.dataset == PHANTOM):
+        sites = list(POOLED_PHANTOMS)  # any name is a phantom's; a pool must know which
+    return load_study(
         path,
         preset=args.preset,
         overrides=args.set,
         **{
-            "method": args.method,
+            "method": method,
             "seed": args.seed,
             "sites": sites,
             "held_out": held_out,
@@ -111,11 +180,6 @@ def _job_build(args: argparse.Namespace) -> None:
             **({} if args.checkpoint is None else with_checkpoint(args.checkpoint)),
         },
     )
-    study = fitted(study, make_method(study.method, study.method_options))
-    build_job(study, args.out, bundle_code=args.bundle_code)
-    rounds = f"{study.train.rounds} round{'' if study.train.rounds == 1 else 's'}"
-    print(f"{args.out}: {study.method} on {study.name}, {study.model.backbone} at {study.model.input_px} px, "
-          f"{rounds}, at least {study.min_sites} sites")  # fmt: skip
 
 
 def _without(held_out: list[str], study: Study) -> list[str]:

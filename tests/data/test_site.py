@@ -183,7 +183,7 @@ FAULTS = {
     ),
     "sizes": (lambda f: _save(f, "labels", np.zeros((20, 12), np.uint8)), "case00: the label .* 12 x 20 px"),
     "mode": (lambda f: _save(f, "images", np.zeros((12, 20), np.uint8)), "case00: the image .* 20 x 12 px L"),
-    "no PNG": (lambda f: (f / "images/case00_0.png").write_bytes(b"x"), "case00: the image .* no PNG"),
+    "no PNG": (lambda f: (f / "images/case00_0.png").write_bytes(b"x"), "case00: the image .* neither PNG nor WebP"),
     "truncated": (
         lambda f: (f / "images/case00_0.png").write_bytes((f / "images/case00_0.png").read_bytes()[:200]),
         "case00: the image of slice 0 is missing or damaged",

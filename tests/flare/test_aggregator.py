@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,7 @@ from fedfms.flare.selector import AcceptedModelSelector
 from fedfms.flare.wire import REPORT, TRAIN, error_reply, update_dxo
 from fedfms.methods import make_method
 from fedfms.study import Study
+from fedfms.training.server import ServerStore
 
 MODEL = {"decoder.w": torch.zeros(2, 2), "adapters.0.up.bias": torch.zeros(3)}
 
@@ -32,6 +35,7 @@ class Server:
     """An aggregator with just enough of a server around it."""
 
     def __init__(self, min_sites: int = 2) -> None:
+        self.run = tempfile.TemporaryDirectory()
         study = Study(name="test", held_out=("unseen",))
         persistor = SharedModelPersistor(study.to_dict())
         persistor.study, persistor.method, persistor.shared = study, make_method("fedmsa", {}), MODEL
@@ -40,8 +44,12 @@ class Server:
         self.aggregator.system_panic = lambda reason, fl_ctx: self.panics.append(reason)
         self.context = FLContext()
         self.context.set_prop(AppConstants.CURRENT_ROUND, 3)
-        engine = SimpleNamespace(get_component=lambda _: persistor, fire_event=lambda *_: None)
+        clients = [SimpleNamespace(name=name) for name in ("a", "b", "c", "unseen")]
+        engine = SimpleNamespace(
+            get_component=lambda _: persistor, fire_event=lambda *_: None, get_clients=lambda: clients
+        )
         self.context.get_engine = lambda: engine
+        self.context.get_workspace = lambda: SimpleNamespace(get_run_dir=lambda _: self.run.name)
 
     def send(self, site: str, shareable: Shareable, round_: int = 3) -> bool:
         shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
@@ -78,6 +86,17 @@ def test_weights_by_sample_count() -> None:
     assert server.send("b", update(1.0, samples=30))
     assert server.send("a", update(5.0, samples=10))
     assert np.array_equal(server.aggregate()["decoder.w"], np.full((2, 2), 2.0, np.float32))
+
+
+def test_the_servers_state_is_on_disk_after_each_round() -> None:
+    server = Server()
+    server.send("a", update(1.0))
+    server.send("b", update(3.0))
+    server.aggregate()
+    stored = ServerStore(Path(server.run.name) / "fedfms" / "server.pt").load()
+    assert stored is not None
+    assert stored.round == 4
+    assert torch.equal(stored.shared["decoder.w"], torch.full((2, 2), 2.0))
 
 
 BAD = {

@@ -7,6 +7,9 @@ import torch
 
 from fedfms.errors import CheckpointError, StudyError
 from fedfms.models import BACKBONES, FAMILIES, ROLES, SegmentationModel, build_model, family_of
+from fedfms.models.sam import PromptFreeSam
+from fedfms.models.tiny_vit import TinyViTEncoder
+from fedfms.models.vit import ViTEncoder
 from fedfms.study import ModelSpec
 
 SMALL = {
@@ -182,6 +185,66 @@ def test_an_image_does_not_see_its_batch_nor_train_mode(spec: ModelSpec) -> None
     alone = torch.cat([model(x[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def _adapted(spec: ModelSpec) -> PromptFreeSam:
+    model = build_model(replace(spec, adapter_init="reference"), 1, adapters=True, seed=0)
+    assert isinstance(model, PromptFreeSam)
+    return model
+
+
+def _block_as_identity(model: PromptFreeSam, index: int) -> None:
+    """Another oracle than `skip_blocks`: block `index` put out of the network by its code."""
+
+    def identity(x: torch.Tensor, *_: object) -> torch.Tensor:
+        return x
+
+    encoder = model.image_encoder
+    if isinstance(encoder, TinyViTEncoder):
+        stages = [stage.blocks for stage in list(encoder.layers)[1:]]  # type: ignore[union-attr]
+        block = [block for blocks in stages for block in blocks][index]  # type: ignore[union-attr]
+        block.forward = identity
+        return
+    assert isinstance(encoder, ViTEncoder)
+    block, adapters = encoder.blocks[index], encoder.adapters[index]
+    for last in (block.attn.proj, block.mlp.lin2, adapters.after_attention.up, adapters.beside_mlp.up):  # type: ignore[union-attr]
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.zeros_(last.bias)
+
+
+@pytest.mark.parametrize("spec", SMALL_PARAMS)
+@torch.no_grad()
+def test_a_skipped_block_is_an_identity_and_none_skipped_changes_no_bit(spec: ModelSpec) -> None:
+    model, x = _adapted(spec), images(spec)
+    whole = model(x)
+    model.skip_blocks(())
+    assert torch.equal(model(x), whole)
+    for index in range(len(model.image_encoder.block_dims)):
+        expected = _adapted(spec)
+        _block_as_identity(expected, index)
+        model.skip_blocks({index})
+        assert torch.equal(model(x), expected(x)), index
+        assert not torch.equal(model(x), whole), index
+        assert torch.equal(model.from_prefix(model.prefix(x)), model(x)), index
+    model.skip_blocks(())
+    assert torch.equal(model(x), whole)
+
+
+@pytest.mark.parametrize("spec", SMALL_PARAMS)
+def test_a_skipped_blocks_adapters_get_no_gradient(spec: ModelSpec) -> None:
+    model = _adapted(spec)
+    order = model.adapters_in_order()
+    last = len(order) // 2 - 1
+    model.skip_blocks({0, last})
+    step(model, spec, TRAINED)
+    for index, adapter in enumerate(order):
+        for name in adapter:
+            assert (model.get_parameter(name).grad is None) == (index // 2 in (0, last)), name
+
+
+def test_blocks_that_are_not_there_cannot_be_skipped() -> None:
+    with pytest.raises(ValueError, match=r"vit_tiny has no blocks \[-1, 4\]"):
+        _adapted(SMALL["vit_tiny"]).skip_blocks([-1, 2, 4])
 
 
 @torch.no_grad()

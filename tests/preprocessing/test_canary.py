@@ -88,7 +88,7 @@ def marked(tmp_path):
     return raw
 
 
-def _everything(folder):
+def everything(folder):
     """Names and bytes of all that is in a folder."""
     shown = []
     for path in folder.rglob("*"):
@@ -108,11 +108,11 @@ def test_the_marker_is_nowhere(marked, out, capfd, caplog, workers):
     assert len(load_manifest(folder).cases) >= len(KINDS)
     assert shown.count("and mask 14 x 9 px differ") == len(KINDS)
     assert shown.count("leads out of the raw folder") == 1
-    written = _everything(out)
+    written = everything(out)
     for text in (CANARY, str(marked.parent)):
         assert text not in written
         assert text not in shown
-    assert CANARY in _everything(marked / ".fedfms-keys")  # the table that stays at the site
+    assert CANARY in everything(marked / ".fedfms-keys")  # the table that stays at the site
     assert check_site(folder) == []
 
 
@@ -127,7 +127,7 @@ def test_the_marker_is_nowhere_in_a_process_of_its_own(marked, out):
     assert "Traceback" not in done.stderr
     for text in (CANARY, str(marked)):
         assert text not in done.stdout + done.stderr
-        assert text not in _everything(out)
+        assert text not in everything(out)
 
 
 @pytest.mark.parametrize("gone", ["labels", "images", "."])

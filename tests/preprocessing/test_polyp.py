@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +13,11 @@ from fedfms.data.manifest import load_manifest, pixel_sha256
 from fedfms.settings import SiteSettings
 from fedfms.study import load_study
 from preprocessing import polyp
-from preprocessing.check import check_site
 from preprocessing.cli import main
-from preprocessing.convert import convert_site
-from tests.preprocessing.make import copy_sites
+from preprocessing.polyp_layouts import COLONDB, ETIS, POLYPGEN
+from tests.conftest import REPO
+from tests.preprocessing.make import copy_sites, options
 
-REPO = Path(__file__).parents[2]
 SITES = (
     "cvc_clinicdb_barcelona_es",
     "kvasir_seg_vestreviken_no",
@@ -62,70 +57,72 @@ def test_a_frame_of_no_known_sequence_is_no_patient_of_its_own(stem):
 
 
 def test_the_help_names_every_site():
-    assert [site for site in SITES if site not in (polyp.__doc__ or "")] == []
+    assert [site for site in (*SITES, COLONDB, ETIS, *POLYPGEN) if site not in (polyp.__doc__ or "")] == []
+
+
+def _first(source, raw, site, count):
+    """The first images of a real site with their masks, copied."""
+    for image in sorted((source / site / "images").iterdir())[:count]:
+        for part in ("images", "labels"):
+            (raw / site / part).mkdir(parents=True, exist_ok=True)
+            for path in (source / site / part).glob(f"{image.stem}[._]*"):
+                shutil.copyfile(path, raw / site / part / path.name)
+
+
+@pytest.fixture(scope="module")
+def first_frames(shared_polyp, tmp_path_factory):
+    """(raw folder, data root) of five frames of every real site, full-size ones among them, converted once."""
+    raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("out")
+    for site in SITES:
+        _first(shared_polyp, raw, site, 5)
+    assert main(["polyp", "--raw", str(raw), "--out", str(out), "--workers", "0"]) == 0
+    return raw, out
+
+
+@pytest.mark.shared
+def test_every_real_site_is_found_whole(shared_polyp):
+    read = options(polyp)
+    assert read.sites(shared_polyp) == sorted(SITES)
+    found = [read.find(shared_polyp, site) for site in SITES]
+    assert [(len(site.cases), site.faults) for site in found] == [(56, ())] * 7
 
 
 @pytest.mark.shared
 def test_a_real_site_in_processes(shared_polyp, tmp_path):
-    raw = copy_sites(shared_polyp, tmp_path / "raw", "cvc_clinicdb_barcelona_es")
-    command = [
-        sys.executable,
-        "-m",
-        "preprocessing",
-        "polyp",
-        "--raw",
-        str(raw),
-        "--out",
-        str(tmp_path / "DATA"),
-    ]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "cvc_clinicdb_barcelona_es" in done.stdout
-    manifest = load_manifest(tmp_path / "DATA" / "polyp" / "cvc_clinicdb_barcelona_es")
+    site, root = "cvc_clinicdb_barcelona_es", tmp_path / "DATA"
+    raw = copy_sites(shared_polyp, tmp_path / "raw", site)
+    assert main(["polyp", "--raw", str(raw), "--out", str(root)]) == 0
+    manifest = load_manifest(root / "polyp" / site)
     assert (len(manifest.cases), len(manifest.patients)) == (56, 22)
     # the protocol is pinned: what the study says of it may change
     study = load_study(REPO / "jobs" / "studies" / "polyp.yaml", overrides=["data.protocol=held-out"])
-    data = open_site(study, "cvc_clinicdb_barcelona_es", SiteSettings(data_root=tmp_path / "DATA"))
+    data = open_site(study, site, SiteSettings(data_root=root))
     train, val = ({i.patient for i in data.parts[part]} for part in ("train", "val"))
     assert not train & val
     assert 4 <= data.counts()["val"] <= 8
 
 
 @pytest.mark.shared
-def test_masks_are_where_the_originals_are(shared_polyp, tmp_path):
-    """A few real pairs against a plain reading of the raw files."""
+def test_masks_are_where_the_originals_are(first_frames):
+    """Real pairs against a plain reading of the raw files."""
+    raw, out = first_frames
     site = "polypgen_c1_paris_fr"
-    names = sorted(p.stem for p in (shared_polyp / site / "images").iterdir())[:5]
-    raw = tmp_path / "raw" / site
-    for part, suffix in (("images", ""), ("labels", "_mask")):
-        (raw / part).mkdir(parents=True)
-        for name in names:
-            shutil.copy(shared_polyp / site / part / f"{name}{suffix}.jpg", raw / part)
-    convert_site(raw.parent, tmp_path / "out", site, polyp.recipe(Namespace()), workers=0)
-    folder = tmp_path / "out" / "polyp" / site
-    found = {s.image_sha256: s for _, _, s in load_manifest(folder).slices()}
-    for name in names:
-        image = np.asarray(Image.open(raw / "images" / f"{name}.jpg").convert("RGB"))
-        mask = np.asarray(Image.open(raw / "labels" / f"{name}_mask.jpg").convert("L")) > 127
+    found = {s.image_sha256: s for _, _, s in load_manifest(out / "polyp" / site).slices()}
+    for path in (raw / site / "images").iterdir():
+        image = np.asarray(Image.open(path).convert("RGB"))
+        mask = np.asarray(Image.open(raw / site / "labels" / f"{path.stem}_mask.jpg").convert("L")) > 127
         slice_ = found[pixel_sha256(image)]
-        assert (np.asarray(Image.open(folder / slice_.label)) == mask).all()
+        assert (np.asarray(Image.open(out / "polyp" / site / slice_.label)) == mask).all()
 
 
 @pytest.mark.shared
-@pytest.mark.slow
-def test_all_real_sites(shared_polyp, tmp_path, capsys):
-    raw = copy_sites(shared_polyp, tmp_path / "raw", *SITES)
-    assert main(["polyp", "--raw", str(raw), "--out", str(tmp_path / "DATA")]) == 0
-    empty = {}
+def test_frames_of_every_real_site(first_frames, capsys):
+    _, out = first_frames
     for site in SITES:
-        folder = tmp_path / "DATA" / "polyp" / site
-        manifest = load_manifest(folder)
-        assert len(manifest.cases) == 56
+        manifest = load_manifest(out / "polyp" / site)
+        assert len(manifest.cases) == 5
         assert {value for _, _, s in manifest.slices() for value in s.values} <= {0, 1}
-        empty[site] = sum(s.values == (0,) for _, _, s in manifest.slices())
-        assert check_site(folder) == []
-    found = {site: count for site, count in empty.items() if count}
-    assert found == {"polypgen_c2_padova_it": 8, "polypgen_c5_oxford_uk": 1, "polypgen_c6_alexandria_eg": 3}
+    assert main(["check", str(out)]) == 0
 
 
 @pytest.mark.shared

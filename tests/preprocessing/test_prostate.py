@@ -12,9 +12,9 @@ from tests.preprocessing.make import CANARY, as_sent, options
 from tests.preprocessing.volume_layouts import pair, put, scan, truth
 
 
-def collection(raw):
+def collection(raw, sites=prostate.SITES):
     """Two cases a site; the suffix and the stored values are those of each site."""
-    for site in prostate.SITES:
+    for site in sites:
         zones = site.startswith("ISBI")
         for number in range(2):
             suffix = "_Segmentation" if zones else "_segmentation"

@@ -86,7 +86,7 @@ def test_a_damaged_slice_is_told_by_check_and_written_again(raw, out, capsys, mo
     with monkeypatch.context() as patch:
         _damaged_png(patch, path)
         assert main(["check", str(out)]) == 1
-        assert "the image is damaged or no PNG" in capsys.readouterr().out
+        assert "the image is damaged, or neither PNG nor WebP" in capsys.readouterr().out
         assert convert_pairs(raw, out) == 0
     assert main(["check", str(out)]) == 0
 

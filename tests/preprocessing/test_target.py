@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from fedfms.data import open_site
+from fedfms.data.manifest import load_manifest, metadata
+from fedfms.settings import SiteSettings
+from fedfms.study import Study
+from preprocessing.cli import main
+from preprocessing.target import ending, keep_or_write
 from tests.preprocessing.make import CANARY, convert_pairs, make_raw
 
 
@@ -100,9 +108,88 @@ def test_an_empty_folder_leaves_no_trace(tmp_path, out):
 def test_a_slice_that_gained_metadata_is_written_again(raw, out):
     convert_pairs(raw, out)
     before = _content(out)
-    path = next((out / "d" / "s" / "images").iterdir())
+    path = next((out / "d" / "s" / "labels").iterdir())
     info = PngInfo()
     info.add_text("PatientName", CANARY)
     Image.open(path).save(path, pnginfo=info)
     assert convert_pairs(raw, out) == 0
     assert _content(out) == before
+
+
+@pytest.mark.parametrize(
+    ("shape", "due"),
+    [((5, 7, 3), ".webp"), ((5, 7), ".png"), ((2, 16383, 3), ".webp"), ((2, 16384, 3), ".png"),
+     ((16384, 2, 3), ".png")],
+)  # fmt: skip
+def test_a_file_is_lossless_and_holds_pixels_only(tmp_path, shape, due):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    assert ending(pixels) == due
+    path = tmp_path / f"x{due}"
+    keep_or_write(path, pixels)
+    with Image.open(path) as opened:
+        assert metadata(opened) == set()
+        np.testing.assert_array_equal(np.asarray(opened), pixels)
+
+
+def _as_before(monkeypatch):
+    """What an earlier version of the converter wrote: PNG alone."""
+    monkeypatch.setattr("preprocessing.onecase.ending", lambda _: ".png")
+
+
+def test_the_split_is_the_same_whichever_format(raw, out, tmp_path, monkeypatch):
+    convert_pairs(raw, out)
+    with monkeypatch.context() as patch:
+        _as_before(patch)
+        convert_pairs(raw, tmp_path / "before")
+    new, old = (load_manifest(root / "d" / "s") for root in (out, tmp_path / "before"))
+    assert new.splits == old.splits
+    assert {Path(s.image).suffix for _, _, s in new.slices()} == {".webp"}
+    assert {Path(s.image).suffix for _, _, s in old.slices()} == {".png"}
+    assert [(s.image_sha256, s.label_sha256) for _, _, s in new.slices()] == [
+        (s.image_sha256, s.label_sha256) for _, _, s in old.slices()
+    ]
+    study = Study.from_dict({"name": "t", "data": {"dataset": "d", "structures": [{"name": "a", "values": [1]}]}})
+    one, two = (open_site(study, "s", SiteSettings(data_root=root)) for root in (out, tmp_path / "before"))
+    assert one.counts() == two.counts()
+    for part in one.parts:
+        pairs = zip(one.dataset(part, input_px=16, mask_px=8), two.dataset(part, input_px=16, mask_px=8), strict=True)
+        assert all((a["image"] == b["image"]).all() and (a["label"] == b["label"]).all() for a, b in pairs)
+
+
+def test_a_conversion_of_before_is_good_and_a_new_one_leaves_none_of_its_files(raw, out, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        _as_before(patch)
+        convert_pairs(raw, out)
+    assert main(["check", str(out)]) == 0
+    assert convert_pairs(raw, out) == 0
+    assert sorted({p.suffix for p in (out / "d" / "s" / "images").iterdir()}) == [".webp"]
+    assert len(list((out / "d" / "s" / "images").iterdir())) == len(list((out / "d" / "s" / "labels").iterdir())) == 6
+    assert main(["check", str(out)]) == 0
+
+
+@pytest.mark.parametrize("how", ["exif", "icc_profile"])
+def test_metadata_in_a_webp_is_told_and_removed(raw, out, capsys, how):
+    convert_pairs(raw, out)
+    before = _content(out)
+    path = next((out / "d" / "s" / "images").iterdir())
+    exif = Image.Exif()
+    exif[0x010E] = CANARY
+    with Image.open(path) as opened:
+        opened.load()
+    opened.save(path, lossless=True, exact=True, **{how: exif.tobytes() if how == "exif" else CANARY.encode()})
+    capsys.readouterr()
+    assert main(["check", str(out)]) == 1
+    assert "the image carries metadata" in capsys.readouterr().out
+    assert convert_pairs(raw, out) == 0
+    assert _content(out) == before
+
+
+def test_another_kind_of_file_under_a_known_name_is_not_opened(raw, out, capsys):
+    """Also one with the right pixels: fewer decoders see a file that somebody put there."""
+    convert_pairs(raw, out)
+    path = next((out / "d" / "s" / "images").iterdir())
+    with Image.open(path) as opened:
+        opened.save(path, "TIFF")
+    capsys.readouterr()
+    assert main(["check", str(out)]) == 1
+    assert "the image is damaged, or neither PNG nor WebP" in capsys.readouterr().out

@@ -1,8 +1,12 @@
 """The data contract: what lies in `ROOT/<dataset>/<site>/`, and how it is read and written.
 
     manifest.json           this file's dataclasses, written last and at once: without it, a folder is not whole
-    images/<case>_<k>.png   slice k of a case: uint8, grey or RGB, native resolution, lossless
+    images/<case>_<k>.webp  slice k of a case: uint8, RGB, native resolution, lossless
+    images/<case>_<k>.png   the same where it is grey, too large for WebP, or of an older conversion
     labels/<case>_<k>.png   uint8, the label values themselves, same size
+
+Which of the two an image is, its name in the manifest says. Hashes are of decoded pixels, so a split does not
+depend on it.
 
 Ids of cases and patients are pseudonyms. No original name, path or header field enters the folder; of a
 volume's header, only its shape and affine do (`Volume`), for a prediction is to lie on the original.
@@ -20,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fedfms.data import splits
 from fedfms.data.plain import CONVERT, exact, of
@@ -29,6 +34,8 @@ from fedfms.files import write_atomic
 
 VERSION = 2
 FILE_NAME = "manifest.json"
+FORMATS = ("PNG", "WEBP")  # as Pillow names them; nothing else is opened
+_WEBP_OWN = frozenset({"loop", "background", "timestamp", "duration"})  # what Pillow tells of any WebP
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,17 @@ class Manifest:
             found.setdefault(case.patient, []).extend(s.image_sha256 for s in case.slices)
         return found
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of cases, slices, slices that show no structure ("empty"), and patients."""
+        found = [slice_ for _, _, slice_ in self.slices()]
+        return {
+            "cases": len(self.cases),
+            "slices": len(found),
+            "empty": sum(not any(slice_.values) for slice_ in found),
+            "patients": len(self.patients),
+        }
+
     def slices(self) -> Iterator[tuple[Case, int, Slice]]:
         """Every slice with its case and its number in it."""
         for case in self.cases:
@@ -135,6 +153,11 @@ def blank_sha256(width_px: int, height_px: int, channels: int) -> str:
     """SHA-256 (hex) of the pixels of a black image of that size: it is nobody's (`splits`)."""
     shape = (height_px, width_px) if channels == 1 else (height_px, width_px, channels)
     return pixel_sha256(np.zeros(shape, np.uint8))
+
+
+def metadata(opened: Image.Image) -> set[str]:
+    """Names of what an image file holds beside its pixels."""
+    return {str(name) for name in opened.info} - (_WEBP_OWN if opened.format == "WEBP" else set())
 
 
 def save_manifest(manifest: Manifest, folder: Path) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from fedfms.data import splits
 from fedfms.data.manifest import Manifest, blank_sha256, load_manifest, make_splits, missing_files, pixel_sha256
 from fedfms.data.phantom import make_phantom
-from fedfms.data.source import FolderSource, Item, MemorySource, Pixels, Source
+from fedfms.data.source import FolderSource, Item, MemorySource, Pixels, Source, list_items
 from fedfms.data.transforms import make_transforms
 from fedfms.errors import DataError, SettingsError
 from fedfms.rng import rng
@@ -100,17 +100,25 @@ def open_site(study: Study, site: str, settings: SiteSettings) -> SiteData:
         DataError: no manifest or case; a missing file, or one of another size; a structure without label
             values.
     """
-    if study.data.dataset == PHANTOM:
-        items, source = _open_phantom(study, site)
-        if settings.data_root is None:
-            _log.warning("site %s: no data_root is set, embedded phantom images are used", site)
-    else:
-        try:
-            items, source = _open_folder(study, site, settings)
-        except DataError as error:
-            raise error if error.where.startswith("site ") else error.at(f"site {site}") from error
-    parts, scored = _parts(study, site, items)
+    items, source = find_items(study, site, settings)
+    if study.data.dataset == PHANTOM and settings.data_root is None:
+        _log.warning("site %s: no data_root is set, embedded phantom images are used", site)
+    parts, scored = split_items(study, site, items)
     return SiteData(site, parts, scored, study.data, study.seed, source)
+
+
+def find_items(study: Study, site: str, settings: SiteSettings) -> tuple[list[Item], Source]:
+    """Every slice that a site has for a study, before subset and split, and what reads them.
+
+    Raises:
+        SettingsError, DataError: as `open_site`.
+    """
+    if study.data.dataset == PHANTOM:
+        return _open_phantom(study, site)
+    try:
+        return _open_folder(study, site, settings)
+    except DataError as error:
+        raise error if error.where.startswith("site ") else error.at(f"site {site}") from error
 
 
 def _open_phantom(study: Study, site: str) -> tuple[list[Item], Source]:
@@ -152,14 +160,9 @@ def _open_folder(study: Study, site: str, settings: SiteSettings) -> tuple[list[
     manifest = load_manifest(folder)
     _check_manifest(study, site, manifest, folder)
     source = FolderSource(folder, site, cache=study.data.cache)
-    items = []
-    for case, number, s in manifest.slices():
-        item = Item(
-            case.id, number, case.patient, s.image_sha256, s.width_px, s.height_px, s.channels, s.values,
-            s.label_sha256, s.image, s.label,
-        )  # fmt: skip
+    items = list_items(manifest)
+    for item in items:
         source.look(item)
-        items.append(item)
     return items, source
 
 
@@ -185,7 +188,9 @@ def _check_manifest(study: Study, site: str, manifest: Manifest, folder: Path) -
         raise DataError(f"the splits are not those of rule {splits.RULE_VERSION}", do=again)
 
 
-def _parts(study: Study, site: str, items: Sequence[Item]) -> tuple[dict[str, tuple[Item, ...]], str]:
+def split_items(
+    study: Study, site: str, items: Sequence[Item]
+) -> tuple[dict[str, tuple[Item, ...]], str]:
     """Items by part and the part to score on; `max_images` is applied before the split, so proportions
     hold.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedfms.data.manifest import pixel_sha256
+from fedfms.data.manifest import FORMATS, Manifest, pixel_sha256
 from fedfms.errors import DataError
 from fedfms.study import Structure
 
@@ -37,6 +37,17 @@ class Item:
     def has(self, structure: Structure) -> bool:
         """Whether the structure's mask is not empty at native resolution."""
         return bool(set(self.values) & set(structure.values))
+
+
+def list_items(manifest: Manifest) -> list[Item]:
+    """Every slice of a converted site, in the manifest's order."""
+    return [
+        Item(
+            case.id, number, case.patient, s.image_sha256, s.width_px, s.height_px, s.channels, s.values,
+            s.label_sha256, s.image, s.label,
+        )
+        for case, number, s in manifest.slices()
+    ]  # fmt: skip
 
 
 class Source(Protocol):
@@ -83,6 +94,17 @@ class FolderSource:
             self._kept[place] = pixels
         return pixels
 
+    def read_label(self, item: Item) -> NDArray[np.uint8]:
+        """Label values (H, W) of the item alone: for a count over all slices the images need not be decoded.
+
+        Raises:
+            DataError: the file is gone or damaged, or its pixels are not those of the manifest.
+        """
+        label = self._decode(item.label, item, "label")
+        if pixel_sha256(label) != item.label_sha256:
+            raise self._fault(f"the label of slice {item.slice} has changed since the conversion", item)
+        return label
+
     def look(self, item: Item) -> None:
         """Check that both files open and have the item's size, without decoding them.
 
@@ -94,10 +116,11 @@ class FolderSource:
             ("label", item.label, ("L",)),
         ):
             try:
-                with Image.open(self._folder / name) as opened:
+                with Image.open(self._folder / name, formats=FORMATS) as opened:
                     size, mode = opened.size, opened.mode
             except OSError as error:
-                raise self._fault(f"the {kind} of slice {item.slice} is missing or no PNG", item) from error
+                what = f"the {kind} of slice {item.slice} is missing, or neither PNG nor WebP"
+                raise self._fault(what, item) from error
             if size != (item.width_px, item.height_px) or mode not in modes:
                 raise self._fault(
                     f"the {kind} of slice {item.slice} is {size[0]} x {size[1]} px {mode}, "
@@ -107,7 +130,7 @@ class FolderSource:
 
     def _decode(self, name: str, item: Item, kind: str) -> NDArray[np.uint8]:
         try:
-            with Image.open(self._folder / name) as opened:
+            with Image.open(self._folder / name, formats=FORMATS) as opened:
                 return np.array(opened)  # a copy: torch wants it writable
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow reports damage to a PNG's chunks as SyntaxError

@@ -47,7 +47,7 @@ class MasksOfStructuresd(MapTransform):
         sample = dict(data)
         for key in self.key_iterator(sample):
             label = _plain(sample[key]).numpy()[0]
-            rows, columns = (_centres(length, self._size_px) for length in label.shape)
+            rows, columns = (centres(length, self._size_px) for length in label.shape)
             sample[key] = torch.from_numpy(self._table[:, label[rows[:, None], columns]])
         return sample
 
@@ -97,7 +97,7 @@ def make_transforms(spec: DataSpec, *, input_px: int, mask_px: int, augment: boo
     return Compose(steps)
 
 
-def _centres(length: int, size_px: int) -> NDArray[np.int64]:
+def centres(length: int, size_px: int) -> NDArray[np.int64]:
     """Index of the source pixel under the centre of each of `size_px` target pixels, (size_px,)."""
     return (2 * np.arange(size_px) + 1) * length // (2 * size_px)
 

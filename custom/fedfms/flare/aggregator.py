@@ -1,4 +1,4 @@
-"""The server's aggregator: checks every update, lets the method combine them, and fails a round that is too thin.
+"""The server's side of a method: checks every update, combines them, and knows what each site is to get next.
 
 NVFLARE's own accepts NaN, wrong shapes and negative counts, counts an error reply as an answer, and adds in order
 of arrival; see `fedfms.guard`.
@@ -7,7 +7,10 @@ of arrival; see `fedfms.guard`.
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.event_type import EventType
@@ -20,11 +23,22 @@ from nvflare.app_common.app_constant import AppConstants
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.wire import REASON, REPORT, ROUND, TRAIN, VAL_DICE, kind_of, nbytes, to_arrays, to_tensors
 from fedfms.guard.checks import Schema, check_dice, check_names, check_samples, check_tensors
-from fedfms.methods import Method, Update
+from fedfms.methods import Method, Server, Tensors, Update, trainers
+from fedfms.study import Study
+from fedfms.training.server import ServerStore
+
+
+class _Holder(NamedTuple):
+    """What the persistor has built: the method, the shared tensors as they began, the study."""
+
+    method: Method
+    shared: Tensors
+    study: Study
 
 
 class CheckedAggregator(Aggregator):
-    """Accepts updates one by one, combines them in an order that does not depend on their arrival.
+    """Accepts updates one by one, combines them in an order that does not depend on their arrival, and fails a round
+    that is too thin.
 
     Args:
         min_sites: updates that a round needs.
@@ -36,11 +50,14 @@ class CheckedAggregator(Aggregator):
         self._min_sites = min_sites
         self._persistor_id = persistor_id
         self._updates: dict[str, Update] = {}
-        self._state: Any = {}
+        self._server: Server | None = None
+        self._sent: dict[str, Tensors] = {}  # what the method has for each site in this round
         # NVFLARE calls `accept` from the threads that answer the sites, `aggregate` from the workflow's own.
         self._lock = threading.Lock()
         self._closed = False  # the round's updates are being combined: whoever comes now comes too late
-        self.rows: dict[str, dict[str, Any]] = {}  # of this round, by site; the recorder reads them
+        # Of this round; the recorder reads them: a row by site, and what the method tells of its decisions.
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.notes: Mapping[str, Any] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Keep the reason of a site that answers with an error: NVFLARE does not hand it to `accept`."""
@@ -58,7 +75,7 @@ class CheckedAggregator(Aggregator):
         reason = str(result.get_header(REASON) or f"answered {result.get_return_code()}")
         with self._lock:
             if site not in self._updates and not self._closed:
-                held_out = site in self._holder(fl_ctx)[2]
+                held_out = site in self._study(fl_ctx).held_out
                 row = {"round": int(round_), "site": site, "accepted": False, "reason": reason, "held_out": held_out}
                 self.rows[site] = row | _numbers(None)
 
@@ -80,7 +97,7 @@ class CheckedAggregator(Aggregator):
             dxo = DXO(DataKind.METRICS, data={})
         report = dxo.data.get(REPORT) if dxo.data_kind == DataKind.METRICS else dxo.get_meta_prop(REPORT)
         row |= _numbers(report)
-        held_out = site in self._holder(fl_ctx)[2]
+        held_out = site in self._study(fl_ctx).held_out
         reason = "held out" if held_out else self._refusal(site, round_, dxo, shareable, fl_ctx)
         if reason is None:
             samples = int(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
@@ -101,7 +118,7 @@ class CheckedAggregator(Aggregator):
         sent_for = (shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), dxo.get_meta_prop(ROUND))
         if sent_for != (round_, round_):
             return f"it is of round {sent_for[1]}, not of round {round_}"
-        schema = Schema.of(self._holder(fl_ctx)[1])
+        schema = self._schema(site, round_, fl_ctx)
         metrics = dxo.get_meta_prop(MetaKey.INITIAL_METRICS)
         return (
             check_samples(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
@@ -110,23 +127,58 @@ class CheckedAggregator(Aggregator):
             or check_tensors(dxo.data, schema)
         )
 
+    def _schema(self, site: str, round_: int, fl_ctx: FLContext) -> Schema:
+        """What the update of a site must hold: what the method says of the tensors that it was sent."""
+        holder = self._holder(fl_ctx)
+        names = holder.method.upward(round_, tuple(self._to_send(site, round_, fl_ctx)))
+        return Schema.of({name: holder.shared[name] for name in names})
+
+    def tensors_for(self, site: str, round_: int | None, fl_ctx: FLContext) -> Tensors | None:
+        """What a site is to get: for the training of a round, or (None) to score its final model.
+
+        None where that is what the task holds anyway: the global model.
+        """
+        with self._lock:
+            if site in self._study(fl_ctx).held_out:
+                return None
+            if round_ is None:
+                return self._now(fl_ctx).per_site.get(site)
+            return self._to_send(site, round_, fl_ctx)
+
+    def _to_send(self, site: str, round_: int, fl_ctx: FLContext) -> Tensors:
+        server = replace(self._now(fl_ctx), round=round_)
+        if not self._sent:
+            # All sites at once, and once a round: a method may draw for them together.
+            named, held_out = trainers(self._study(fl_ctx)), self._study(fl_ctx).held_out
+            here = [client.name for client in fl_ctx.get_engine().get_clients() if client.name not in held_out]
+            self._sent = self._holder(fl_ctx).method.dispatch(server, sorted(named or here))
+        return self._sent.get(site, server.shared)  # a newcomer in the middle of a round
+
+    def _now(self, fl_ctx: FLContext) -> Server:
+        if self._server is None:
+            self._server = Server(shared=self._holder(fl_ctx).shared, seed=self._study(fl_ctx).seed)
+        return self._server
+
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """The next global model; fails the job when fewer than `min_sites` updates were accepted."""
         with self._lock:
             self._closed = True
+        round_ = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
         if len(self._updates) < self._min_sites:
-            self.system_panic(f"fedfms: {self._too_thin(int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)))}", fl_ctx)
+            self.system_panic(f"fedfms: {self._too_thin(round_)}", fl_ctx)
             return Shareable()
-        method: Method = self._holder(fl_ctx)[0]
-        combined = method.combine(list(self._updates.values()), self._state)
-        self._state = combined.state
-        reply: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(combined.shared)).to_shareable()
+        server = replace(self._now(fl_ctx), round=round_)
+        self._server = self._holder(fl_ctx).method.combine(list(self._updates.values()), server)
+        self.notes = self._server.notes
+        run = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id()))
+        ServerStore(run / "fedfms" / "server.pt").save(self._server)
+        reply: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(self._server.shared)).to_shareable()
         return reply
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round that was aggregated, and open the next."""
         with self._lock:
-            self._updates, self.rows, self._closed = {}, {}, False
+            self._updates, self.rows, self.notes, self._sent, self._closed = {}, {}, {}, {}, False
 
     def _too_thin(self, round_: int) -> str:
         trained = [row for row in self.rows.values() if not row["held_out"]]
@@ -137,11 +189,14 @@ class CheckedAggregator(Aggregator):
             f"({'; '.join(sorted(reasons)) or silent})"
         )
 
-    def _holder(self, fl_ctx: FLContext) -> tuple[Method, Any, tuple[str, ...]]:
+    def _holder(self, fl_ctx: FLContext) -> _Holder:
         persistor = fl_ctx.get_engine().get_component(self._persistor_id)
         if not isinstance(persistor, SharedModelPersistor) or persistor.method is None or persistor.study is None:
             raise TypeError(f"component {self._persistor_id!r} must be a started SharedModelPersistor")
-        return persistor.method, persistor.shared, persistor.study.held_out
+        return _Holder(persistor.method, persistor.shared, persistor.study)
+
+    def _study(self, fl_ctx: FLContext) -> Study:
+        return self._holder(fl_ctx).study
 
 
 def _reason(row: dict[str, Any]) -> str:

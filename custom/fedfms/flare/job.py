@@ -14,7 +14,7 @@ from typing import Any
 import fedfms
 from fedfms.errors import StudyError
 from fedfms.flare.wire import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
-from fedfms.methods import fitted, make_method
+from fedfms.methods import METHODS, fitted, make_method, needed_sites, trainers
 from fedfms.study import Study
 
 APP = "app"
@@ -39,7 +39,13 @@ def build_job(study: Study, out: Path, *, bundle_code: bool = False) -> Path:
         StudyError: the study's method or backbone is unknown, or they do not go together; `out` holds something that
             is no job.
     """
-    study = fitted(study, make_method(study.method, study.method_options))
+    method = make_method(study.method, study.method_options)
+    study = fitted(study, method)
+    if method.centralised and not study.sites:
+        raise StudyError(
+            f"{study.method} pools the data of the sites, and the study names none", where=study.name,
+            do="name them: sites=[a, b]",
+        )  # fmt: skip
     try:
         target = out.resolve()
         if not _replaceable(target):
@@ -101,11 +107,11 @@ def with_checkpoint(path: Path) -> dict[str, str]:
 
 
 def _meta(study: Study, name: str) -> dict[str, Any]:
-    named = [*study.sites, *study.held_out] if study.sites else []
+    named = [*trainers(study), *study.held_out] if study.sites else []
     return {
         "name": name,
         "resource_spec": {},
-        "min_clients": study.min_sites,
+        "min_clients": needed_sites(study),
         "deploy_map": {APP: ["server", *named] if named else ["@ALL"]},
     }
 
@@ -114,17 +120,24 @@ def _server(study: Study) -> dict[str, Any]:
     federation = study.federation
     return {
         "format_version": 2,
+        "task_data_filters": [
+            {
+                "tasks": [TRAIN, VALIDATE],
+                "filters": [{"path": "fedfms.flare.personal.OwnModelFilter", "args": {}}],
+            }
+        ],
         "workflows": [
             _component(
                 "train",
                 "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather",
                 # Every answer counts for NVFLARE, a held-out site's too, and starts the wait for the others.
-                min_clients=study.min_sites + (len(study.held_out) if study.sites else 0),
+                min_clients=needed_sites(study) + (len(study.held_out) if study.sites else 0),
                 ignore_result_error=True,  # the aggregator decides, and tells the reasons of all sites
                 num_rounds=study.train.rounds,
                 start_round=0,
                 wait_time_after_min_received=federation.wait_s,
                 train_timeout=federation.round_timeout_s,
+                allow_empty_global_weights=True,  # method `local` shares nothing
                 aggregator_id="aggregator",
                 persistor_id="persistor",
                 shareable_generator_id="shareable_generator",
@@ -143,7 +156,7 @@ def _server(study: Study) -> dict[str, Any]:
                 "shareable_generator",
                 "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
             ),
-            _component("aggregator", "fedfms.flare.aggregator.CheckedAggregator", min_sites=study.min_sites),
+            _component("aggregator", "fedfms.flare.aggregator.CheckedAggregator", min_sites=needed_sites(study)),
             *_selector(study),
             _component(
                 "locator", "nvflare.app_opt.pt.file_model_locator.PTFileModelLocator", pt_persistor_id="persistor"
@@ -154,8 +167,10 @@ def _server(study: Study) -> dict[str, Any]:
 
 
 def _selector(study: Study) -> list[dict[str, Any]]:
-    """The best model by validation Dice; none in the personal protocol, whose only scored images are the test's."""
-    if study.data.protocol == "personal":
+    """The best model by validation Dice; none in the personal protocol, whose only scored images are the test's, nor
+    where a site's private tensors belong to the model: they are those of the last round.
+    """
+    if study.data.protocol == "personal" or METHODS[study.method].personal:
         return []
     return [_component("selector", "fedfms.flare.selector.AcceptedModelSelector", key_metric=VAL_DICE)]
 

@@ -83,16 +83,23 @@ class Recorder(FLComponent):
 
     def _write_round(self, fl_ctx: FLContext) -> None:
         self._write_rows(fl_ctx)
+        notes = self._aggregator(fl_ctx).notes
+        if notes:
+            append_line(self._folder(fl_ctx) / "mixing.jsonl", _json({"round": self._rounds_done, **notes}))
         self._rounds_done += 1
 
     def _write_rows(self, fl_ctx: FLContext, *, aggregated: bool = True) -> None:
-        aggregator = fl_ctx.get_engine().get_component(self._aggregator_id)
-        assert isinstance(aggregator, CheckedAggregator)
+        aggregator = self._aggregator(fl_ctx)
         path = self._folder(fl_ctx) / "rounds.jsonl"
         for _, row in sorted(aggregator.rows.items()):
             if row["round"] not in self._written and (aggregated or not row["accepted"]):
                 append_line(path, _json(row))
         self._written |= {row["round"] for row in aggregator.rows.values()}
+
+    def _aggregator(self, fl_ctx: FLContext) -> CheckedAggregator:
+        aggregator = fl_ctx.get_engine().get_component(self._aggregator_id)
+        assert isinstance(aggregator, CheckedAggregator)
+        return aggregator
 
     def _note_final(self, fl_ctx: FLContext) -> None:
         result = fl_ctx.get_prop(AppConstants.VALIDATION_RESULT)
@@ -105,7 +112,9 @@ class Recorder(FLComponent):
             return
         round_ = self._best_round if name == "best" else self._rounds_done
         model = self._final.setdefault(name, {"round": round_, "sites": {}})
-        model["sites"][site] = dxo.data[REPORT]
+        report = dxo.data[REPORT]
+        each = report.get("by_site") if isinstance(report, dict) else None
+        model["sites"] |= each if isinstance(each, dict) else {site: report}  # pooled data are scored site by site
         write_atomic(self._folder(fl_ctx) / "final.json", _json({"models": self._final}, indent=2))
 
     def _report(self, fl_ctx: FLContext) -> None:

@@ -8,14 +8,40 @@ from typing import Any
 
 from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
+from fedfms.methods.centralised import Msa, Sam
 from fedfms.methods.families import fitted
+from fedfms.methods.fedheal import FedHEAL
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fednnunet import FedNNUNet
+from fedfms.methods.fedprox import FedProx
+from fedfms.methods.fedra import FedRA
+from fedfms.methods.fedsa import FedSA
 from fedfms.methods.fedsam import FedSAM
+from fedfms.methods.fedsca import FedSCA
 from fedfms.methods.fedunet import FedUNet
+from fedfms.methods.lat import LAT
+from fedfms.methods.local import Local
+from fedfms.methods.sgca import SGCA
+from fedfms.study import Study
 
 POOL = "pool"  # the one site that a centralised method trains at
-METHODS: Mapping[str, type[Method]] = {method.name: method for method in (FedMSA, FedSAM, FedUNet, FedNNUNet)}
+_ALL: tuple[type[Method], ...] = (
+    FedMSA,
+    FedSAM,
+    FedProx,
+    FedSCA,
+    SGCA,
+    LAT,
+    FedSA,
+    FedRA,
+    FedHEAL,
+    FedUNet,
+    FedNNUNet,
+    Local,
+    Msa,
+    Sam,
+)
+METHODS: Mapping[str, type[Method]] = {method.name: method for method in _ALL}
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:
@@ -47,7 +73,17 @@ def method_options(name: str) -> dict[str, Any]:
     }
 
 
+def trainers(study: Study) -> tuple[str, ...]:
+    """The sites that train in a study's run: those that it names, or none where whoever takes part does."""
+    return (POOL,) if study.method in METHODS and METHODS[study.method].centralised else study.sites
+
+
+def needed_sites(study: Study) -> int:
+    """Sites whose update a round needs."""
+    return 1 if trainers(study) == (POOL,) else study.min_sites
+
+
 __all__ = [
     "METHODS", "POOL", "AtSite", "Layout", "Learner", "Method", "Partition", "Server", "Start", "Tensors", "Update",
-    "fitted", "make_method", "method_options",
+    "fitted", "make_method", "method_options", "needed_sites", "trainers",
 ]  # fmt: skip

@@ -123,12 +123,17 @@ class Method:
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    trained_roles: ClassVar[frozenset[str]]
     family: ClassVar[str] = "sam"  # of the backbones that it trains
     personal: ClassVar[bool] = False  # every site ends with a model of its own
+    partial: ClassVar[bool] = False  # a site may be sent a part of the shared tensors
     centralised: ClassVar[bool] = False  # the data of all sites pooled in one process: a yardstick, no federation
+    # These two may hang on an option, and are then set by `__init__`.
+    trained_roles: frozenset[str]
     adapters: bool = False  # the model carries adapters (MSA) or none (SAM)
     plan: Mapping[str, Any] = MappingProxyType({})  # of a network that is made to one (nnU-Net); empty: by its rules
+
+    def bind(self, layout: Layout) -> None:
+        """Remember what the method needs of the model that it works on; called once, before `partition`."""
 
     def partition(self, layout: Layout) -> Partition:
         """Split a model's tensors into shared, private and frozen ones."""

@@ -110,6 +110,7 @@ class ImageEncoder(nn.Module, abc.ABC):
     grid: int
     block_dims: tuple[int, ...]  # channels of each transformer block, from input to output
     adapters: nn.ModuleList  # one `BlockAdapters` for each transformer block, or none at all
+    skipped: frozenset[int] = frozenset()  # indices into `block_dims` of the blocks that `rest` leaves out
 
     @abc.abstractmethod
     def prefix(self, images: Tensor) -> Tensor:

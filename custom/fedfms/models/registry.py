@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from fedfms.errors import CheckpointError, StudyError
 from fedfms.models.base import SegmentationModel
 from fedfms.models.checkpoints import load_checkpoint
@@ -114,14 +116,31 @@ def build_model(
         StudyError: unknown backbone, or values of `spec` that do not go together.
         CheckpointError: `spec` names a checkpoint and none is given, or the file is not right.
     """
-    family_of(spec.backbone)
     if spec.checkpoint is not None and checkpoint is None:
         raise CheckpointError(
             "the study starts from this file, but the site has no checkpoint folder", where=spec.checkpoint,
             do="set it in the site's settings, or leave model.checkpoint out to start from random weights",
         )  # fmt: skip
-    build = BACKBONES[spec.backbone]
-    model = build(spec, n_structures, adapters=adapters, seed=seed, blank=checkpoint is not None, plan=plan or {})
+    model = _builder(spec)(
+        spec, n_structures, adapters=adapters, seed=seed, blank=checkpoint is not None, plan=plan or {}
+    )
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, sha256=spec.checkpoint_sha256)
     return model
+
+
+def outline_model(
+    spec: ModelSpec, n_structures: int, *, adapters: bool, plan: Mapping[str, Any] | None = None
+) -> SegmentationModel:
+    """The network of a study without values or memory: its tensors' names, shapes and roles.
+
+    Raises:
+        StudyError: as `build_model`.
+    """
+    with torch.device("meta"):
+        return _builder(spec)(spec, n_structures, adapters=adapters, seed=0, blank=True, plan=plan or {})
+
+
+def _builder(spec: ModelSpec) -> Builder:
+    family_of(spec.backbone)
+    return BACKBONES[spec.backbone]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -172,6 +172,13 @@ class PromptFreeSam(SegmentationModel):
             for index, pair in enumerate(self.image_encoder.adapters)
             for place, adapter in pair.named_children()
         ]
+
+    def skip_blocks(self, blocks: Collection[int]) -> None:
+        """As the base says; a block goes with its adapters."""
+        unknown = set(blocks) - set(range(len(self.image_encoder.block_dims)))
+        if unknown:
+            raise ValueError(f"{self.backbone} has no blocks {sorted(unknown)}")
+        self.image_encoder.skipped = frozenset(blocks)
 
     def pretrained_names(self) -> frozenset[str]:
         """Encoder, decoder and positional encoding; adapters and head are ours."""

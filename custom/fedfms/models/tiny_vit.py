@@ -246,7 +246,7 @@ class TinyViTEncoder(ImageEncoder):
             x = x.permute(0, 2, 3, 1)
             for block in stage.blocks:
                 adapters = cast(BlockAdapters, self.adapters[done]) if self.adapters else None
-                x = block(x, adapters)
+                x = x if done in self.skipped else block(x, adapters)
                 done += 1
             x = stage.merge(x.permute(0, 3, 1, 2))
         out: Tensor = self.neck(x)

@@ -72,11 +72,12 @@ class ViTEncoder(ImageEncoder):
     def rest(self, features: Tensor) -> Tensor:
         """(B, grid, grid, embed_dim) -> (B, out_dim, grid, grid)."""
         x = features
-        if self.adapters:
-            for block, adapters in zip(self.blocks, self.adapters, strict=True):
-                x = _adapted_block(block, cast(BlockAdapters, adapters), x, pad_first=self._pad_first)
-        else:  # the paper's padding concerns its adapted blocks only: without adapters, SAM's own code runs
-            for block in self.blocks:
+        for index, block in enumerate(self.blocks):
+            if index in self.skipped:
+                continue
+            if self.adapters:
+                x = _adapted_block(block, cast(BlockAdapters, self.adapters[index]), x, pad_first=self._pad_first)
+            else:  # the paper's padding concerns its adapted blocks only: without adapters, SAM's own code runs
                 x = block(x)
         out: Tensor = self.neck(x.permute(0, 3, 1, 2))
         return out

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fedfms.files import write_atomic
 from fedfms.report.curves import curves_png
+from fedfms.report.mixing import mixing_png
 from fedfms.report.records import ReportError, overlays, read_records
 from fedfms.report.results import make_results
 from fedfms.report.table import footnotes, markdown, participation_line, rich_table
@@ -49,6 +50,8 @@ def make_report(run: Path, out: Path | None = None) -> Report:
         "curves.png": curves_png(results),
         "config.yaml": yaml.safe_dump(records.run["study"], sort_keys=False, allow_unicode=True),
     }
+    if records.mixing:
+        files["mixing.png"] = mixing_png(records.mixing)
     first_line = Text(participation_line(results))
     tables = [rich_table(results, model) for model in models]
     return Report(

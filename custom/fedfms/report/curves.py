@@ -38,13 +38,13 @@ def curves_png(results: Mapping[str, Any]) -> bytes:
         axes.grid(alpha=0.3)
         axes.set_xlim(-0.3, max(curves["rounds"], default=0) + 0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    loss_axes.set_ylim(bottom=0)
+    loss_axes.set_ylim(bottom=min(0.0, loss_axes.dataLim.y0))  # a method's penalty may be negative
     if dice_axes.lines and len(curves["sites"]) > _MANY_SITES:
         figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     elif dice_axes.lines:
         dice_axes.legend(fontsize="small")
     figure.suptitle(
-        _literal(f"{results['method']} on {results['study']}, {results['backbone']}, seed {results['seed']}")
+        literal(f"{results['method']} on {results['study']}, {results['backbone']}, seed {results['seed']}")
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -64,10 +64,10 @@ def _plot(axes: Any, rounds: Sequence[int], values: Sequence[float | None], *, l
     """A line through the known points; a gap is bridged, its missing marker shows it."""
     points = [(x, y) for x, y in zip(rounds, values, strict=True) if y is not None]
     if points:
-        axes.plot(*zip(*points, strict=True), markersize=4, label=_literal(label), **style)
+        axes.plot(*zip(*points, strict=True), markersize=4, label=literal(label), **style)
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """`text` with nothing in it that matplotlib takes for a formula, or for a label to hide."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

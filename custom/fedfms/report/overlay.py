@@ -30,17 +30,39 @@ def overlay(
         structures: C names for the caption; none: no caption. Nothing else is written on the picture but
             "truth" and "prediction".
     """
-    size = (image.shape[-2], image.shape[-1])
-    panels = [_pixels(image), _draw(image, _fit(truth, size)), _draw(image, _fit(prediction, size))]
+    panels = [_pixels(image), draw(image, truth), draw(image, prediction)]
     pixels = np.concatenate(panels, axis=1)
     return _with_caption(Image.fromarray(pixels), structures) if structures else Image.fromarray(pixels)
 
 
 def overlay_png(image: torch.Tensor, truth: torch.Tensor, prediction: torch.Tensor, structures: Sequence[str]) -> bytes:
     """`overlay` as the bytes of a PNG, which holds no text beside the pixels."""
+    return as_png(overlay(image, truth, prediction, structures))
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """The bytes of a PNG, which holds no text beside the pixels."""
     buffer = io.BytesIO()
-    overlay(image, truth, prediction, structures).save(buffer, format="PNG")
+    picture.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def draw(image: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
+    """The image, uint8 (H, W, 3), with each mask filled lightly, then each outlined: a fill must not hide an outline.
+
+    Args:
+        image: float (3, H, W) in 0..1.
+        masks: bool (C, h, w), resized to the image (nearest); mask k in `COLOURS[k]`, from the start when they run out.
+    """
+    masks = _fit(masks, (image.shape[-2], image.shape[-1]))
+    pixels = _pixels(image).astype(np.float32)
+    layers = [(mask.cpu(), np.asarray(c, np.float32)) for mask, c in zip(masks, COLOURS * len(masks), strict=False)]
+    for mask, colour in layers:
+        inside = mask.numpy()
+        pixels[inside] = (1 - _FILL) * pixels[inside] + _FILL * colour
+    for mask, colour in layers:
+        pixels[_outline(mask)] = colour
+    return pixels.round().astype(np.uint8)
 
 
 def _with_caption(panels: Image.Image, structures: Sequence[str]) -> Image.Image:
@@ -68,18 +90,6 @@ def _fit(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def _pixels(image: torch.Tensor) -> np.ndarray:
     array: np.ndarray = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return array
-
-
-def _draw(image: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
-    """The image with each mask filled lightly, then each outlined: a fill must not hide an outline."""
-    pixels = _pixels(image).astype(np.float32)
-    layers = [(mask.cpu(), np.asarray(c, np.float32)) for mask, c in zip(masks, COLOURS * len(masks), strict=False)]
-    for mask, colour in layers:
-        inside = mask.numpy()
-        pixels[inside] = (1 - _FILL) * pixels[inside] + _FILL * colour
-    for mask, colour in layers:
-        pixels[_outline(mask)] = colour
-    return pixels.round().astype(np.uint8)
 
 
 def _outline(inside: torch.Tensor) -> np.ndarray:

@@ -8,7 +8,10 @@ A run's folder holds `fedfms/` (in a simulator's workspace: server/simulate_job/
   on its validation images)}; of a row only the first three are always there; a last line that a kill left unfinished
   is passed over;
 - `final.json`: {"models": {"final" | "best": {"round", "sites": {site: {"scores", "part", "images", "held_out"}}}}};
-  missing when the run was cut.
+  missing when the run was cut;
+- `mixing.jsonl`, of a method that makes each site a mixture of its own: a line a round, {"round", "W": {"sites" (that
+  answered), "rows": {site: {site: weight}}}}, each row's sum 1, weights of 0 left out; of two lines of one round, the
+  later one counts.
 What the server wrote must be whole, else the file is damaged. What a site told of itself (scores, loss, seconds) is
 left out with a note where it is not what it must be.
 """
@@ -16,12 +19,13 @@ left out with a note where it is not what it must be.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedfms.errors import FedfmsError
+from fedfms.report.mixing import clean_mixing
 from fedfms.report.scores import clean_number, clean_scores
 from fedfms.study import Study
 
@@ -46,6 +50,7 @@ class Records:
     study: Study
     rounds: list[dict[str, Any]]
     models: dict[str, dict[str, Any]]
+    mixing: list[dict[str, Any]]  # by round; see `clean_mixing`
     notes: list[str]  # what was left out, and why
 
 
@@ -63,7 +68,8 @@ def read_records(workspace: Path) -> Records:
     rounds = _read_rounds(folder / "rounds.jsonl", study, notes)
     final = folder / "final.json"
     models = _read_models(final, study, notes) if final.is_file() else {}
-    return Records(folder, run, study, rounds, models, notes)
+    mixing = _read_mixing(folder / "mixing.jsonl", study, notes)
+    return Records(folder, run, study, rounds, models, mixing, notes)
 
 
 def overlays(workspace: Path, folder: Path) -> list[Path]:
@@ -119,13 +125,27 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def _read_rounds(path: Path, study: Study, notes: list[str]) -> list[dict[str, Any]]:
+    return [_clean_row(raw, where, study, notes) for where, raw in _read_lines(path, notes)]
+
+
+def _read_mixing(path: Path, study: Study, notes: list[str]) -> list[dict[str, Any]]:
+    by_round = {}
+    for where, raw in _read_lines(path, notes):
+        entry = clean_mixing(raw, study.sites)
+        if entry is None:
+            raise ReportError("it is no mixing of a round over the study's sites", where=where, do=_AGAIN)
+        by_round[entry["round"]] = entry
+    return [by_round[round_] for round_ in sorted(by_round)]
+
+
+def _read_lines(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
+    """What each line of a file holds, with its place; nothing where there is no file."""
     if not path.is_file():
-        return []
+        return
     try:
         lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     except OSError as error:
         raise ReportError("it cannot be read", where=path.name, do=_AGAIN) from error
-    rows = []
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
@@ -134,10 +154,9 @@ def _read_rounds(path: Path, study: Study, notes: list[str]) -> list[dict[str, A
         except ValueError as error:
             if number == len(lines):  # a kill in the middle of a write
                 notes.append(f"the last line of {path.name} is unfinished and left out")
-                break
+                return
             raise ReportError(f"line {number} is damaged", where=path.name, do=_AGAIN) from error
-        rows.append(_clean_row(raw, f"{path.name}, line {number}", study, notes))
-    return rows
+        yield f"{path.name}, line {number}", raw
 
 
 def _clean_row(raw: Any, where: str, study: Study, notes: list[str]) -> dict[str, Any]:

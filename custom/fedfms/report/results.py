@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedfms.methods import POOL, needed_sites, trainers
 from fedfms.report.records import Records
 from fedfms.report.scores import METRICS, MODES, mean
 
@@ -23,7 +24,7 @@ def make_results(records: Records, overlays: Sequence[Path] = ()) -> dict[str, A
     study = records.study
     rounds = list(range(max((row["round"] for row in records.rounds), default=-1) + 1))
     accepted = Counter(row["round"] for row in records.rounds if row["accepted"])
-    done = sum(count >= study.min_sites for count in accepted.values())
+    done = sum(count >= needed_sites(study) for count in accepted.values())
     models = dict(records.models)
     if "final" not in models and (last := _last(records)) is not None:
         models["last"] = last
@@ -52,6 +53,7 @@ def make_results(records: Records, overlays: Sequence[Path] = ()) -> dict[str, A
         "before": _model(records, 0, _rows_of(records, 0)),
         "models": {name: _model(records, model["round"], model["sites"]) for name, model in models.items()},
         "curves": _curves(records, rounds),
+        "mixing": records.mixing,
         "overlays": dict(sorted(Counter(path.parent.as_posix() for path in overlays).items())),
         "notes": records.notes,
     }
@@ -71,10 +73,16 @@ def summary(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _sites(records: Records) -> list[str]:
-    """All sites that the study names or that took part, held-out ones with them."""
+    """All sites that were to train or to score, or that sent a row; held-out ones with them."""
+    named = {*trainers(records.study), *records.study.held_out}
+    return sorted(named | {row["site"] for row in records.rounds} | (_scored(records) - set(records.study.sites)))
+
+
+def _scored(records: Records) -> set[str]:
+    """Sites of which a model's scores are told; where data are pooled, these are not those that train."""
     named = {*records.study.sites, *records.study.held_out}
     seen = {row["site"] for row in records.rounds} | {s for m in records.models.values() for s in m["sites"]}
-    return sorted(named | seen)
+    return (named | seen) - {POOL}
 
 
 def _held_out(records: Records) -> set[str]:
@@ -110,7 +118,7 @@ def _model(records: Records, round_: int, rows: Mapping[str, Mapping[str, Any]])
             "part": rows.get(site, {}).get("part"),
             "scores": summary(rows.get(site, {}).get("scores")),
         }
-        for site in _sites(records)
+        for site in sorted(_scored(records))
     }
     first = _rows_of(records, 0)
     means: dict[str, Any] = {}

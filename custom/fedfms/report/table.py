@@ -10,6 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fedfms.report.mixing import mixing_line
+
 _COLUMNS = (
     "site", "structure", "Dice before", "Dice", "IoU", "Dice (fedfms)", "IoU (fedfms)", "images", "empty",
 )  # fmt: skip
@@ -142,7 +144,7 @@ def markdown(results: Mapping[str, Any], models: Iterable[str]) -> str:
     for model in models:
         lines += [f"## {_escape(title(results, model))}", "", _line(_COLUMNS), _line(("---",) * len(_COLUMNS))]
         lines += [_line(tuple(map(_escape, row.cells))) for row in rows(results, model)] + [""]
-    for paragraph in (scored_on(results), _LEGEND, _cost(results), *footnotes(results)):
+    for paragraph in (scored_on(results), _LEGEND, _cost(results), mixing_line(results["mixing"]), *footnotes(results)):
         lines += [_escape(paragraph), ""] if paragraph else []
     return "\n".join(lines)
 

@@ -14,6 +14,8 @@ from fedfms.models import SegmentationModel, build_model
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 
+_ONE = "use one version of the job at the server and at all sites"
+
 
 @dataclass(frozen=True)
 class BuiltModel:
@@ -44,15 +46,25 @@ class BuiltModel:
         """
         own = self._own()
         if set(tensors) != self.partition.trained:
-            raise CheckpointError(
-                f"{len(set(tensors) ^ self.partition.trained)} tensors of the received model are not those of this "
-                "study's model", do="use one version of the job at the server and at all sites",
-            )  # fmt: skip
+            odd = set(tensors) ^ self.partition.trained
+            raise CheckpointError(f"{len(odd)} tensors of the model are not those of this study's", do=_ONE)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 if tensor.shape != own[name].shape:
                     raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
                 own[name].copy_(tensor)
+
+    def check_received(self, tensors: Tensors) -> None:
+        """A server's tensors are the shared ones of this model, all of them unless the method sends parts.
+
+        Raises:
+            CheckpointError: a name or a shape differs from the model's.
+        """
+        odd = set(tensors) - set(self.partition.shared)
+        if not self.method.partial:
+            odd |= set(self.partition.shared) - set(tensors)
+        if odd:
+            raise CheckpointError(f"{len(odd)} tensors of the received model are not those of this study's", do=_ONE)
 
     def train_only(self, names: Collection[str]) -> None:
         """Give gradients to these parameters and to no other."""
@@ -84,9 +96,10 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
         plan=method.plan,
     )
     method.attach(model)
-    partition = method.partition(Layout.of(model))
-    built = BuiltModel(model.to(settings.torch_device).eval(), method, partition, study.model)
-    built.train_only(partition.trained)
+    layout = Layout.of(model)
+    method.bind(layout)
+    built = BuiltModel(model.to(settings.torch_device).eval(), method, method.partition(layout), study.model)
+    built.train_only(built.partition.trained)
     return built
 
 

@@ -101,6 +101,7 @@ class Site:
         started = time.monotonic()
         if not self.samples:
             raise TrainingError("there is no image to train on", do="give it more cases, or hold the site out")
+        self.built.check_received(received)
         before = self._store.load(before=round_)
         start = self.built.method.receive(self._at_site(round_, before), received)
         self.built.load(start.tensors)
@@ -126,11 +127,18 @@ class Site:
         return batches(Subset(self._dataset("train"), chosen), self.study.train.batch_size)
 
     def _fit(self, round_: int, optimizer: torch.optim.Optimizer, received: Tensors) -> float:
-        spec, data, built = self.study.train, self.study.data, self.built
+        data, built = self.study.data, self.built
         augmented = data.augment != "none" or data.crop_px is not None
         built.train_only({*received, *built.partition.private})
         built.method.before_training(built.model, round_, received)
-        loss = 0.0
+        try:
+            return self._epochs(round_, optimizer, received, augmented)
+        finally:  # a task that is stopped midway leaves the model whole for the next one
+            built.method.after_training(built.model)
+            built.train_only(built.partition.trained)
+
+    def _epochs(self, round_: int, optimizer: torch.optim.Optimizer, received: Tensors, augmented: bool) -> float:
+        spec, loss = self.study.train, 0.0
         for epoch in range(spec.local_epochs):
             step = round_ * spec.local_epochs + epoch
             loader = batches(
@@ -140,8 +148,6 @@ class Site:
                 shuffle=torch_rng(self.study.seed, self.name, step, "shuffle"),
             )
             loss = self._trainer.epoch(loader, optimizer, received, cached=not augmented)
-        built.method.after_training(built.model)
-        built.train_only(built.partition.trained)
         return loss
 
     def evaluate(self, received: Tensors, overlays: str | None = None) -> dict[str, Any]:
@@ -160,6 +166,7 @@ class Site:
             FedfmsError: with the site in `where`.
         """
         try:
+            self.built.check_received(received)
             state = self._store.load()
             own, memory = (self._initial, {}) if state is None else (state.trained, state.memory)
             self.built.load(self.built.method.personal_model(own, memory, received))

@@ -41,7 +41,6 @@ class SiteState:
 
 def save_model(path: Path, study: Study, tensors: Tensors) -> None:
     """Write the trained tensors of a site's own model, with the study that they belong to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, {"format": 1, "study": study.to_dict(), "tensors": tensors})
 
 
@@ -60,6 +59,7 @@ def read_tensors(path: Path, what: str) -> dict[str, Any]:
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
     """Write plain content with tensors whole or not at all, for the owner's eyes only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomic(path, buffer.getvalue(), mode=0o600)
@@ -73,7 +73,6 @@ class StateStore:
 
     def save(self, state: SiteState) -> None:
         """Write the state of a round, then forget later ones, of a course that was left, and all but the newest two."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         write_tensors(self._path(state.round), {"format": _FORMAT, **fields})
         rounds = self._rounds()

@@ -1,0 +1,74 @@
+"""What a study will send, before anything is sent: the method's own rules on the model's shapes, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from fedfms.methods import Layout, Server, Tensors, fitted, make_method, needed_sites, trainers
+from fedfms.models import outline_model
+from fedfms.study import Study
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Payload in MB (1e6 bytes): a site's mean in each direction of a round, and that of all rounds and sites."""
+
+    sites: int
+    rounds: int
+    up_mb: float
+    down_mb: float
+    total_mb: float
+    parameters: int
+    trained: int
+    shared: int
+
+    def text(self) -> str:
+        """One line for people."""
+        rounds = f"{self.rounds} round{'' if self.rounds == 1 else 's'}"
+        sites = f"at least {self.sites} site{'' if self.sites == 1 else 's'}"
+        return (
+            f"{rounds}, {sites}; {self.trained:,} parameters trained, {self.shared:,} shared: {self.up_mb:,.2f} MB up "
+            f"and {self.down_mb:,.2f} MB down a site and round, {self.total_mb:,.1f} MB in all"
+        )
+
+    def to_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+
+def plan(study: Study) -> Traffic:
+    """What the sites of a study (as many as a round needs, where it names none) and its server send each other.
+
+    Scores and held-out sites' downloads are not counted; no weights are made and no file is read.
+
+    Raises:
+        StudyError: the model or the method of the study cannot be.
+    """
+    method = make_method(study.method, study.method_options)
+    study = fitted(study, method)
+    model = outline_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
+    with torch.device("meta"):
+        method.attach(model)
+    partition = method.partition(Layout.of(model))
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shared = {name: own[name].detach().to("meta") for name in partition.shared}
+    sites = list(trainers(study)) or [f"site-{index + 1}" for index in range(needed_sites(study))]
+    up = down = 0
+    for round_ in range(study.train.rounds):
+        sent = method.dispatch(Server(shared, round_, study.seed), sorted(sites))
+        down += sum(_nbytes(shared, tensors) for tensors in sent.values())
+        up += sum(_nbytes(shared, method.upward(round_, tuple(tensors))) for tensors in sent.values())
+    visits = len(sites) * study.train.rounds
+    return Traffic(
+        sites=len(sites), rounds=study.train.rounds, up_mb=up / visits / 1e6, down_mb=down / visits / 1e6,
+        total_mb=(up + down) / 1e6, parameters=sum(p.numel() for p in model.parameters()),
+        trained=sum(own[name].numel() for name in partition.trained),
+        shared=sum(tensor.numel() for tensor in shared.values()),
+    )  # fmt: skip
+
+
+def _nbytes(shared: Tensors, names: Iterable[str]) -> int:
+    return sum(shared[name].numel() * shared[name].element_size() for name in names)

@@ -1,0 +1,155 @@
+"""Splits as data: what the file says, what it does not tell, and what a comparison finds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+
+from fedfms.cli import find_study, main
+from fedfms.data.site import open_site
+from fedfms.data.splitfile import FEWEST, compare_splits, load_splits, make_splits, save_splits, to_text
+from fedfms.data.splits import PROTOCOLS
+from fedfms.errors import DataError
+from fedfms.settings import SiteSettings
+from fedfms.study import load_study
+from preprocessing import fundus, hippocampus, nuclei
+from preprocessing.convert import convert_site
+from tests.conftest import SHARED
+from tests.data.make import make_site, make_study
+from tests.preprocessing.make import copy_sites, options
+
+COMMITTED = find_study("phantom").parent / "splits"
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for site, n in (("a", 40), ("b", 10), ("c", 6)):
+        make_site(tmp_path, site, n=n)
+    return SiteSettings(data_root=tmp_path)
+
+
+def _made(settings, **data):
+    return make_splits(make_study(**data), settings, ["a", "b", "c"], list(PROTOCOLS), SEEDS)
+
+
+def test_it_is_what_a_run_uses(root):
+    study = make_study(held_out=["c"], max_images=30)
+    made = make_splits(study, root, ["a", "c"], ["personal"], [1])["splits"]["personal"]["1"]
+    run = replace(study, seed=1, data=replace(study.data, protocol="personal"))
+    for site, parts in (("a", ("train", "test", "all")), ("c", ("all",))):
+        data = open_site(run, site, root)
+        assert tuple(made[site]) == parts
+        for part in parts:
+            keys = sorted(item.key for item in data.parts[part])
+            digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+            assert made[site][part] == {"patients": len(keys), "slices": len(keys), "sha256": digest}
+
+
+def test_small_parts_have_numbers_and_no_digest(root):
+    parts = [part for by_seed in _made(root)["splits"].values() for by_site in by_seed.values()
+             for site in by_site.values() for part in site.values()]  # fmt: skip
+    assert any(part["slices"] < FEWEST for part in parts)
+    assert all((part["sha256"] is None) == (part["slices"] < FEWEST) for part in parts)
+
+
+def test_black_slices_do_not_make_a_part_large():
+    from fedfms.data.manifest import blank_sha256
+    from fedfms.data.source import Item
+    from fedfms.data.splitfile import _entry
+
+    keys = ["k1", "k2", "k3", "k4", *[blank_sha256(8, 8, 1)] * 9]
+    items = [Item(f"c{k}", 0, "p", key, 8, 8, 1, (0,)) for k, key in enumerate(keys)]
+    assert _entry(items) == {"patients": 1, "slices": 13, "sha256": None}
+
+
+def test_no_id_and_no_pixel_hash_is_in_it(root, tmp_path):
+    text = to_text(_made(root))
+    manifest = json.loads((tmp_path / "eyes" / "a" / "manifest.json").read_text())
+    for case in manifest["cases"]:
+        slice_ = case["slices"][0]
+        assert not any(secret in text for secret in (case["id"], slice_["image_sha256"], slice_["label_sha256"]))
+    assert str(tmp_path) not in text
+
+
+def test_the_same_images_give_the_same_file_whatever_their_ids(root, tmp_path):
+    for site, n in (("a", 40), ("b", 10), ("c", 6)):
+        make_site(tmp_path / "other", site, n=n, salt="z")
+    assert _made(SiteSettings(data_root=tmp_path / "other")) == _made(root)
+
+
+def test_a_comparison_has_a_line_a_difference(root, tmp_path):
+    study, path = make_study(), tmp_path / "splits.json"
+    save_splits(_made(root), path)
+    assert compare_splits(study, root, load_splits(path)) == []
+    content = load_splits(path)
+    site = content["splits"]["personal"]["2"]["a"]
+    site["train"]["sha256"] = "0" * 64
+    site["test"]["slices"] += 1
+    del site["all"]
+    content["rule"] = 1
+    lines = compare_splits(study, root, content)
+    assert lines == [
+        "rule: 2 here, 1 in the file",
+        "personal, seed 2, site a, all: not in the file",
+        "personal, seed 2, site a, test: 8 slices of 8 patients here, 9 slices of 8 patients in the file",
+        "personal, seed 2, site a, train: as many slices, but other images",
+    ]
+    assert compare_splits(study, root, content, ["b", "x"]) == [lines[0], "site x: the file does not name it"]
+    other = compare_splits(study, SiteSettings(data_root=tmp_path / "eyes"), load_splits(path), ["a"])
+    assert [line.startswith("site a: there is no folder") for line in other] == [True]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', '{"version": 2, "splits": {}}',
+                                  '{"version": 1, "splits": {"held-out": {"x": {}}}}',
+                                  '{"version": 1, "splits": {"other": {}}}',
+                                  '{"version": 1, "splits": {"held-out": {"0": {"a": {"all": 1}}}}}'])  # fmt: skip
+def test_a_file_of_another_kind_is_told(tmp_path, text):
+    path = tmp_path / "splits.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="file of splits"):
+        load_splits(path)
+
+
+def test_the_command(tmp_path, capsys):
+    file, arguments = tmp_path / "f.json", ["splits", "phantom", "--sites", "site-1", "--seeds", "0"]
+    assert main([*arguments, "--out", str(file)]) == 0
+    capsys.readouterr()
+    assert main(["splits", "phantom", "--check", str(file)]) == 0
+    assert capsys.readouterr().out == "the same splits\n"
+    assert main(["splits", "phantom", "--check", str(file), "--set", "data.phantom_images=20"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert main([*arguments, "--protocol", "personal"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["splits"]) == ["personal"]
+    assert main(["splits", "phantom"]) == 1
+    assert "--sites" in capsys.readouterr().err
+    assert main([*arguments, "--out", str(tmp_path / "no" / "f.json")]) == 1
+    assert str(tmp_path) not in capsys.readouterr().err
+
+
+def test_the_committed_phantom_splits_are_what_the_rule_gives():
+    """A change of rule or phantom must be meant: then `fedfms splits phantom --out` again, and CHANGELOG."""
+    content = load_splits(COMMITTED / "phantom.json")
+    assert {len(by_seed) for by_seed in content["splits"].values()} == {len(SEEDS)}
+    assert set(content["splits"]) == set(PROTOCOLS)
+    assert compare_splits(load_study(find_study("phantom")), SiteSettings(), content) == []
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "folder"), [(fundus, "fundus"), (nuclei, "nuclei"), (hippocampus, "hippocampus3d")]
+)
+def test_the_committed_splits_of_real_data(module, folder, tmp_path):
+    if not (SHARED / "data" / folder).is_dir():
+        pytest.skip(f"needs shared/data/{folder} beside the checkout")
+    content = load_splits(COMMITTED / f"{module.NAME}.json")
+    sites = sorted(content["splits"]["personal"]["0"])
+    raw, recipe = copy_sites(SHARED / "data" / folder, tmp_path / "raw", *sites), options(module)
+    for site in sites:
+        convert_site(raw, tmp_path / "out", site, recipe, workers=0)
+    study = load_study(find_study(module.NAME))
+    assert compare_splits(study, SiteSettings(data_root=tmp_path / "out"), content) == []

@@ -1,0 +1,169 @@
+"""Every registered method under the same tests, in process: a new method is tested by being registered."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedfms.methods import METHODS, POOL, Layout, Tensors, trainers
+from fedfms.models.base import EXTRAS
+from fedfms.settings import SiteSettings
+from fedfms.study import Study, load_study
+from fedfms.training.build import build
+from fedfms.training.reference import ReferenceRound, final_scores, rounds
+from fedfms.training.site import Site
+from fedfms.training.traffic import plan
+
+PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
+SITES = ("a", "b", "c")
+SMALL = [
+    "data.phantom_images=5", "data.phantom_px=64", "model.input_px=64", "train.rounds=3", "train.local_epochs=1",
+    "sites=[a, b, c]", "held_out=[unseen]",
+]  # fmt: skip
+pytestmark = pytest.mark.slow
+BY_NAME = pytest.mark.parametrize("method", sorted(METHODS))
+
+
+def _study(method: str, *overrides: str) -> Study:
+    return load_study(PHANTOM, method=method, overrides=[*SMALL, *overrides])
+
+
+def _run(study: Study, folder: Path, sites: tuple[str, ...] = (*SITES, "unseen")) -> list[ReferenceRound]:
+    return list(rounds(study, sites, SiteSettings(), folder))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """run(method) -> (its study, its rounds, their folder): three rounds without a stop, made once."""
+    made: dict[str, tuple[Study, list[ReferenceRound], Path]] = {}
+
+    def run(method: str) -> tuple[Study, list[ReferenceRound], Path]:
+        if method not in made:
+            folder = tmp_path_factory.mktemp(method)
+            made[method] = (_study(method), _run(_study(method), folder), folder)
+        return made[method]
+
+    return run
+
+
+def _same(one: Tensors, other: Tensors) -> bool:
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _same_servers(one: Any, other: Any) -> bool:
+    return (
+        one.round == other.round
+        and _same(one.shared, other.shared)
+        and set(one.per_site) == set(other.per_site)
+        and all(_same(one.per_site[site], other.per_site[site]) for site in one.per_site)
+    )
+
+
+@BY_NAME
+def test_shared_private_and_frozen_are_all_parameters(method: str) -> None:
+    built = build(_study(method), SiteSettings())
+    layout, partition = Layout.of(built.model), built.partition
+    names = [*partition.shared, *partition.private, *partition.frozen]
+    assert sorted(names) == sorted([*(name for name, _ in built.model.named_parameters()), *layout.buffers])
+    assert len(names) == len(set(names))
+    roles = layout.roles
+    assert all(roles[name] != "unused" for name in partition.trained if name in roles)
+    assert not any(name.startswith(EXTRAS) for name in partition.frozen)
+
+
+@BY_NAME
+def test_what_leaves_a_site_is_shared_and_finite_and_was_trained(method: str, runs: Any) -> None:
+    study, done, _ = runs(method)
+    partition = build(study, SiteSettings()).partition
+    assert len(done) == 3
+    for number, round_ in enumerate(done):
+        assert round_.round == number
+        assert set(round_.results) == set(trainers(study))
+        for result in round_.results.values():
+            assert set(result.update.tensors) <= set(partition.shared)
+            assert all(torch.isfinite(tensor).all() for tensor in result.update.tensors.values())
+    moved = [name for name, tensor in done[-1].server.shared.items() if not torch.equal(tensor, done[0].received_by(
+        next(iter(done[0].results))).get(name, tensor))]  # fmt: skip
+    assert moved or not partition.shared
+
+
+@BY_NAME
+def test_the_order_of_sites_changes_nothing(method: str, runs: Any, tmp_path: Path) -> None:
+    study, done, _ = runs(method)
+    other = list(islice(rounds(study, ("unseen", *reversed(SITES)), SiteSettings(), tmp_path), 2))
+    assert _same_servers(other[-1].server, done[1].server)
+
+
+@BY_NAME
+def test_a_stop_after_any_round_and_a_resume_give_the_same_end(method: str, runs: Any, tmp_path: Path) -> None:
+    """Stopped after the first and after the second round, each time when one site had begun the next already."""
+    study, done, folder = runs(method)
+    first = trainers(study)[0]
+    for _ in range(2):
+        course = rounds(study, (*SITES, "unseen"), SiteSettings(), tmp_path)
+        server = next(course).server
+        course.close()
+        sent = build(study, SiteSettings()).method.dispatch(server, sorted(trainers(study)))
+        Site(study, first, SiteSettings(), tmp_path / first).train_round(server.round, sent[first])
+    assert _same_servers(_run(study, tmp_path)[-1].server, done[-1].server)
+    for name in trainers(study):
+        one, other = (_private(Site(study, name, SiteSettings(), place / name)) for place in (tmp_path, folder))
+        assert _same(one, other)
+
+
+def _private(site: Site) -> Tensors:
+    state = site._store.load()
+    assert state is not None
+    return {name: state.trained[name] for name in site.built.partition.private}
+
+
+@BY_NAME
+def test_bytes_are_told_beforehand_as_they_are_sent(method: str, runs: Any) -> None:
+    study, done, _ = runs(method)
+    told = plan(study)
+    sites = len(trainers(study))
+    up = sum(_nbytes(result.update.tensors) for round_ in done for result in round_.results.values())
+    down = sum(_nbytes(round_.received[site]) for round_ in done for site in round_.results)
+    assert told.up_mb * 3 * sites * 1e6 == pytest.approx(up)
+    assert told.down_mb * 3 * sites * 1e6 == pytest.approx(down)
+    assert told.total_mb * 1e6 == pytest.approx(up + down)
+
+
+def _nbytes(tensors: Tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+@BY_NAME
+def test_every_site_is_scored_with_the_model_that_it_would_use(method: str, runs: Any) -> None:
+    study, done, folder = runs(method)
+    scores = final_scores(study, (*SITES, "unseen"), SiteSettings(), folder, done[-1].server)
+    assert set(scores) == {*SITES, "unseen"}
+    assert all(0 <= entry["scores"]["dice"] <= 1 for entry in scores.values())
+    assert [site for site, entry in scores.items() if entry["held_out"]] == ["unseen"]
+
+
+@BY_NAME
+def test_a_site_keeps_its_own_model_where_the_method_is_personal(method: str, runs: Any) -> None:
+    study, done, folder = runs(method)
+    server = done[-1].server
+    for name in trainers(study):
+        site = Site(study, name, SiteSettings(), folder / name)
+        site.evaluate(server.per_site.get(name, server.shared), overlays="final")
+        saved = folder / name / "models" / "personal_final.pt"
+        assert saved.is_file() is METHODS[method].personal
+        if saved.is_file():
+            assert saved.stat().st_mode & 0o077 == 0
+            assert _same(torch.load(saved, weights_only=True)["tensors"], site.built.trained())
+
+
+@BY_NAME
+def test_a_method_says_what_it_is(method: str) -> None:
+    registered = METHODS[method]
+    assert registered.paper
+    assert (Path(__file__).parents[2] / "docs" / "methods" / f"{method}.md").is_file(), "write its card"
+    assert not (registered.personal and registered.centralised)
+    assert (trainers(_study(method)) == (POOL,)) is registered.centralised

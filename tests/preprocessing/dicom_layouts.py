@@ -1,0 +1,161 @@
+"""DICOM series and segmentations for the converters' tests: made here, marked wherever a name may stand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom", reason="needs pydicom, the extra [dicom]")
+
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.pixels import pack_bits  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    SegmentationStorage,
+    UltrasoundMultiFrameImageStorage,
+    generate_uid,
+)
+
+from fedfms.data.manifest import load_manifest  # noqa: E402
+from tests.preprocessing.make import CANARY, convert_pairs  # noqa: E402
+
+SHAPE = (8, 10, 5)  # rows, columns, slices
+ORIGIN = np.array([-30.0, 12.5, 100.0])
+SPACING = (0.75, 0.5)  # of rows, of columns
+STEP = 3.0
+COSINES = [0.0, 1.0, 0.0, 0.0, 0.0, -1.0]  # a sagittal plane: columns run to the back, rows down
+FOR = generate_uid()
+
+
+def place(index, step=STEP):
+    """The position of a slice, DICOM's mm."""
+    return (ORIGIN + index * step * np.cross(COSINES[:3], COSINES[3:])).tolist()
+
+
+def header(uid=CTImageStorage, patient=CANARY):
+    """What all files have, marked in names, ids, texts and a private tag."""
+    one = Dataset()
+    one.file_meta = FileMetaDataset()
+    one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID = uid
+    one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID = generate_uid()
+    one.PatientName, one.PatientID = f"{CANARY}^Max", patient
+    one.StudyDescription = one.InstitutionName = one.SeriesDescription = CANARY
+    one.private_block(0x0099, CANARY, create=True).add_new(0x01, "LO", CANARY)
+    one.FrameOfReferenceUID = FOR
+    one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
+    return one
+
+
+def pixels(one, array, bits=16, signed=1):
+    """Give a file its pixels, (H, W) or (frames, H, W)."""
+    one.Rows, one.Columns = array.shape[-2:]
+    one.BitsAllocated = one.BitsStored = bits
+    one.HighBit, one.PixelRepresentation = bits - 1, signed
+    one.PixelData = pack_bits(array.reshape(-1)) if bits == 1 else array.astype(f"<i{bits // 8}").tobytes()
+    return one
+
+
+def stored(seed=0, shape=SHAPE):
+    """Voxels as a scanner stores them, int16."""
+    return np.random.default_rng(seed).integers(-1000, 2000, shape).astype(np.int16)
+
+
+def series(folder, voxels=None, change=None, patient=CANARY, names=None):
+    """Write a series, files in no order of position; `change(file, index)` may spoil one of them."""
+    voxels, uid = stored() if voxels is None else voxels, generate_uid()
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(voxels.shape[2]):
+        one = pixels(header(patient=patient), voxels[:, :, index])
+        one.SeriesInstanceUID = uid
+        one.ImagePositionPatient, one.ImageOrientationPatient = place(index), COSINES
+        one.PixelSpacing, one.RescaleSlope, one.RescaleIntercept = list(SPACING), 2, -100
+        if change:
+            change(one, index)
+        one.save_as(folder / (names or f"{CANARY}{7 * index % 10}"), enforce_file_format=True)
+    return folder
+
+
+def groups(position, segment=None):
+    """A plane's functional groups."""
+    plane, one = Dataset(), Dataset()
+    plane.ImagePositionPatient = position
+    one.PlanePositionSequence = [plane]
+    if segment is not None:
+        which = Dataset()
+        which.ReferencedSegmentNumber = segment
+        one.SegmentIdentificationSequence = [which]
+    return one
+
+
+def shared():
+    """Functional groups of all planes."""
+    one, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = COSINES
+    measures.PixelSpacing, measures.SliceThickness = list(SPACING), STEP
+    one.PlaneOrientationSequence, one.PixelMeasuresSequence = [orientation], [measures]
+    return one
+
+
+def multi_frame(path, voxels):
+    """Write a file of many frames, its rescaling in the functional groups."""
+    one = pixels(header(UltrasoundMultiFrameImageStorage), np.moveaxis(voxels, 2, 0))
+    one.NumberOfFrames, one.SeriesInstanceUID = voxels.shape[2], generate_uid()
+    common, scale = shared(), Dataset()
+    scale.RescaleSlope, scale.RescaleIntercept = 2, -100
+    common.PixelValueTransformationSequence = [scale]
+    one.SharedFunctionalGroupsSequence = [common]
+    one.PerFrameFunctionalGroupsSequence = [groups(place(index)) for index in range(voxels.shape[2])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    one.save_as(path, enforce_file_format=True)
+    return path
+
+
+def seg(path, masks, change=None):
+    """Write a DICOM SEG of `masks`, segment number: (rows, columns, slices) of booleans; empty planes are left out."""
+    planes = [(n, k, mask[:, :, k]) for n, mask in masks.items() for k in range(mask.shape[2]) if mask[:, :, k].any()]
+    one = pixels(header(SegmentationStorage), np.stack([plane for *_, plane in planes]).astype(np.uint8), 1, 0)
+    one.NumberOfFrames, one.SegmentationType = len(planes), "BINARY"
+    one.SharedFunctionalGroupsSequence = [shared()]
+    one.PerFrameFunctionalGroupsSequence = [groups(place(k), n) for n, k, _ in planes]
+    if change:
+        change(one)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    one.save_as(path, enforce_file_format=True)
+    return path
+
+
+def masks():
+    """Two segments, side by side."""
+    one, two = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    one[1:4, 2:5, 1:3] = True
+    two[4:7, 2:9, 2:4] = True
+    return {1: one, 2: two}
+
+
+def truth():
+    """The same as label values."""
+    both = masks()
+    return (both[1] + 2 * both[2]).astype(np.uint8)
+
+
+RULE = "kind: dicom\nstructures: {one: 1, two: 2}\nvalues: {1: 1, 2: 2}\n"
+
+
+def rule(tmp_path, more=""):
+    """The command's option of a rule file."""
+    path = tmp_path / "rule.yaml"
+    path.write_text(RULE + more)
+    return "--rule", str(path)
+
+
+def one_fault(raw, out, capfd, text, rule):
+    """One of two cases has a fault, told in one line without a name; the other is converted."""
+    assert convert_pairs(raw, out, *rule) == 1
+    shown = "".join(capfd.readouterr())
+    (line,) = [line for line in shown.splitlines() if "case " in line]
+    assert text in line
+    assert CANARY not in shown
+    assert str(raw) not in shown
+    assert len(load_manifest(out / "d" / "s").cases) == 1

@@ -1,0 +1,114 @@
+"""Every registered data set under every fault that can happen to it, through the command line.
+
+A new data set is tested by being registered, once `layouts.py` can make its raw folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedfms.data.manifest import load_manifest
+from preprocessing import convert
+from preprocessing.cli import main
+from preprocessing.registry import DATASETS
+from tests.preprocessing.faults import FAULTS
+from tests.preprocessing.layouts import FLAT, LAYOUTS, VOLUME, layout_of, of_kind
+from tests.preprocessing.make import CANARY
+
+# a data set that has no layout gets every fault: each of its tests says what to add
+MATRIX = [(name, fault, 0) for name in DATASETS for fault, one in FAULTS.items()
+          if name not in LAYOUTS or LAYOUTS[name].kind in one.kinds]  # fmt: skip
+PROCESSES = [(of_kind(kind), "cut short", 2) for kind in (FLAT, VOLUME)]
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A function from a data set's name to a folder that holds its `raw`, converted without fault to `out`."""
+    made: dict[str, Path] = {}
+
+    def give(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            layout_of(name).make(made[name] / "raw")
+            assert _convert(name, made[name]) == 0
+        return made[name]
+
+    return give
+
+
+def _convert(name, folder, workers=0, *more):
+    return main([name, "--raw", str(folder / "raw"), "--out", str(folder / "out"), "--workers", str(workers), *more])
+
+
+def _files(out):
+    """Which file is which: inode and time of all that was written, manifests left out."""
+    return {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in out.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+def _victim(name, raw):
+    """The id of the case that the layout damages, by the site's own table."""
+    layout = layout_of(name)
+    (key,) = (raw / ".fedfms-keys").glob(f"*-{layout.site}.json")
+    links = json.loads(key.read_text())["links"]
+    (case,) = (id_ for id_, link in links.items() if link.get("image") == layout.image)
+    return case
+
+
+def _say_nothing_of(raw, out, shown):
+    """See that no name of a raw file or of a folder with a number or the marker in it was said, but for the sites'."""
+    names = {path.relative_to(raw).parts[-1] for path in raw.rglob("*")}
+    stems = {name.removesuffix(".gz").rpartition(".")[0] for name in names}
+    secret = {name for name in names | stems if CANARY in name or re.search(r"\d", name)}
+    for site in sorted((path.name for path in out.glob("*/*")), key=len, reverse=True):
+        shown = shown.replace(site, "SITE")
+    assert secret
+    assert [name for name in sorted(secret) if name in shown] == []
+    assert str(raw) not in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(("name", "fault", "workers"), MATRIX + PROCESSES)
+def test_a_fault_is_one_line_and_mended_alone(converted, tmp_path, monkeypatch, capfd, caplog, name, fault, workers):
+    monkeypatch.setattr(convert, "_FEW", 0)  # processes also for few cases
+    base, layout, folder = converted(name), layout_of(name), tmp_path / CANARY
+    shutil.copytree(base, folder)
+    raw, out = folder / "raw", folder / "out"
+    target = next(out.glob(f"*/{layout.site}"))
+    case, whole, before = _victim(name, raw), load_manifest(target), _files(out)
+    of_case = {path for path in before if path.name.startswith(case)}
+    image, label = raw / layout.image, raw / layout.label
+    contents = {path: path.read_bytes() for path in (image, label)}
+
+    FAULTS[fault].make(image, label, layout)
+    capfd.readouterr()
+    assert _convert(name, folder, workers, *(["--site", layout.site] if workers else ())) == 1
+    shown = capfd.readouterr()
+    *_, line, end = shown.out.splitlines()
+    assert line.startswith(f"site {layout.site}, case {case}: ")
+    assert re.search(FAULTS[fault].says or re.escape(layout.odd_says), line), line
+    assert end.startswith("1 faults. ")
+    assert shown.out.count(case) == 1
+    _say_nothing_of(raw, out, shown.out + shown.err + caplog.text)
+    assert load_manifest(target).cases == tuple(one for one in whole.cases if one.id != case)
+    assert len(whole.cases) > 1
+    assert _files(out) == {path: seen for path, seen in before.items() if path not in of_case}
+    assert main(["check", str(out)]) == 0
+
+    for path, content in contents.items():
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+    assert _convert(name, folder) == 0
+    after = _files(out)
+    assert load_manifest(target) == whole
+    assert after.keys() == before.keys()
+    assert {path for path in after if after[path] != before[path]} == of_case
+    assert main(["check", str(out)]) == 0

@@ -1,0 +1,214 @@
+"""What the machine does to a conversion: no room, no rights, a kill, Ctrl-C. One line; the next run makes it whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedfms.data.manifest import load_manifest
+from preprocessing.check import check_site
+from preprocessing.cli import main
+from preprocessing.registry import DATASETS
+from tests.preprocessing.layouts import FLAT, VOLUME, layout_of, of_kind
+from tests.preprocessing.make import CANARY, make_raw
+from tests.preprocessing.volume_layouts import pair, scan, truth
+
+REPO = Path(__file__).parents[2]
+KINDS = pytest.mark.parametrize("name", [of_kind(FLAT), of_kind(VOLUME)])
+MANY = 24
+
+
+def _arguments(name, raw, out, workers=0):
+    return [name, "--raw", str(raw), "--out", str(out), "--workers", str(workers)]
+
+
+def _content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _half_written(out):
+    return [path for path in out.rglob("*.tmp") if path.is_file()]
+
+
+def _line(capfd, site, text):
+    """See that one line says what stopped a site, and none says more."""
+    shown = "".join(capfd.readouterr())
+    (line,) = (line for line in shown.splitlines() if line.startswith(f"site {site}: "))
+    assert line == f"site {site}: cannot write: {text}; check space and rights, then run it again"
+    assert CANARY not in shown
+    assert "Traceback" not in shown
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 64 kB that can be filled: a real one, for which rights are needed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    options = ["-t", "tmpfs", "-o", "size=64k,nr_inodes=400", "none", str(folder)]
+    if not mount or subprocess.run([mount, *options], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _fill(disk):
+    with (disk / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def _polyp(raw, n):
+    make_raw(raw / "a", n)
+    return _arguments("polyp", raw, raw.parent / "disk" / "out")
+
+
+def test_a_disk_that_fills_up(tmp_path, disk, capfd):
+    """What was written stays for the next run, which finds room."""
+    arguments = _polyp(tmp_path / "raw", 12)
+    assert main(arguments) == 1
+    _line(capfd, "a", "No space left on device")
+    out = disk / "out"
+    kept = {path: path.stat().st_ino for path in out.rglob("*_[0-9]*.*")}
+    assert 0 < len(kept) < 24
+    assert _half_written(out) == []
+    assert not list(out.rglob("manifest.json"))
+    subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+    assert main(arguments) == 0
+    assert kept.items() <= {path: path.stat().st_ino for path in out.rglob("*_[0-9]*.*")}.items()
+    assert check_site(out / "polyp" / "a") == []
+
+
+@pytest.mark.parametrize("change", ["another case", "nothing"])
+def test_a_full_disk_leaves_an_earlier_conversion(tmp_path, disk, capfd, change):
+    arguments = _polyp(tmp_path / "raw", 4)
+    assert main(arguments) == 0
+    before = _content(disk / "out")
+    if change == "another case":
+        make_raw(tmp_path / "more", 5)
+        for part, suffix in (("images", ""), ("labels", "_mask")):
+            name = f"{CANARY}4{suffix}.png"
+            shutil.copy(tmp_path / "more" / part / name, tmp_path / "raw" / "a" / part / name)
+    _fill(disk)
+    capfd.readouterr()
+    assert main(arguments) == 1
+    _line(capfd, "a", "No space left on device")
+    assert _content(disk / "out") == before
+    assert check_site(disk / "out" / "polyp" / "a") == []
+    (disk / "filler").unlink()
+    assert main(arguments) == 0
+    assert len(load_manifest(disk / "out" / "polyp" / "a").cases) == (5 if change == "another case" else 4)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_an_output_that_is_a_file(tmp_path, capfd, name):
+    layout = layout_of(name)
+    layout.make(tmp_path / "raw")
+    out = tmp_path / "out"
+    arguments = _arguments(name, tmp_path / "raw", out)
+    out.write_text("in the way")
+    assert main(arguments) == 1
+    _line(capfd, layout.site, "Not a directory")
+    assert out.read_text() == "in the way"
+    out.unlink()
+    assert main(arguments) == 0
+
+
+@KINDS
+def test_no_right_to_write(tmp_path, capfd, monkeypatch, name):
+    """Simulated, for it is not denied to root: a new file is refused in a site that was converted before."""
+    layout = layout_of(name)
+    layout.make(tmp_path / "raw")
+    out = tmp_path / "out"
+    arguments = _arguments(name, tmp_path / "raw", out)
+    assert main(arguments) == 0
+    gone = min(out.glob(f"*/{layout.site}/labels/*.png"))
+    gone.unlink()
+    before = _content(out)
+    capfd.readouterr()
+
+    make = tempfile.mkstemp
+
+    def refuse(*arguments, **named):
+        if Path(named["dir"]).is_relative_to(out):
+            raise PermissionError(errno.EACCES, "Permission denied", str(named["dir"]))
+        return make(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedfms.files.tempfile.mkstemp", refuse)
+        assert main(arguments) == 1
+    _line(capfd, layout.site, "Permission denied")
+    assert _content(out) == before
+    assert main(arguments) == 0
+    assert gone.is_file()
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A raw folder of many volumes, what they become, and a command that converts them to another place."""
+    raw, whole, out = tmp_path / CANARY, tmp_path / "whole", tmp_path / "out"
+    label = truth((12, 14, 30))
+    for number in range(MANY):
+        pair(raw / "UCL", f"{CANARY}{number:02}", scan(label.shape, np.uint8, 255, seed=number), label)
+    assert main(_arguments("prostate", raw, whole)) == 0
+    command = [sys.executable, "-m", "preprocessing", *_arguments("prostate", raw, out, workers=2)]
+    return whole, out, command
+
+
+def _children(process):
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def _alive(pid):
+    """Whether a process is there and no zombie that waits to be counted."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _wait(condition):
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.005)
+    pytest.fail("it did not come to pass in 30 s")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc, which tells of processes")
+@pytest.mark.parametrize("by", ["kill", "Ctrl-C"])
+def test_a_stop_in_the_middle(many, by):
+    """Nothing lives on, and the next run leaves the same bytes as one that nothing stopped."""
+    whole, out, command = many
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(REPO / "custom"), str(REPO)))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=REPO, env=environment, start_new_session=True, **pipes) as process:
+        _wait(lambda: next(out.rglob("*_0.*"), None))
+        children = _children(process)
+        if by == "kill":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
+        shown = process.communicate()
+    if by == "Ctrl-C":
+        assert (process.returncode, *shown) == (130, "", "preprocessing: interrupted; run it again to go on\n")
+        assert _half_written(out) == []
+    assert len(children) == 3  # two that convert, and Python's own tracker of what they share
+    _wait(lambda: not any(map(_alive, children)))
+    assert 0 < len(list(out.rglob("*_[0-9]*.*"))) < 2 * 30 * MANY
+    assert not list(out.rglob("manifest.json"))
+    assert main(command[3:-1] + ["0"]) == 0
+    assert _content(out) == _content(whole)
