@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 import fedfms
+from fedfms.commands import nnunet
 from fedfms.errors import FedfmsError, StudyError
-from fedfms.study import PHANTOM, Study, load_study
+from fedfms.study import PHANTOM, Study, find_study, load_study
 
 POOLED_PHANTOMS = ("site-1", "site-2", "site-3")
 _EXAMPLES = """\
@@ -31,30 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 a fault that is told in one line, 2 wrong usage."""
     args = _parser().parse_args(argv)
     try:
-        return int(args.run(args) or 0)
+        told = args.run(args)
+        if isinstance(told, str):
+            print(told)
+            return 0
+        return int(told or 0)
     except FedfmsError as error:
         print(f"fedfms: {error.line()}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stdout = None  # Python would flush it at exit, and fail again
     return 0
-
-
-def find_study(name: str) -> Path:
-    """The YAML of a study: a file, or a name in `jobs/studies` of this folder or of the package's checkout.
-
-    Raises:
-        StudyError: there is none of that name.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    folders = [Path("jobs/studies"), Path(fedfms.__file__).parents[2] / "jobs" / "studies"]
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    raise StudyError(f"no study {name!r}", where="--study", do=f"a YAML file, or one of {known}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fedfms {fedfms.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_job(commands.add_parser("job", help="build NVFLARE jobs"))
+    nnunet.add_commands(commands)
     report = commands.add_parser("report", help="table, curves and results.json of a run, made again")
     report.add_argument("workspace", type=Path, help="a simulator's workspace, or a run's folder")
     report.add_argument("--out", type=Path, help="where to write (default: in the run's folder)")
@@ -85,8 +74,9 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--study", required=True, help="a YAML file, or a name in jobs/studies")
     build.add_argument("--out", required=True, type=Path, help="the job folder to write")
     build.add_argument("--preset", help="schedule and backbone of `fedfms list`, laid over the study's")
-    build.add_argument("--backbone", help="vit_b, vit_l, vit_h, vit_tiny, tiny_vit")
+    build.add_argument("--backbone", help="as `fedfms list` names them, of the method's family")
     build.add_argument("--checkpoint", type=Path, help="weights to start from; the job holds its name and SHA-256 only")
+    build.add_argument("--plan", type=Path, help="nnU-Net's, as `fedfms plan` makes it from the sites' fingerprints")
     build.add_argument("--rounds", type=int)
     build.add_argument("--seed", type=int)
     build.add_argument("--sites", help="a,b,c: the sites that train (default: the study's; '': whoever takes part)")
@@ -149,11 +139,12 @@ def _splits(args: argparse.Namespace) -> int:
 
 def _job_build(args: argparse.Namespace) -> None:
     from fedfms.flare.job import build_job
-    from fedfms.methods import METHODS
+    from fedfms.methods import METHODS, fitted, make_method
     from fedfms.training.traffic import plan
 
     for name in sorted(METHODS) if args.method == "all" else [args.method]:
         study = _study_of(args, name)
+        study = fitted(study, make_method(name, study.method_options))
         out = build_job(study, args.out / name if args.method == "all" else args.out, bundle_code=args.bundle_code)
         what = f"{name} on {study.name}, {study.model.backbone} at {study.model.input_px} px"
         print(f"{out}: {what}; {plan(study).text()}")
@@ -183,6 +174,7 @@ def _study_of(args: argparse.Namespace, method: str) -> Study:
             "sites": sites,
             "held_out": held_out,
             "model.backbone": args.backbone,
+            "method_options.plan": None if args.plan is None else nnunet.read_plan(args.plan),
             "train.rounds": args.rounds,
             "data.dataset": PHANTOM if args.phantom else None,
             **({} if args.checkpoint is None else with_checkpoint(args.checkpoint)),

@@ -43,21 +43,22 @@ class SiteSettings:
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def load_settings(workspace: Path | None = None) -> SiteSettings:
+def load_settings(workspace: Path | None = None, *, named: Path | None = None) -> SiteSettings:
     """The settings of this site, or the defaults when there is no file.
 
     Args:
         workspace: root of the site's FLARE workspace, whose `local/` may hold the file.
+        named: the file itself, in place of the one that FEDFMS_SITE names.
 
     Raises:
         SettingsError: the named file is missing, is not YAML, or holds an unknown key, a relative path or a
             device that is not there.
     """
-    named = os.environ.get(ENV)
-    if named:
-        path = Path(named)
+    path = named or Path(os.environ.get(ENV, ""))
+    if named or os.environ.get(ENV):
         if not path.is_file():
-            raise SettingsError(f"{ENV} names a file that is not there", do="correct it or unset it")
+            says = "--site-settings" if named else ENV
+            raise SettingsError(f"{says} names a file that is not there", do="correct it or leave it out")
     elif workspace is not None and (workspace / "local" / FILE_NAME).is_file():
         path = workspace / "local" / FILE_NAME
     else:

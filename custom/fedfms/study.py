@@ -38,7 +38,8 @@ class DataSpec:
     protocol: str = "held-out"  # held-out (9:1 training, validation) | personal (8:2 training, test)
     max_images: int | None = None  # of a site, chosen by seed and patient; None = all
     crop_px: int | None = None  # random square crop in training, at native resolution
-    augment: str = "none"  # none | flip | photometric: flips, and gamma, gain, offset, colour and noise
+    # none | flip | photometric: flips, and gamma, gain, offset, colour and noise | nnunet: `fedfms.data.nnunet`
+    augment: str = "none"
     cache: bool = True  # decoded slices in memory; outputs of a frozen prefix on the site's disk
     phantom_images: int = 40  # a site, in the embedded phantom
     phantom_px: int = 128
@@ -146,6 +147,23 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "train": {"rounds": 8, "local_epochs": 2, "batch_size": 8, "lr": 1e-3},
     },
 }
+
+
+def find_study(name: str) -> Path:
+    """The YAML of a study: a file, or a name in `jobs/studies` of this folder or of the package's checkout.
+
+    Raises:
+        StudyError: there is none of that name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folders = [Path("jobs/studies"), Path(__file__).parents[2] / "jobs" / "studies"]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise StudyError(f"no study {name!r}", where="--study", do=f"a YAML file, or one of {known}")
 
 
 def load_study(path: Path, *, preset: str | None = None, overrides: Sequence[str] = (), **values: Any) -> Study:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _CHOICES = {
     "data.protocol": ("held-out", "personal"),
-    "data.augment": ("none", "flip", "photometric"),
+    "data.augment": ("none", "flip", "photometric", "nnunet"),
     "model.stem": ("auto", "mobile_sam", "lite_medsam"),
     "model.head": ("auto", "token", "conv"),
     "model.normalise": ("none", "sam"),

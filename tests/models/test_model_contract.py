@@ -1,4 +1,4 @@
-"""What every backbone promises: shapes, roles, gradients, prefix, random values."""
+"""What every backbone promises: shapes, roles, gradients, prefix, random values; the networks without adapters last."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedfms.errors import CheckpointError, StudyError
-from fedfms.models import BACKBONES, ROLES, SegmentationModel, build_model
+from fedfms.models import BACKBONES, FAMILIES, ROLES, SegmentationModel, build_model, family_of
 from fedfms.models.sam import PromptFreeSam
 from fedfms.models.tiny_vit import TinyViTEncoder
 from fedfms.models.vit import ViTEncoder
@@ -35,7 +35,7 @@ def step(model: SegmentationModel, spec: ModelSpec, trained: tuple[str, ...]) ->
     (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", FAMILIES["sam"])
 @pytest.mark.parametrize("n_structures", [1, 2])
 def test_shape_roles_and_adapters_on_meta(backbone: str, n_structures: int) -> None:
     spec = ModelSpec(backbone=backbone, input_px=128 if backbone == "vit_tiny" else 1024)
@@ -264,13 +264,72 @@ def test_images_of_another_size_are_refused() -> None:
         model(torch.zeros(1, 3, 72, 72))
 
 
+SCRATCH = [name for name in BACKBONES if family_of(name) != "sam"]
+SMALL_SCRATCH = [ModelSpec(backbone=name, input_px=64) for name in SCRATCH if name.endswith("_tiny")]
+
+
+@pytest.mark.parametrize("backbone", SCRATCH)
+def test_networks_from_scratch_on_meta(backbone: str) -> None:
+    spec = ModelSpec(backbone=backbone, input_px=256)
+    with torch.device("meta"):
+        model = build_model(spec, 2, adapters=False, seed=0).eval()
+        logits = model(torch.empty(2, 3, 256, 256))
+    assert logits.shape == (2, 2, model.mask_px, model.mask_px)
+    assert model.mask_px == (64 if backbone.endswith("_tiny") else 256)
+    assert (model.backbone, model.family, model.train_mode) == (backbone, family_of(backbone), True)
+    roles = model.roles()
+    assert roles.keys() == dict(model.named_parameters()).keys()
+    assert set(roles.values()) == {"encoder", "decoder", "head"}
+    assert model.adapters_in_order() == []
+    assert model.prefix_names() == frozenset()
+    assert not model.prefix_is_costly
+    assert sorted(model.moving_buffers()) == sorted(dict(model.named_buffers()))
+
+
+@pytest.mark.parametrize("spec", SMALL_SCRATCH, ids=lambda spec: spec.backbone)
+def test_all_of_a_network_from_scratch_learns_and_its_buffers_move(spec: ModelSpec) -> None:
+    model = build_model(spec, 2, adapters=False, seed=0)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    step(model, spec, ("encoder", "decoder", "head"))
+    _assert_gradients(model, ("encoder", "decoder", "head"))
+    assert all(not torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+@pytest.mark.parametrize("spec", SMALL_SCRATCH, ids=lambda spec: spec.backbone)
+@torch.no_grad()
+def test_a_network_from_scratch_scores_each_image_alone(spec: ModelSpec) -> None:
+    model = build_model(spec, 1, adapters=False, seed=0).eval()
+    x = images(spec, 3)
+    together = model(x)
+    alone = torch.cat([model(x[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model.from_prefix(model.prefix(x)), together)
+    with pytest.raises(ValueError, match=r"not \(1, 3, 72, 72\)"):
+        model(torch.zeros(1, 3, 72, 72))
+
+
+@pytest.mark.parametrize("spec", SMALL_SCRATCH, ids=lambda spec: spec.backbone)
+def test_a_network_from_scratch_depends_on_the_seed_alone(spec: ModelSpec) -> None:
+    before = torch.get_rng_state()
+    one = build_model(spec, 1, adapters=False, seed=5).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    same = build_model(spec, 1, adapters=False, seed=5).state_dict()
+    other = build_model(spec, 1, adapters=False, seed=6).state_dict()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.parametrize(
     ("spec", "n_structures", "message"),
     [
-        (ModelSpec(backbone="resnet"), 1, "unknown backbone 'resnet'; known ones: tiny_vit, vit_b, vit_h"),
+        (ModelSpec(backbone="resnet"), 1, "unknown backbone 'resnet'; known ones: "),
         (ModelSpec(backbone="vit_tiny", input_px=100), 1, "100 is not a multiple of the patch size 8"),
         (ModelSpec(backbone="tiny_vit", input_px=250), 1, "input_px 250 is not a multiple of 4"),
         (ModelSpec(backbone="tiny_vit", input_px=300), 1, "a multiple of 16, a grid cell of stem mobile_sam"),
+        (ModelSpec(backbone="unet", input_px=100), 1, "input_px 100 does not fit unet; a multiple of 16, 32 or more"),
+        (ModelSpec(backbone="unet", input_px=16), 1, "input_px 16 does not fit unet"),
+        (ModelSpec(backbone="nnunet", input_px=100), 1, "100 cannot be reduced 16 times; a multiple of 16, as 112"),
         (ModelSpec(backbone="vit_tiny", input_px=64, head="token"), 2, "there are 2 structures; use 'conv'"),
     ],
 )

@@ -19,6 +19,7 @@ from monai.transforms import Compose, MapTransform, RandFlipd, RandSpatialCropd
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from fedfms.data import nnunet
 from fedfms.data.photometric import photometric
 from fedfms.study import DataSpec, Structure
 
@@ -78,17 +79,21 @@ class ResizeImaged(MapTransform):
 
 
 def make_transforms(spec: DataSpec, *, input_px: int, mask_px: int, augment: bool) -> Compose:
-    """Random crop at native resolution and flips (when `augment`, as the study says), masks, resize,
-    scale.
+    """Random crop at native resolution, flips, nnU-Net's rotation (when `augment`, as the study says), masks, resize,
+    scale, and what changes intensities.
     """
     steps: list[Any] = []
     if augment and spec.crop_px is not None:
         steps.append(RandSpatialCropd(KEYS, roi_size=(spec.crop_px, spec.crop_px), random_size=False))
     if augment and spec.augment != "none":
         steps += [RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in (0, 1)]
+    if augment and spec.augment == "nnunet":
+        steps += nnunet.spatial(KEYS)
     steps += [MasksOfStructuresd(("label",), spec.structures, mask_px), ResizeImaged(("image",), input_px)]
     if augment and spec.augment == "photometric":
         steps += photometric(("image",))
+    if augment and spec.augment == "nnunet":
+        steps += nnunet.intensity(("image",))
     return Compose(steps)
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import fedfms
 from fedfms.errors import StudyError
 from fedfms.flare.wire import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
-from fedfms.methods import METHODS, make_method, needed_sites, trainers
-from fedfms.models import BACKBONES
+from fedfms.methods import METHODS, fitted, make_method, needed_sites, trainers
 from fedfms.study import Study
 
 APP = "app"
@@ -31,24 +30,22 @@ _BUNDLED = "It holds a copy of the package, for sites that have none installed.\
 
 
 def build_job(study: Study, out: Path, *, bundle_code: bool = False) -> Path:
-    """Write the job folder of a study to `out`, replacing an older job there; returns `out`.
+    """Write the job folder of a study, as its method takes it, to `out`, replacing an older job; returns `out`.
 
     Args:
         bundle_code: put a copy of this package into the job, for sites that have none.
 
     Raises:
-        StudyError: the study's method or backbone is unknown, or `out` holds something that is no job.
+        StudyError: the study's method or backbone is unknown, or they do not go together; `out` holds something that
+            is no job.
     """
     method = make_method(study.method, study.method_options)
+    study = fitted(study, method)
     if method.centralised and not study.sites:
         raise StudyError(
             f"{study.method} pools the data of the sites, and the study names none", where=study.name,
             do="name them: sites=[a, b]",
         )  # fmt: skip
-    if study.model.backbone not in BACKBONES:
-        raise StudyError(
-            f"unknown backbone {study.model.backbone!r}", where=study.name, do=f"one of {sorted(BACKBONES)}"
-        )
     try:
         target = out.resolve()
         if not _replaceable(target):

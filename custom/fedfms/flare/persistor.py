@@ -74,7 +74,8 @@ class SharedModelPersistor(PTFileModelPersistor):
 
 
 def _sizes(built: BuiltModel) -> dict[str, float]:
-    counts = {name: p.numel() for name, p in built.model.named_parameters()}
+    tensors = {**dict(built.model.named_parameters()), **built.trained()}  # moving statistics are trained too
+    counts = {name: tensor.numel() for name, tensor in tensors.items()}
     shared = sum(counts[name] for name in built.partition.shared)
     return {
         "total": sum(counts.values()),

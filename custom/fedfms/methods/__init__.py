@@ -9,13 +9,16 @@ from typing import Any
 from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
 from fedfms.methods.centralised import Msa, Sam
+from fedfms.methods.families import fitted
 from fedfms.methods.fedheal import FedHEAL
 from fedfms.methods.fedmsa import FedMSA
+from fedfms.methods.fednnunet import FedNNUNet
 from fedfms.methods.fedprox import FedProx
 from fedfms.methods.fedra import FedRA
 from fedfms.methods.fedsa import FedSA
 from fedfms.methods.fedsam import FedSAM
 from fedfms.methods.fedsca import FedSCA
+from fedfms.methods.fedunet import FedUNet
 from fedfms.methods.lat import LAT
 from fedfms.methods.local import Local
 from fedfms.methods.sgca import SGCA
@@ -32,6 +35,8 @@ _ALL: tuple[type[Method], ...] = (
     FedSA,
     FedRA,
     FedHEAL,
+    FedUNet,
+    FedNNUNet,
     Local,
     Msa,
     Sam,
@@ -80,5 +85,5 @@ def needed_sites(study: Study) -> int:
 
 __all__ = [
     "METHODS", "POOL", "AtSite", "Layout", "Learner", "Method", "Partition", "Server", "Start", "Tensors", "Update",
-    "make_method", "method_options", "needed_sites", "trainers",
+    "fitted", "make_method", "method_options", "needed_sites", "trainers",
 ]  # fmt: skip

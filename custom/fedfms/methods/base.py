@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
 
 from fedfms.models.base import SegmentationModel
-from fedfms.study import TrainSpec
+from fedfms.study import Study, TrainSpec
 from fedfms.training.losses import Loss, make_loss
 
 Tensors = dict[str, torch.Tensor]
@@ -129,6 +130,7 @@ class Method:
     # These two may hang on an option, and are then set by `__init__`.
     trained_roles: frozenset[str]
     adapters: bool = False  # the model carries adapters (MSA) or none (SAM)
+    plan: Mapping[str, Any] = MappingProxyType({})  # of a network that is made to one (nnU-Net); empty: by its rules
 
     def bind(self, layout: Layout) -> None:
         """Remember what the method needs of the model that it works on; called once, before `partition`."""
@@ -147,6 +149,10 @@ class Method:
     def shared_names(self, trained: Collection[str], layout: Layout) -> frozenset[str]:
         """Which of the trained tensors leave the site."""
         return frozenset(trained)
+
+    def fit(self, study: Study) -> Study:
+        """The study with what the method sets beyond its backbone (`fedfms.methods.fitted`); as it is by default."""
+        return study
 
     def attach(self, model: SegmentationModel) -> None:
         """Give the freshly built model what the method adds to it (`model.extras`); nothing by default."""

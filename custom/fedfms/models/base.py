@@ -15,13 +15,17 @@ EXTRAS = "extras."  # of the names of what a method adds to a network
 class SegmentationModel(nn.Module, abc.ABC):
     """Images (B, 3, input_px, input_px) in 0..1 -> logits (B, n_structures, mask_px, mask_px).
 
-    The caller chooses what trains (`requires_grad`); autograd stores nothing before the first such tensor.
+    The caller chooses what trains (`requires_grad`); autograd stores nothing before the first such tensor. In training
+    mode a network may give K logits of falling resolution, (B, K, n_structures, mask_px, mask_px), to a method of its
+    own family, whose loss knows them.
     """
 
     # Names of tensors that a file of pre-trained weights may hold in vain: this network has no use for them.
     ignored_pretrained: ClassVar[tuple[str, ...]] = ()
-    # Whether normalisation in training takes a batch's own statistics, as a network trained from scratch needs.
-    batch_statistics: ClassVar[bool] = False
+    # Which methods train it: those of the same `Method.family`.
+    family: ClassVar[str] = "sam"
+    # Whether a step runs in torch's training mode: for a batch's own statistics, or for deep supervision.
+    train_mode: ClassVar[bool] = False
 
     # What a method adds (`Method.attach`): embedding -> embedding of the same shape, before the decoder.
     extras: nn.Module | None
@@ -37,6 +41,16 @@ class SegmentationModel(nn.Module, abc.ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, input_px, input_px) in 0..1 -> logits (B, n_structures, mask_px, mask_px)."""
         return self.from_prefix(self.prefix(images))
+
+    def check_size(self, images: Tensor) -> None:
+        """Images must be (B, 3, input_px, input_px).
+
+        Raises:
+            ValueError: they are of another size.
+        """
+        if tuple(images.shape[1:]) != (3, self.input_px, self.input_px):
+            size = f"(B, 3, {self.input_px}, {self.input_px})"
+            raise ValueError(f"images must be {size}, not {tuple(images.shape)}")
 
     @abc.abstractmethod
     def prefix(self, images: Tensor) -> Tensor:

@@ -1,28 +1,30 @@
-"""Backbones by name. A new one is a file with its builder, and a line here."""
+"""Backbones by name, in families that other methods train. A new one is a file with its builder, and a line here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from fedfms.errors import CheckpointError, StudyError
 from fedfms.models.base import SegmentationModel
 from fedfms.models.checkpoints import load_checkpoint
+from fedfms.models.nnunet import build_nnunet
 from fedfms.models.sam import DecoderShape, build_sam
 from fedfms.models.tiny_vit import TinyViTEncoder
+from fedfms.models.unet import UNetShape, build_unet
 from fedfms.models.vit import ViTEncoder, ViTShape
 from fedfms.study import ModelSpec
 
 
 class Builder(Protocol):
-    """Makes a network; `blank` = its pre-trained tensors need no values, a checkpoint follows."""
+    """Makes a network; `blank` = its pre-trained tensors need no values, a checkpoint follows. See `build_model`."""
 
     def __call__(
-        self, spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool
+        self, spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool, plan: Mapping[str, Any]
     ) -> SegmentationModel: ...
 
 
@@ -49,17 +51,56 @@ def _vit(name: str, decoder: DecoderShape) -> Builder:
     return partial(build_sam, encoder=partial(ViTEncoder, VIT_SHAPES[name]), decoder=decoder)
 
 
-BACKBONES: Mapping[str, Builder] = {
-    "vit_b": _vit("vit_b", DecoderShape()),
-    "vit_l": _vit("vit_l", DecoderShape()),
-    "vit_h": _vit("vit_h", DecoderShape()),
-    "vit_tiny": _vit("vit_tiny", TINY_DECODER),
-    "tiny_vit": partial(build_sam, encoder=TinyViTEncoder, decoder=DecoderShape()),
+# The first of a family stands in where a study names one of SAM's; the last is its small one.
+FAMILIES: Mapping[str, Mapping[str, Builder]] = {
+    "sam": {
+        "vit_b": _vit("vit_b", DecoderShape()),
+        "vit_l": _vit("vit_l", DecoderShape()),
+        "vit_h": _vit("vit_h", DecoderShape()),
+        "tiny_vit": partial(build_sam, encoder=TinyViTEncoder, decoder=DecoderShape()),
+        "vit_tiny": _vit("vit_tiny", TINY_DECODER),
+    },
+    "unet": {
+        "unet": partial(build_unet, shape=UNetShape()),
+        # For tests and the demo, at the mask size of vit_tiny on the phantom.
+        "unet_tiny": partial(build_unet, shape=UNetShape(channels=(8, 16, 32, 64, 128), max_mask_px=64)),
+    },
+    "nnunet": {
+        "nnunet": build_nnunet,
+        "nnunet_tiny": partial(build_nnunet, base_features=8, most_features=64, max_mask_px=64),
+    },
 }
+BACKBONES: Mapping[str, Builder] = {name: build for family in FAMILIES.values() for name, build in family.items()}
+
+
+def family_of(backbone: str) -> str:
+    """The family of a backbone.
+
+    Raises:
+        StudyError: unknown backbone.
+    """
+    for family, members in FAMILIES.items():
+        if backbone in members:
+            return family
+    raise StudyError(
+        f"unknown backbone {backbone!r}", where="model", do=f"known ones: {', '.join(sorted(BACKBONES))}"
+    )
+
+
+def counterpart(family: str, backbone: str) -> str:
+    """The backbone of `family` that stands in for SAM's `backbone`: the small one for the small one."""
+    members = list(FAMILIES[family])
+    return members[-1] if backbone == list(FAMILIES["sam"])[-1] else members[0]
 
 
 def build_model(
-    spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, checkpoint: Path | None = None
+    spec: ModelSpec,
+    n_structures: int,
+    *,
+    adapters: bool,
+    seed: int,
+    checkpoint: Path | None = None,
+    plan: Mapping[str, Any] | None = None,
 ) -> SegmentationModel:
     """The network of a study, in float32, every parameter trainable; random values depend on `seed` alone.
 
@@ -69,6 +110,7 @@ def build_model(
         adapters: put two adapters in every transformer block.
         seed: the study's.
         checkpoint: the site's file of pre-trained weights.
+        plan: the layout of a network that is made to one (`nnunet_plan.Plan`); the others have none.
 
     Raises:
         StudyError: unknown backbone, or values of `spec` that do not go together.
@@ -79,26 +121,26 @@ def build_model(
             "the study starts from this file, but the site has no checkpoint folder", where=spec.checkpoint,
             do="set it in the site's settings, or leave model.checkpoint out to start from random weights",
         )  # fmt: skip
-    model = _builder(spec)(spec, n_structures, adapters=adapters, seed=seed, blank=checkpoint is not None)
+    model = _builder(spec)(
+        spec, n_structures, adapters=adapters, seed=seed, blank=checkpoint is not None, plan=plan or {}
+    )
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, sha256=spec.checkpoint_sha256)
     return model
 
 
-def outline_model(spec: ModelSpec, n_structures: int, *, adapters: bool) -> SegmentationModel:
+def outline_model(
+    spec: ModelSpec, n_structures: int, *, adapters: bool, plan: Mapping[str, Any] | None = None
+) -> SegmentationModel:
     """The network of a study without values or memory: its tensors' names, shapes and roles.
 
     Raises:
         StudyError: as `build_model`.
     """
     with torch.device("meta"):
-        return _builder(spec)(spec, n_structures, adapters=adapters, seed=0, blank=True)
+        return _builder(spec)(spec, n_structures, adapters=adapters, seed=0, blank=True, plan=plan or {})
 
 
 def _builder(spec: ModelSpec) -> Builder:
-    if spec.backbone not in BACKBONES:
-        raise StudyError(
-            f"unknown backbone {spec.backbone!r}", where="model",
-            do=f"known ones: {', '.join(sorted(BACKBONES))}",
-        )  # fmt: skip
+    family_of(spec.backbone)
     return BACKBONES[spec.backbone]

@@ -103,9 +103,7 @@ class PromptFreeSam(SegmentationModel):
         Raises:
             ValueError: images of another size.
         """
-        if tuple(images.shape[1:]) != (3, self.input_px, self.input_px):
-            size = f"(B, 3, {self.input_px}, {self.input_px})"
-            raise ValueError(f"images must be {size}, not {tuple(images.shape)}")
+        self.check_size(images)
         if self._normalise:
             images = (images - self.pixel_mean) / self.pixel_std
         return self.image_encoder.prefix(images)
@@ -202,14 +200,14 @@ class PromptFreeSam(SegmentationModel):
 
 
 def build_sam(
-    spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool,
+    spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool, plan: Mapping[str, Any],
     encoder: Callable[[ModelSpec], ImageEncoder], decoder: DecoderShape,
 ) -> PromptFreeSam:  # fmt: skip
     """A prompt-free SAM around the encoder that `encoder` makes.
 
     Every part draws from a stream of its own, so that the frozen tensors and the decoder are the same with
     and without adapters, for any number of structures. `blank` leaves encoder and decoder without memory: a
-    checkpoint is to come.
+    checkpoint is to come. There is no plan to follow.
 
     Raises:
         StudyError: input size, head and structures do not go together.

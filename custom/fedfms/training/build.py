@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fedfms.errors import CheckpointError, SettingsError
-from fedfms.methods import Layout, Method, Partition, Tensors, make_method
+from fedfms.methods import Layout, Method, Partition, Tensors, fitted, make_method
 from fedfms.models import SegmentationModel, build_model
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
@@ -83,15 +83,17 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
     """The study's model on the site's device, in evaluation mode, with gradients for its trained tensors only.
 
     Raises:
-        StudyError, CheckpointError, SettingsError: see `build_model` and `checkpoint_path`.
+        StudyError, CheckpointError, SettingsError: see `fitted`, `build_model` and `checkpoint_path`.
     """
     method = make_method(study.method, study.method_options)
+    study = fitted(study, method)
     model = build_model(
         study.model,
         len(study.data.structures),
         adapters=method.adapters,
         seed=study.seed,
         checkpoint=checkpoint_path(study, settings),
+        plan=method.plan,
     )
     method.attach(model)
     layout = Layout.of(model)

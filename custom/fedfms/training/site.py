@@ -20,7 +20,7 @@ from fedfms.data import SiteData, open_site
 from fedfms.data.pool import PooledData, open_pool
 from fedfms.errors import FedfmsError, TrainingError
 from fedfms.files import write_atomic
-from fedfms.methods import METHODS, AtSite, Tensors, Update
+from fedfms.methods import METHODS, AtSite, Tensors, Update, fitted, make_method
 from fedfms.report.overlay import overlay_png
 from fedfms.rng import rng, torch_rng
 from fedfms.settings import SiteSettings
@@ -48,7 +48,7 @@ class Site:
     """A study's site with its data, its model and its memory in `folder` (the run's own folder at the site)."""
 
     def __init__(self, study: Study, name: str, settings: SiteSettings, folder: Path, stop: Stop = never) -> None:
-        self.study = study
+        self.study = fitted(study, make_method(study.method, study.method_options))
         self.name = name
         self.held_out = name in study.held_out
         self.pooled = METHODS[study.method].centralised and not self.held_out

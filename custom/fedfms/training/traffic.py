@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from fedfms.methods import Layout, Server, Tensors, make_method, needed_sites, trainers
+from fedfms.methods import Layout, Server, Tensors, fitted, make_method, needed_sites, trainers
 from fedfms.models import outline_model
 from fedfms.study import Study
 
@@ -48,7 +48,8 @@ def plan(study: Study) -> Traffic:
         StudyError: the model or the method of the study cannot be.
     """
     method = make_method(study.method, study.method_options)
-    model = outline_model(study.model, len(study.data.structures), adapters=method.adapters)
+    study = fitted(study, method)
+    model = outline_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
     with torch.device("meta"):
         method.attach(model)
     layout = Layout.of(model)

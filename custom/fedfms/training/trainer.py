@@ -104,7 +104,7 @@ class Trainer:
         model = self._built.model
         received = {name: tensor.to(self._device) for name, tensor in received.items()}
         total, count = 0.0, 0
-        model.train(model.batch_statistics)
+        model.train(model.train_mode)
         for batch in self.until_stopped(loader):
             optimizer.zero_grad(set_to_none=True)
             loss = self._loss(self._logits(batch, cached), batch["label"].to(self._device))
@@ -134,6 +134,7 @@ class Trainer:
     @torch.no_grad()
     def score(self, loader: Iterable[Batch]) -> dict[str, Any]:
         """`Scores.result()` of the model over the batches."""
+        self._built.model.eval()  # an epoch that was broken off leaves it training
         scores = Scores(self._structures)
         for batch in self.until_stopped(loader):
             scores.add(self._logits(batch, cached=True).float().cpu(), batch["label"])

@@ -1,0 +1,1 @@
+"""Subcommands of `fedfms` that have a file of their own; each run returns the text to print."""

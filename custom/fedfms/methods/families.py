@@ -1,0 +1,37 @@
+"""Which study a method makes of a study: the one place where a method of another family gets its own backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedfms.errors import StudyError
+from fedfms.methods.base import Method
+from fedfms.models import FAMILIES, counterpart, family_of
+from fedfms.study import ModelSpec, Study
+
+
+def fitted(study: Study, method: Method) -> Study:
+    """The study as its method takes it; of such a study, itself.
+
+    Studies name SAM backbones. A method of another family takes its own in its place, without the study's checkpoint,
+    which is SAM's: `unet` for any but `vit_tiny`, whose stand-in is `unet_tiny`. What else the method sets
+    (`Method.fit`) follows. `fedfms job build` writes the result into the job.
+
+    Raises:
+        StudyError: an unknown backbone, or one that the method does not train.
+    """
+    return method.fit(dataclasses.replace(study, model=model_of(study.model, method)))
+
+
+def model_of(spec: ModelSpec, method: Method) -> ModelSpec:
+    """The model section that the method takes: see `fitted`."""
+    family = family_of(spec.backbone)
+    if family == method.family:
+        return spec
+    if family != "sam":
+        raise StudyError(
+            f"it does not train backbone {spec.backbone}", where=f"method {method.name}",
+            do=f"set model.backbone to one of {sorted(FAMILIES[method.family])}",
+        )  # fmt: skip
+    own = counterpart(method.family, spec.backbone)
+    return dataclasses.replace(spec, backbone=own, checkpoint=None, checkpoint_sha256=None)

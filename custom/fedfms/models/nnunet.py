@@ -1,0 +1,92 @@
+"""nnU-Net's 2D network (MONAI's DynUNet) with deep supervision, made to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from monai.networks.nets import DynUNet
+from torch import Tensor
+
+from fedfms.errors import StudyError
+from fedfms.models.base import SegmentationModel
+from fedfms.models.nnunet_plan import Plan, plan_at
+from fedfms.models.unet import mask_size, to_mask_size
+from fedfms.rng import seeded
+from fedfms.study import ModelSpec
+
+_NO_VARIANCE = 1e-8  # nnU-Net's floor of an image's s.d.
+_UNSUPERVISED = 2  # the two lowest resolutions have no loss
+
+
+class NNUNet(SegmentationModel):
+    """Plain convolutions, instance norm and leaky ReLU; each image is brought to mean 0 and s.d. 1 by channel.
+
+    In training mode the logits are (B, K, C, mask_px, mask_px), K from the full resolution down, each enlarged to the
+    full one: of n stages all but the two lowest, so K = n - 2.
+    """
+
+    family = "nnunet"
+    train_mode = True
+
+    def __init__(self, spec: ModelSpec, n_structures: int, plan: Plan, max_mask_px: int) -> None:
+        mask_px = mask_size(plan.input_px, max_mask_px)
+        super().__init__(spec.backbone, input_px=plan.input_px, mask_px=mask_px, n_structures=n_structures)
+        extra = len(plan.strides) - _UNSUPERVISED - 1
+        self.net = DynUNet(
+            spatial_dims=2, in_channels=3, out_channels=n_structures,
+            kernel_size=[(k, k) for k in plan.kernels], strides=[(s, s) for s in plan.strides],
+            upsample_kernel_size=[(s, s) for s in plan.strides[1:]], filters=list(plan.features),
+            norm_name=("instance", {"affine": True}), act_name=("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
+            deep_supervision=extra > 0, deep_supr_num=max(extra, 1),
+        )  # fmt: skip
+
+    def prefix(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S), each channel of each minus its mean, over its s.d."""
+        self.check_size(images)
+        centred = images - images.mean((2, 3), keepdim=True)
+        return centred / images.std((2, 3), keepdim=True, correction=0).clamp_min(_NO_VARIANCE)
+
+    def from_prefix(self, features: Tensor) -> Tensor:
+        """`prefix`'s images -> logits (B, C, mask_px, mask_px), in training mode (B, K, C, mask_px, mask_px)."""
+        return to_mask_size(self.net(features), self.mask_px)
+
+    def prefix_names(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
+    def roles(self) -> dict[str, str]:
+        """The way down is the encoder, the way up the decoder; every supervised resolution has a head."""
+        return {name: self._role(name) for name, _ in self.named_parameters()}
+
+    @staticmethod
+    def _role(name: str) -> str:
+        if name.startswith(("net.output_block.", "net.deep_supervision_heads.")):
+            return "head"
+        return "decoder" if name.startswith("net.upsamples.") else "encoder"
+
+    def adapters_in_order(self) -> list[tuple[str, ...]]:
+        """None."""
+        return []
+
+
+def build_nnunet(
+    spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool, plan: Mapping[str, Any],
+    base_features: int = 32, most_features: int = 512, max_mask_px: int = 256,
+) -> NNUNet:  # fmt: skip
+    """The network of `plan`, or (it is empty) of what the rules make of `spec.input_px` alone. See `build_unet`.
+
+    Raises:
+        StudyError: no plan, or one for another input size.
+    """
+    made = (
+        Plan.from_dict(plan) if plan
+        else plan_at(spec.input_px, n_structures, base_features=base_features, most_features=most_features)
+    )  # fmt: skip
+    if made.input_px != spec.input_px:
+        raise StudyError(
+            f"the plan is for {made.input_px} px, the study says {spec.input_px}", where="model",
+            do=f"set model.input_px to {made.input_px}",
+        )  # fmt: skip
+    with seeded(seed, "nnunet"):
+        return NNUNet(spec, n_structures, made, max_mask_px)

@@ -1,0 +1,137 @@
+"""FedU-Net: statistics move, are averaged and used; a method finds its own backbone; a stopped run goes on alike."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedfms.errors import StudyError
+from fedfms.flare.persistor import SharedModel, _sizes
+from fedfms.methods import Layout, Server, Update, fitted, make_method
+from fedfms.models import build_model
+from fedfms.settings import SiteSettings
+from fedfms.study import ModelSpec, Study, load_study
+from fedfms.training.build import build
+from fedfms.training.reference import rounds
+from fedfms.training.site import Site
+
+ROOT = Path(__file__).parents[2]
+PHANTOM = ROOT / "jobs" / "studies" / "phantom.yaml"
+SMALL = [
+    "data.phantom_images=8", "data.phantom_px=64", "model.input_px=64", "train.rounds=3", "train.local_epochs=1",
+    "held_out=[]",
+]  # fmt: skip
+METHOD = make_method("fedunet", {})
+
+
+def _study(*more: str) -> Study:
+    return load_study(PHANTOM, method="fedunet", overrides=[*SMALL, *more])
+
+
+def _statistics(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if "running" in name or "num_batches" in name}
+
+
+def test_three_sites_by_hand() -> None:
+    def update(site: str, weight: float, mean: float, steps: int, samples: int) -> Update:
+        tensors = {
+            "w": torch.tensor([weight]), "norm.running_mean": torch.tensor([mean]),
+            "norm.num_batches_tracked": torch.tensor(steps),
+        }  # fmt: skip
+        return Update(site, tensors, samples)
+
+    updates = [update("c", 4.0, 0.5, 7, 60), update("a", 1.0, 0.1, 2, 10), update("b", 2.0, -0.2, 4, 30)]
+    after = METHOD.combine(updates, Server(shared={}, round=4))
+    assert after.round == 5
+    assert torch.equal(after.shared["w"], torch.tensor([3.1]))  # (10 + 60 + 240) / 100
+    assert torch.equal(after.shared["norm.running_mean"], torch.tensor([0.25]))  # (1 - 6 + 30) / 100
+    assert torch.equal(after.shared["norm.num_batches_tracked"], torch.tensor(6))  # (20 + 120 + 420) / 100 = 5.6
+
+
+def test_everything_is_shared_and_statistics_with_it() -> None:
+    built = build(_study(), SiteSettings())
+    assert built.spec.backbone == "unet_tiny"  # vit_tiny's stand-in
+    assert set(built.partition.shared) == set(built.model.state_dict())
+    assert built.partition.private == built.partition.frozen == ()
+    assert len(_statistics(built.shared())) == 3 * 18
+
+
+def test_the_server_counts_and_holds_statistics_too() -> None:
+    built = build(_study(), SiteSettings())
+    sizes, shared = _sizes(built), built.shared()
+    assert sizes["total"] == sizes["trained"] == sizes["shared"] == sum(tensor.numel() for tensor in shared.values())
+    held = SharedModel(shared).state_dict()
+    assert all(torch.equal(held[name], tensor) and held[name].dtype == tensor.dtype for name, tensor in shared.items())
+
+
+def test_statistics_move_in_training_are_averaged_and_used(tmp_path: Path) -> None:
+    study = _study()
+    first = next(iter(rounds(study, ["a", "b"], SiteSettings(), tmp_path)))
+    before, after = first.received["a"], first.server.shared
+    one, other = (first.results[site].update for site in ("a", "b"))
+    total = one.samples + other.samples
+    for name, mean in _statistics(after).items():
+        assert not torch.equal(one.tensors[name], before[name]), name
+        by_hand = (one.samples * one.tensors[name].double() + other.samples * other.tensors[name].double()) / total
+        torch.testing.assert_close(mean.double(), by_hand, rtol=1e-6, atol=1e-6)
+    site = Site(study, "a", SiteSettings(), tmp_path / "a")
+    scored = site.evaluate(after)["scores"]
+    assert site.evaluate(after)["scores"] == scored  # to score moves nothing
+    assert all(torch.equal(tensor, after[name]) for name, tensor in site.built.shared().items())
+    assert not site.built.model.training
+    batch = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        received = site.built.model(batch)
+        site.built.load({**after, **_statistics(before)})
+        assert not torch.equal(site.built.model(batch), received)
+
+
+def test_an_epoch_that_was_broken_off_leaves_no_scoring_in_training_mode(tmp_path: Path) -> None:
+    site = Site(_study(), "a", SiteSettings(), tmp_path)
+    received = site.built.shared()
+    scores = site.evaluate(received)["scores"]
+    site.built.model.train()
+    assert site.evaluate(received)["scores"] == scores
+
+
+def test_a_run_that_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    study = _study()
+    *_, whole = rounds(study, ["a", "b"], SiteSettings(), tmp_path / "whole")
+    for _ in rounds(study, ["a", "b"], SiteSettings(), tmp_path / "cut"):
+        break
+    *_, resumed = rounds(study, ["a", "b"], SiteSettings(), tmp_path / "cut")
+    assert resumed.round == whole.round == 2
+    assert all(torch.equal(whole.server.shared[name], tensor) for name, tensor in resumed.server.shared.items())
+
+
+@pytest.mark.parametrize(
+    ("named", "taken"), [("vit_b", "unet"), ("tiny_vit", "unet"), ("vit_tiny", "unet_tiny"), ("unet", "unet")]
+)
+def test_the_method_takes_its_own_backbone_and_not_sams_weights(named: str, taken: str) -> None:
+    spec = ModelSpec(backbone=named, input_px=128, checkpoint="weights.pth", checkpoint_sha256="00")
+    model = fitted(replace(_study(), model=spec), METHOD).model
+    assert (model.backbone, model.input_px) == (taken, 128)
+    assert (model.checkpoint is None) == (named != "unet")
+    study = fitted(replace(_study(), model=model), METHOD)
+    assert fitted(study, METHOD) == study
+
+
+def test_a_backbone_of_another_family_is_refused() -> None:
+    study = load_study(PHANTOM, method="fedmsa", overrides=["model.backbone=unet"])
+    says = r"^method fedmsa: it does not train backbone unet; set model.backbone to one of \['tiny_vit', 'vit_b'"
+    with pytest.raises(StudyError, match=says):
+        build(study, SiteSettings())
+
+
+def test_the_cards_megabytes_are_those_of_the_partition() -> None:
+    with torch.device("meta"):
+        model = build_model(ModelSpec(backbone="unet", input_px=256), 1, adapters=False, seed=0)
+    tensors = model.state_dict()
+    size = sum(tensors[name].nbytes for name in METHOD.partition(Layout.of(model)).shared)
+    card = (ROOT / "docs" / "methods" / "fedunet.md").read_text(encoding="utf-8")
+    assert re.findall(r"([\d.]+) MB up", card) == [f"{size / 1e6:.1f}"]
+    assert re.findall(r"([\d.]+) MB down", card) == [f"{size / 1e6:.1f}"]
