@@ -5,6 +5,7 @@ examples:
   python -m benchmarks round --method fedmsa --backbone vit_b --size 1024 --sites 2 --json FILE
   python -m benchmarks data --dataset polyp --raw RAW --site kvasir_seg_vestreviken_no --json FILE
   python -m benchmarks formats --dataset polyp --raw RAW --images 40 --json FILE
+  python -m benchmarks compare phantom --set data.protocol=personal --set sites=[a,b] --work DIR --json FILE
   python -m benchmarks pages
   python -m benchmarks phantom --out docs/results/phantom-sites.png
 """
@@ -18,11 +19,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import data, formats, pages, phantom, step
+from benchmarks import compare, data, formats, pages, phantom, step
 from benchmarks import round as federated_round
 from benchmarks.machine import machine
 from fedfms.files import write_atomic
+from fedfms.methods import METHODS
 from fedfms.report.overlay import as_png
+from fedfms.settings import SiteSettings
 
 
 def main() -> int:
@@ -52,6 +55,10 @@ def main() -> int:
 def _measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.benchmark == "data":
         return data.measure(args.dataset, args.raw, args.site, args.size, args.images)
+    if args.benchmark == "compare":
+        methods = sorted(METHODS) if args.methods == ["all"] else args.methods
+        settings = SiteSettings(data_root=args.data_root, checkpoints=args.checkpoints, cache=args.work / "cache")
+        return compare.measure(args.study, methods, args.seeds, args.set, settings, args.work, args.jobs)
     if args.benchmark == "formats":
         return formats.measure(args.dataset, args.raw, args.site, args.size, args.images)
     if args.benchmark == "round":
@@ -73,6 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     round_ = commands.add_parser("round", help="a round in NVFLARE's simulator, one image a site, random weights")
     round_.add_argument("--sites", type=int, default=2)
     round_.add_argument("--threads", type=int, default=1, help="sites at once; each needs a step's memory")
+    comparison = commands.add_parser("compare", help="methods on a study: Dice, MB and seconds a round, over seeds")
+    comparison.add_argument("study", help="a YAML file, or a name in jobs/studies")
+    comparison.add_argument("--methods", type=lambda text: text.split(","), default=["all"], help="a,b (default: all)")
+    comparison.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    comparison.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
+    comparison.add_argument("--data-root", type=Path)
+    comparison.add_argument("--checkpoints", type=Path)
+    comparison.add_argument("--work", type=Path, required=True, help="a folder that is kept; a cut run goes on there")
+    comparison.add_argument("--jobs", type=int, default=1, help="cells at once")
     data = commands.add_parser("data", help="a site's bytes, seconds and images a second, beside the paper's way")
     formats = commands.add_parser("formats", help="bytes and milliseconds of lossless formats on a data set's images")
     for command in (data, formats):
@@ -86,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--backbone", default="vit_b")
     for command in (step, round_, data, formats):
         command.add_argument("--size", type=int, default=1024, help="input, px a side")
+    for command in (step, round_, data, formats, comparison):
         command.add_argument("--json", type=Path, metavar="FILE", help="a file to write as well")
         command.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     return parser

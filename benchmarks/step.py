@@ -23,7 +23,7 @@ def measure(method: str, backbone: str, size_px: int, batch: int, steps: int) ->
     built = build(study, SiteSettings())
     device = next(built.model.parameters()).device
     trainer = Trainer(built, study.train, study.structure_names)
-    optimizer = trainer.optimizer()
+    optimizer = trainer.optimizer(0)
     images = torch.rand(batch, 3, size_px, size_px)
     masks = (torch.rand(batch, 1, built.model.mask_px, built.model.mask_px) > 0.5).float()
     seconds = []

@@ -16,6 +16,7 @@ from fedfms.study import Study, load_study
 from fedfms.training.build import build
 from fedfms.training.reference import ReferenceRound, final_scores, rounds
 from fedfms.training.site import Site
+from fedfms.training.state import SiteState, StateStore
 from fedfms.training.traffic import plan
 
 PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
@@ -92,6 +93,20 @@ def test_what_leaves_a_site_is_shared_and_finite_and_was_trained(method: str, ru
 
 
 @BY_NAME
+def test_a_site_trains_what_is_trained_and_nothing_else(method: str, runs: Any, tmp_path: Path) -> None:
+    study, done, folder = runs(method)
+    name = trainers(study)[0]
+    initial = build(study, SiteSettings())
+    still = {n for n, t in initial.trained().items() if torch.equal(t, _state(folder / name).trained[n])}
+    assert not {n for n in still if not n.startswith(EXTRAS)}
+    site = Site(study, name, SiteSettings(), tmp_path)
+    site.train_round(0, done[0].received_by(name))
+    after = dict(site.built.model.named_parameters())
+    frozen = {n: p for n, p in initial.model.named_parameters() if n in initial.partition.frozen}
+    assert all(torch.equal(after[n], p) for n, p in frozen.items())
+
+
+@BY_NAME
 def test_the_order_of_sites_changes_nothing(method: str, runs: Any, tmp_path: Path) -> None:
     study, done, _ = runs(method)
     other = list(islice(rounds(study, ("unseen", *reversed(SITES)), SiteSettings(), tmp_path), 2))
@@ -111,14 +126,14 @@ def test_a_stop_after_any_round_and_a_resume_give_the_same_end(method: str, runs
         Site(study, first, SiteSettings(), tmp_path / first).train_round(server.round, sent[first])
     assert _same_servers(_run(study, tmp_path)[-1].server, done[-1].server)
     for name in trainers(study):
-        one, other = (_private(Site(study, name, SiteSettings(), place / name)) for place in (tmp_path, folder))
-        assert _same(one, other)
+        assert _same(_state(tmp_path / name).trained, _state(folder / name).trained)
+        assert _same(_state(tmp_path / name).memory, _state(folder / name).memory)
 
 
-def _private(site: Site) -> Tensors:
-    state = site._store.load()
+def _state(folder: Path) -> SiteState:
+    state = StateStore(folder / "state").load()
     assert state is not None
-    return {name: state.trained[name] for name in site.built.partition.private}
+    return state
 
 
 @BY_NAME

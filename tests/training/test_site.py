@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedfms.errors import CheckpointError, FedfmsError, SettingsError
-from fedfms.methods import METHODS, Tensors
+from fedfms.methods import Tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study, load_study
 from fedfms.training.build import build
@@ -27,38 +27,17 @@ def _shared(study: Study) -> Tensors:
     return build(study, SiteSettings()).shared()
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_a_round_trains_what_is_shared_and_nothing_else(method: str, tmp_path: Path) -> None:
-    study = _study(method)
-    site = Site(study, "a", SiteSettings(), tmp_path)
+def test_a_round_scores_what_it_received_and_trains_it(tmp_path: Path) -> None:
+    study = _study()
     received = _shared(study)
-    frozen = {n: site.built.model.get_parameter(n).clone() for n in site.built.partition.frozen}
+    site = Site(study, "a", SiteSettings(), tmp_path)
     result = site.train_round(0, received)
     assert result.update.samples == site.samples == 8  # 10 images of 5 patients; one patient validates
-    assert set(result.update.tensors) == set(received)
-    assert any(not torch.equal(received[name], tensor) for name, tensor in result.update.tensors.items())
-    assert all(torch.equal(site.built.model.get_parameter(name), tensor) for name, tensor in frozen.items())
+    # With adapters that start at zero, a down-projection moves from the second step on; a round has more than one.
+    assert not [name for name, tensor in result.update.tensors.items() if torch.equal(tensor, received[name])]
     assert result.scores is not None
     assert result.scores["images"] == 2
     assert torch.isfinite(torch.tensor(result.train_loss))
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_shared_tensor_is_trained_in_one_round(method: str, tmp_path: Path) -> None:
-    """With adapters that start at zero, a down-projection moves from the second step on; a round has more than one."""
-    study = _study(method, "train.batch_size=3")
-    received = _shared(study)
-    update = Site(study, "a", SiteSettings(), tmp_path).train_round(0, received).update
-    still = [name for name, tensor in update.tensors.items() if torch.equal(tensor, received[name])]
-    assert not still
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_partition_is_of_all_parameters_and_moving_buffers(method: str) -> None:
-    built = build(_study(method), SiteSettings())
-    names = [*dict(built.model.named_parameters()), *built.model.moving_buffers()]
-    partition = built.partition
-    assert sorted([*partition.shared, *partition.private, *partition.frozen]) == sorted(names)
 
 
 def test_a_site_made_anew_for_every_round_gives_the_same_bits(tmp_path: Path) -> None:

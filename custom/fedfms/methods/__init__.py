@@ -8,7 +8,7 @@ from typing import Any
 
 from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
-from fedfms.methods.centralised import Msa, Sam
+from fedfms.methods.centralised import Msa, Sam, UNet
 from fedfms.methods.families import fitted
 from fedfms.methods.fedheal import FedHEAL
 from fedfms.methods.fedmsa import FedMSA
@@ -40,6 +40,7 @@ _ALL: tuple[type[Method], ...] = (
     Local,
     Msa,
     Sam,
+    UNet,
 )
 METHODS: Mapping[str, type[Method]] = {method.name: method for method in _ALL}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedsam import FedSAM
+from fedfms.methods.fedunet import FedUNet
 
 
 class Msa(FedMSA):
@@ -20,4 +21,11 @@ class Sam(FedSAM):
     """All of SAM's encoder and decoder, trained on the pooled data: FedSAM's twin."""
 
     name = "sam"
+    centralised = True
+
+
+class UNet(FedUNet):
+    """The U-Net, trained on the pooled data: FedU-Net's twin."""
+
+    name = "unet"
     centralised = True
