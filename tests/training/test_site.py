@@ -54,9 +54,9 @@ def test_every_shared_tensor_is_trained_in_one_round(method: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_partition_is_of_all_parameters(method: str) -> None:
+def test_partition_is_of_all_parameters_and_moving_buffers(method: str) -> None:
     built = build(_study(method), SiteSettings())
-    names = [name for name, _ in built.model.named_parameters()]
+    names = [*dict(built.model.named_parameters()), *built.model.moving_buffers()]
     partition = built.partition
     assert sorted([*partition.shared, *partition.private, *partition.frozen]) == sorted(names)
 
