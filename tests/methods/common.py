@@ -1,0 +1,61 @@
+"""What the tests of several methods do: a tiny federation on the phantom, and figures of ViT-B."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fedfms.methods import Tensors
+from fedfms.settings import SiteSettings
+from fedfms.study import Study, load_study
+from fedfms.training.reference import ReferenceRound, rounds
+from fedfms.training.traffic import Traffic, plan
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ROOT / "jobs" / "studies"
+SITES = ("a", "b")
+SMALL = (
+    "data.phantom_images=4", "data.phantom_px=64", "data.augment=none", "train.local_epochs=1", "train.batch_size=2",
+    "model.input_px=64", "held_out=[]",
+)  # fmt: skip
+
+
+def study(method: str, *overrides: str, rounds: int = 2) -> Study:
+    """Sites of the phantom, so small that a round takes a fraction of a second."""
+    return load_study(STUDIES / "phantom.yaml", method=method, overrides=[*SMALL, f"train.rounds={rounds}", *overrides])
+
+
+def run(of: Study, folder: Path) -> list[ReferenceRound]:
+    """All rounds of the study, in one process."""
+    return list(rounds(of, SITES, SiteSettings(), folder))
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    """Whether names and bits are the same."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_goes_on_as_if_never_stopped(method: str, folder: Path, *overrides: str) -> list[ReferenceRound]:
+    """Two rounds and then a third from what is on disk = three in one go; returns these three."""
+    run(study(method, *overrides, rounds=2), folder / "stopped")
+    last = run(study(method, *overrides, rounds=3), folder / "stopped")
+    whole = run(study(method, *overrides, rounds=3), folder / "whole")
+    assert [r.round for r in last] == [2]
+    assert same(last[0].server.shared, whole[2].server.shared)
+    for site in SITES:
+        assert same(last[0].results[site].update.tensors, whole[2].results[site].update.tensors)
+    assert last[0].server.notes == whole[2].server.notes
+    return whole
+
+
+def traffic(method: str, rounds: int) -> Traffic:
+    """What the polyp study at the paper's size (ViT-B at 1024 px, one structure) sends by this method."""
+    return plan(
+        load_study(STUDIES / "polyp.yaml", method=method, preset="paper", overrides=[f"train.rounds={rounds}"])
+    )
+
+
+def card(method: str) -> str:
+    """The text of the method's card."""
+    return (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8")
