@@ -10,6 +10,7 @@ from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
 from fedfms.methods.centralised import Msa, Sam
 from fedfms.methods.fedala import FedALA
+from fedfms.methods.feddbe import FedDBE
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedsam import FedSAM
 from fedfms.methods.local import Local
@@ -18,6 +19,7 @@ from fedfms.study import Study
 POOL = "pool"  # the one site that a centralised method trains at
 _ALL: tuple[type[Method], ...] = (
     FedALA,
+    FedDBE,
     FedMSA,
     FedSAM,
     Local,
