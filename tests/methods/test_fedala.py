@@ -215,6 +215,7 @@ def test_a_federation_goes_on_after_a_stop_and_w_never_leaves_a_site(tmp_path: P
         w = torch.cat([each.flatten() for name, each in memory.items() if name != PASSES])
         assert 0 <= float(w.min()) < 1  # it has learnt something
         assert float(w.max()) <= 1
+        assert float(w.mean()) > 0.99  # as the card says
         assert 11 <= memory[PASSES] <= 51  # of rounds 1 and 2
         assert any(".adapters.2." in name for name in memory)
         assert not any(".adapters.1." in name for name in memory)  # of four blocks, the last two
