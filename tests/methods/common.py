@@ -12,9 +12,11 @@ from fedfms.models import build_model
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study, load_study
 from fedfms.training.reference import ReferenceRound, rounds
+from fedfms.training.traffic import Traffic, plan
 
 ROOT = Path(__file__).parents[2]
-PHANTOM = ROOT / "jobs" / "studies" / "phantom.yaml"
+STUDIES = ROOT / "jobs" / "studies"
+PHANTOM = STUDIES / "phantom.yaml"
 SITES = ("a", "b")
 SMALL = (
     "data.phantom_images=4", "data.phantom_px=64", "data.augment=none", "train.local_epochs=1", "train.batch_size=2",
@@ -62,5 +64,16 @@ def vit_b(method: str, structures: int = 2, **options: object) -> tuple[Partitio
 
 def card_says(method: str, parameters: int) -> bool:
     """Whether the method's card tells this number of parameters, with the MB that they are in float32."""
-    card = (ROOT / "docs" / "methods" / f"{method}.md").read_text()
-    return re.search(rf"\b{parameters:,}\b[^\n]*\b{parameters * 4 / 1e6:.1f} MB", card) is not None
+    return re.search(rf"\b{parameters:,}\b[^\n]*\b{parameters * 4 / 1e6:.1f} MB", card(method)) is not None
+
+
+def traffic(method: str, rounds: int) -> Traffic:
+    """What the polyp study at the paper's size (ViT-B at 1024 px, one structure) sends by this method."""
+    return plan(
+        load_study(STUDIES / "polyp.yaml", method=method, preset="paper", overrides=[f"train.rounds={rounds}"])
+    )
+
+
+def card(method: str) -> str:
+    """The text of the method's card."""
+    return (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8")

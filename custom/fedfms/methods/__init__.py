@@ -10,6 +10,8 @@ from fedfms.errors import StudyError
 from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
 from fedfms.methods.centralised import Msa, Sam, UNet
 from fedfms.methods.families import fitted
+from fedfms.methods.fedala import FedALA
+from fedfms.methods.feddbe import FedDBE
 from fedfms.methods.fedheal import FedHEAL
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fednnunet import FedNNUNet
@@ -35,6 +37,8 @@ _ALL: tuple[type[Method], ...] = (
     FedSA,
     FedRA,
     FedHEAL,
+    FedALA,
+    FedDBE,
     FedUNet,
     FedNNUNet,
     Local,

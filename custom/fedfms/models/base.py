@@ -81,8 +81,17 @@ class SegmentationModel(nn.Module, abc.ABC):
         """Parameter names of the adapters A_1..A_K, from input to output; empty without adapters."""
 
     def moving_buffers(self) -> tuple[str, ...]:
-        """Names of the buffers that training moves: batch statistics, where there are any."""
-        return ()
+        """Names of the buffers that training moves: those of `extras`, and batch statistics where there are any."""
+        return tuple(name for name, _ in self.named_buffers() if name.startswith(EXTRAS))
+
+    @property
+    def embedding_shape(self) -> tuple[int, int, int]:
+        """(dim, height, width) of the image embedding that `extras` gets.
+
+        Raises:
+            ValueError: the network has none to give.
+        """
+        raise ValueError(f"{self.backbone} has no image embedding")
 
     def skip_blocks(self, blocks: Collection[int]) -> None:
         """Leave these transformer blocks (0-based, from input to output) out of the forward pass; () = none.

@@ -113,6 +113,11 @@ class PromptFreeSam(SegmentationModel):
         """As the encoder says."""
         return self.image_encoder.prefix_is_costly
 
+    @property
+    def embedding_shape(self) -> tuple[int, int, int]:
+        """(dim, grid, grid)."""
+        return self.mask_decoder.transformer_dim, self.image_encoder.grid, self.image_encoder.grid
+
     def from_prefix(self, features: Tensor) -> Tensor:
         """`prefix`'s features -> logits (B, C, mask_px, mask_px)."""
         embedding = self.embed(features)
