@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,14 +27,15 @@ SMALL = (
 )  # fmt: skip
 
 
-def study(method: str, *overrides: str, rounds: int = 2) -> Study:
+def study(method: str, *overrides: str, rounds: int = 2, options: Mapping[str, Any] | None = None) -> Study:
     """Sites of the phantom, so small that a round takes a fraction of a second."""
+    overrides += tuple(f"method_options.{name}={value}" for name, value in (options or {}).items())
     return load_study(PHANTOM, method=method, overrides=[*SMALL, f"train.rounds={rounds}", *overrides])
 
 
-def run(of: Study, folder: Path) -> list[ReferenceRound]:
-    """All rounds of the study, in one process."""
-    return list(rounds(of, SITES, SiteSettings(), folder))
+def run(of: Study, folder: Path, stop_after: int | None = None) -> list[ReferenceRound]:
+    """The study's rounds in one process: all of them, or the first so many; another call goes on from there."""
+    return list(islice(rounds(of, of.sites or SITES, SiteSettings(), folder), stop_after))
 
 
 def same(one: Tensors, other: Tensors) -> bool:

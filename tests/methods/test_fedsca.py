@@ -16,7 +16,7 @@ from fedfms.methods.fedavg import weighted_mean
 from fedfms.settings import SiteSettings
 from fedfms.training.build import build
 
-from .phantom import SITES, run, same, study_of, vit_b
+from .common import run, same, study, vit_b
 
 CARDS = Path(__file__).parents[2] / "docs" / "methods"
 PAPER_PARAMETERS = 14_730_000  # of FedSCA's model: 56.2 MiB of float32
@@ -75,10 +75,10 @@ def test_with_alpha_0_a_mixture_is_fedavgs_mean() -> None:
 
 def test_a_run_that_shares_all_with_alpha_and_beta_0_is_fedmsas(tmp_path: Path) -> None:
     everything = {"layers": 8, "share_decoder": True, "alpha": 0, "beta": 0}  # vit_tiny: 4 blocks
-    fedsca = run(study_of("fedsca", everything, 1), tmp_path / "fedsca")[0]
-    fedmsa = run(study_of("fedmsa", {}, 1), tmp_path / "fedmsa")[0]
+    fedsca = run(study("fedsca", "sites=[a, b, c]", options=everything, rounds=1), tmp_path / "fedsca")[0]
+    fedmsa = run(study("fedmsa", "sites=[a, b, c]", rounds=1), tmp_path / "fedmsa")[0]
     assert same(fedsca.server.shared, fedmsa.server.shared)
-    for site in SITES:
+    for site in ("a", "b", "c"):
         assert same(fedsca.results[site].update.tensors, fedmsa.results[site].update.tensors)
         torch.testing.assert_close(fedsca.server.per_site[site], fedmsa.server.shared, rtol=1e-6, atol=1e-9)
 
@@ -87,20 +87,20 @@ def test_a_run_that_shares_all_with_alpha_and_beta_0_is_fedmsas(tmp_path: Path) 
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
     method: str, options: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    study = study_of(method, options, 2)
-    whole = run(study, tmp_path / "whole")
-    run(study, tmp_path / "stopped", stop_after=1)
-    again = run(study, tmp_path / "stopped")
+    made = study(method, "sites=[a, b, c]", options=options)
+    whole = run(made, tmp_path / "whole")
+    run(made, tmp_path / "stopped", stop_after=1)
+    again = run(made, tmp_path / "stopped")
     assert [r.round for r in again] == [1]
-    shared = build(study, SiteSettings()).partition.shared
+    shared = build(made, SiteSettings()).partition.shared
     for one, other in zip(whole[1:], again, strict=True):
         assert same(one.server.shared, other.server.shared)
         assert one.server.notes == other.server.notes
-        for site in SITES:
+        for site in ("a", "b", "c"):
             assert same(one.received[site], other.received[site])
             assert same(one.results[site].update.tensors, other.results[site].update.tensors)
             assert tuple(one.results[site].update.tensors) == shared  # nothing private
-    personal = [whole[-1].received[site] for site in SITES]
+    personal = [whole[-1].received[site] for site in ("a", "b", "c")]
     assert same(personal[0], personal[1]) == (method == "lat")  # SGCA gives each site its own
 
 
@@ -114,7 +114,7 @@ def _numbers(card: str, pattern: str) -> list[float]:
 
 @pytest.mark.parametrize("method", ["fedsca", "sgca", "lat"])
 def test_the_cards_sizes_are_the_partitions(method: str) -> None:
-    partition, count = vit_b(method, {})
+    partition, count = vit_b(method, 1)
     shared, trained = (sum(count[name] for name in names) for names in (partition.shared, partition.trained))
     of = r"\*\*([\d,]+) parameters, ([\d.]+) MB\*\* each way"
     assert _numbers(method, of) == [shared, round(shared * 4 / 1e6, 2)]
@@ -122,10 +122,10 @@ def test_the_cards_sizes_are_the_partitions(method: str) -> None:
 
 
 def test_the_other_sizes_in_the_cards() -> None:
-    partition, count = vit_b("sgca", {}, n_structures=2)
+    partition, count = vit_b("sgca")
     shared = sum(count[name] for name in partition.shared)
     assert _numbers("sgca", r"structures ([\d,]+) and ([\d.]+) MB\)") == [shared, round(shared * 4 / 1e6, 1)]
-    partition, count = vit_b("fedmsa", {})
+    partition, count = vit_b("fedmsa", 1)
     assert _numbers("lat", r"`fedmsa` sends ([\d.]+) MB") == [
         round(sum(count[name] for name in partition.shared) * 4 / 1e6, 1)
     ]
@@ -135,7 +135,7 @@ def test_the_cards_table_3_is_in_true_units() -> None:
     """Megabytes of float32, one way, 4 sites x 100 rounds; the paper's by its own number of parameters."""
     ours = {}
     for method in ("fedmsa", "fedsca"):
-        partition, count = vit_b(method, {})
+        partition, count = vit_b(method, 1)
         ours[method] = [sum(count[n] for n in names) for names in (partition.trained, partition.shared)]
     number = r" ([\d,.]+) "
     for row, paper_shared, (trained, shared) in (

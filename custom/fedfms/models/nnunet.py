@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from monai.networks.nets import DynUNet
 from torch import Tensor
 
 from fedfms.errors import StudyError
@@ -33,6 +32,9 @@ class NNUNet(SegmentationModel):
         mask_px = mask_size(plan.input_px, max_mask_px)
         super().__init__(spec.backbone, input_px=plan.input_px, mask_px=mask_px, n_structures=n_structures)
         extra = len(plan.strides) - _UNSUPERVISED - 1
+        # Here, for it imports every network that MONAI has, segment-anything among them.
+        from monai.networks.nets import DynUNet
+
         self.net = DynUNet(
             spatial_dims=2, in_channels=3, out_channels=n_structures,
             kernel_size=[(k, k) for k in plan.kernels], strides=[(s, s) for s in plan.strides],

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from monai.networks.nets import BasicUNet
 from torch import Tensor
 from torch.nn import functional
 
@@ -62,6 +61,9 @@ class UNet(SegmentationModel):
             )  # fmt: skip
         mask_px = mask_size(spec.input_px, shape.max_mask_px)
         super().__init__(spec.backbone, input_px=spec.input_px, mask_px=mask_px, n_structures=n_structures)
+        # Here, for it imports every network that MONAI has, segment-anything among them.
+        from monai.networks.nets import BasicUNet
+
         self.net = BasicUNet(
             spatial_dims=2, in_channels=3, out_channels=n_structures, features=(*shape.channels, shape.channels[0]),
             act=("relu", {"inplace": True}), norm="batch", bias=False,
