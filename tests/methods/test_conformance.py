@@ -23,7 +23,7 @@ PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
 SITES = ("a", "b", "c")
 SMALL = [
     "data.phantom_images=5", "data.phantom_px=64", "model.input_px=64", "train.rounds=3", "train.local_epochs=1",
-    "sites=[a, b, c]", "held_out=[unseen]",
+    "train.batch_size=2", "sites=[a, b, c]", "held_out=[unseen]",
 ]  # fmt: skip
 pytestmark = pytest.mark.slow
 BY_NAME = pytest.mark.parametrize("method", sorted(METHODS))
@@ -97,13 +97,16 @@ def test_a_site_trains_what_is_trained_and_nothing_else(method: str, runs: Any, 
     study, done, folder = runs(method)
     name = trainers(study)[0]
     initial = build(study, SiteSettings())
-    still = {n for n, t in initial.trained().items() if torch.equal(t, _state(folder / name).trained[n])}
-    assert not {n for n in still if not n.startswith(EXTRAS)}
+    before, after = initial.trained(), _state(folder / name).trained
+    sent = {tensor for round_ in done for tensor in round_.received_by(name)}
+    to_train = {*sent, *initial.partition.private} & set(initial.parameters())
+    assert not {n for n in to_train if torch.equal(before[n], after[n])}
+    assert all(torch.equal(before[n], after[n]) for n in initial.partition.trained - sent - to_train)
     site = Site(study, name, SiteSettings(), tmp_path)
     site.train_round(0, done[0].received_by(name))
-    after = dict(site.built.model.named_parameters())
+    now = dict(site.built.model.named_parameters())
     frozen = {n: p for n, p in initial.model.named_parameters() if n in initial.partition.frozen}
-    assert all(torch.equal(after[n], p) for n, p in frozen.items())
+    assert all(torch.equal(now[n], p) for n, p in frozen.items())
 
 
 @BY_NAME
