@@ -163,7 +163,9 @@ def _study_of(args: argparse.Namespace, method: str) -> Study:
         sites = _without(held_out, base)
     pools = method in METHODS and METHODS[method].centralised
     if pools and not sites and not base.sites and (args.phantom or base.data.dataset == PHANTOM):
-        sites = list(POOLED_PHANTOMS)  # any name is a phantom's; a pool must know which
+        apart = base.held_out if held_out is None else held_out
+        # any name is a phantom's; a pool must know which
+        sites = [site for site in POOLED_PHANTOMS if site not in apart]
     return load_study(
         path,
         preset=args.preset,

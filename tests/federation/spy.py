@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
+PLAIN = (bool, int, float, str, type(None))  # a list of numbers is an array by another name
 FILE = "left_the_site.jsonl"
 
 
@@ -30,7 +30,7 @@ class Spy(DXOFilter):
             "task": fl_ctx.get_prop(FLContextKey.TASK_NAME),
             "tensors": sorted(weights),
             "bytes": sum(array.nbytes for array in weights.values()),
-            "arrays beside": [str(path) for path, value in _walk(beside) if isinstance(value, np.ndarray)],
+            "arrays beside": [path for path, value in _walk(beside) if not isinstance(value, PLAIN)],
             "texts beside": sorted({str(value) for _, value in _walk(beside) if isinstance(value, str)}),
         }
         run = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id()))
@@ -42,6 +42,4 @@ class Spy(DXOFilter):
 def _walk(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, dict):
         return [found for key, inner in value.items() for found in _walk(inner, f"{path}/{key}")]
-    if isinstance(value, list | tuple):
-        return [found for index, inner in enumerate(value) for found in _walk(inner, f"{path}/{index}")]
     return [(path, value)]

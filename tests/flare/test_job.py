@@ -162,3 +162,11 @@ def _study(job: Path) -> dict[str, object]:
     config = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())
     study: dict[str, object] = config["executors"][0]["executor"]["args"]["study"]
     return study
+
+
+def test_a_pool_on_the_phantom_leaves_the_held_out_site_apart(tmp_path: Path) -> None:
+    out = tmp_path / "job"
+    assert main(["job", "build", "msa", "--study", "phantom", "--held-out", "site-3", "--out", str(out)]) == 0
+    study = Study.from_dict(_study(out))
+    assert (study.sites, study.held_out) == (("site-1", "site-2"), ("site-3",))
+    assert json.loads((out / "meta.json").read_text())["deploy_map"]["app"] == ["server", "pool", "site-3"]

@@ -22,7 +22,7 @@ from fedfms.training.traffic import plan
 PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
 SITES = ("a", "b", "c")
 SMALL = [
-    "data.phantom_images=5", "data.phantom_px=64", "model.input_px=64", "train.rounds=3", "train.local_epochs=1",
+    "data.phantom_images=7", "data.phantom_px=64", "model.input_px=64", "train.rounds=3", "train.local_epochs=1",
     "train.batch_size=2", "sites=[a, b, c]", "held_out=[unseen]",
 ]  # fmt: skip
 pytestmark = pytest.mark.slow
@@ -55,10 +55,22 @@ def _same(one: Tensors, other: Tensors) -> bool:
     return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def _equal(one: Any, other: Any) -> bool:
+    """Of what a server's state may hold: tensors, numbers, texts, and dicts and lists of them."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
+
+
 def _same_servers(one: Any, other: Any) -> bool:
     return (
         one.round == other.round
         and _same(one.shared, other.shared)
+        and _equal(one.state, other.state)
         and set(one.per_site) == set(other.per_site)
         and all(_same(one.per_site[site], other.per_site[site]) for site in one.per_site)
     )

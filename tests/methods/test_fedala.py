@@ -60,7 +60,7 @@ def _values(names: Iterable[str], *values: float) -> Tensors:
 
 def _site(learner: Quadratic, own: Tensors, passes: int = 1, **w: list[float]) -> AtSite:
     memory = {PASSES: torch.tensor(passes)} | {name: torch.tensor(value) for name, value in w.items()}
-    return AtSite(3, own, memory, learner)
+    return AtSite(3, 8, own, memory, learner)
 
 
 def test_two_steps_of_w_by_hand() -> None:
@@ -137,7 +137,7 @@ def test_in_its_first_round_a_site_takes_the_global_model(round_: int) -> None:
     method = _fedala()
     learner = Quadratic([0.0])
     own, received = _values(LAYOUT.roles, 0.1), _values([n for n in LAYOUT.roles if n != "frozen"], 0.3)
-    start = method.receive(AtSite(round_, own, {}, learner), received)
+    start = method.receive(AtSite(round_, 8, own, {}, learner), received)
     assert same(start.tensors, {**own, **received})
     assert learner.asked == []
     assert start.memory.keys() == {PASSES}

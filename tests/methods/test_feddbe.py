@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedfms.errors import StudyError, UpdateError
+from fedfms.errors import StudyError, TrainingError, UpdateError
 from fedfms.methods import Server, Tensors, Update, make_method
 from fedfms.methods.feddbe import MEAN, SHIFT, EmbeddingShift, FedDBE
 from fedfms.models import outline_model
@@ -19,6 +19,8 @@ from fedfms.training.prefix import PrefixCache
 from fedfms.training.site import Site
 from fedfms.training.state import StateStore
 from tests.methods.common import SITES, assert_goes_on_as_if_never_stopped, card, run, same, study, traffic
+
+ENOUGH = "data.phantom_images=8"  # a mean of fewer than five slices does not leave a site
 
 
 def _batch(*values: float) -> torch.Tensor:
@@ -153,8 +155,8 @@ def _shift_of(folder: Path, site: str) -> Tensors:
 
 
 def test_a_federation_of_three_rounds(tmp_path: Path) -> None:
-    whole = assert_goes_on_as_if_never_stopped("feddbe", tmp_path)
-    msa = run(study("fedmsa", rounds=2), tmp_path / "fedmsa")
+    whole = assert_goes_on_as_if_never_stopped("feddbe", tmp_path, ENOUGH)
+    msa = run(study("fedmsa", ENOUGH, rounds=2), tmp_path / "fedmsa")
     sent = [{site: r.results[site].update for site in SITES} for r in whole]
     assert not any(SHIFT in update.tensors for each in sent for update in each.values())
     assert not any(SHIFT in r.server.shared for r in whole)
@@ -178,7 +180,7 @@ def test_a_federation_of_three_rounds(tmp_path: Path) -> None:
 
 
 def test_the_shift_rests_in_round_0_and_is_the_sites_own_afterwards(tmp_path: Path) -> None:
-    of = study("feddbe", rounds=3)
+    of = study("feddbe", ENOUGH, rounds=3)
     kept = Site(of, "a", SiteSettings(), tmp_path / "kept")
     received = kept.built.shared()
     for round_ in range(3):
@@ -197,7 +199,7 @@ def test_the_shift_rests_in_round_0_and_is_the_sites_own_afterwards(tmp_path: Pa
 
 
 def test_a_newcomer_shifts_at_once_and_holds_on_to_the_global_mean(tmp_path: Path) -> None:
-    site = Site(study("feddbe", rounds=9), "a", SiteSettings(), tmp_path)
+    site = Site(study("feddbe", ENOUGH, rounds=9), "a", SiteSettings(), tmp_path)
     received = {**site.built.shared(), MEAN: torch.full((64, 8, 8), 0.25)}
     update = site.train_round(5, received).update
     assert MEAN not in update.tensors
@@ -209,7 +211,7 @@ def test_kappa_moves_the_adapters(tmp_path: Path) -> None:
     """Its gradient reaches what makes the embedding: with the penalty alone different, the updates differ."""
     updates = []
     for kappa in ("0.0", "5.0"):
-        site = Site(study("feddbe", f"method_options.kappa={kappa}"), "a", SiteSettings(), tmp_path / kappa)
+        site = Site(study("feddbe", ENOUGH, f"method_options.kappa={kappa}"), "a", SiteSettings(), tmp_path / kappa)
         updates.append(site.train_round(1, site.built.shared()).update.tensors)
     adapters = [name for name in updates[0] if ".adapters." in name]
     assert any(not torch.equal(updates[0][name], updates[1][name]) for name in adapters)
@@ -243,3 +245,11 @@ def test_the_cards_figures() -> None:
     text = " ".join(card("feddbe").split())
     assert f"{first.shared:,} elements, {first.down_mb:.1f} MB" in text
     assert f"{later_up:.1f} MB up" in text
+
+
+def test_a_mean_of_few_slices_does_not_leave_the_site(tmp_path: Path) -> None:
+    few = study("feddbe")
+    received = build(few, SiteSettings()).shared()
+    with pytest.raises(TrainingError, match="site a, round 0: the mean of 2 images' embeddings would leave the site"):
+        Site(few, "a", SiteSettings(), tmp_path).train_round(0, received)
+    assert Site(few, "a", SiteSettings(), tmp_path).train_round(1, received).update.tensors

@@ -29,7 +29,7 @@ from fedfms.training.server import ServerStore
 
 
 class _Holder(NamedTuple):
-    """What the persistor has built: the method, the shared tensors as they began, the study."""
+    """What the persistor has built: the method, the shared tensors before the first round, the study."""
 
     method: Method
     shared: Tensors
@@ -51,7 +51,7 @@ class CheckedAggregator(Aggregator):
         self._persistor_id = persistor_id
         self._updates: dict[str, Update] = {}
         self._server: Server | None = None
-        self._sent: dict[str, Tensors] = {}  # what the method has for each site in this round
+        self._sent: tuple[int, dict[str, Tensors]] = (-1, {})  # a round, and what the method has for each site in it
         # NVFLARE calls `accept` from the threads that answer the sites, `aggregate` from the workflow's own.
         self._lock = threading.Lock()
         self._closed = False  # the round's updates are being combined: whoever comes now comes too late
@@ -147,12 +147,15 @@ class CheckedAggregator(Aggregator):
 
     def _to_send(self, site: str, round_: int, fl_ctx: FLContext) -> Tensors:
         server = replace(self._now(fl_ctx), round=round_)
-        if not self._sent:
+        of, sent = self._sent
+        if of != round_:
             # All sites at once, and once a round: a method may draw for them together.
             named, held_out = trainers(self._study(fl_ctx)), self._study(fl_ctx).held_out
             here = [client.name for client in fl_ctx.get_engine().get_clients() if client.name not in held_out]
-            self._sent = self._holder(fl_ctx).method.dispatch(server, sorted(named or here))
-        return self._sent.get(site, server.shared)  # a newcomer in the middle of a round
+            sent = self._holder(fl_ctx).method.dispatch(server, sorted(named or here))
+            if of < round_:  # a slow site may still ask for a round that is over
+                self._sent = (round_, sent)
+        return sent.get(site, server.shared)  # a newcomer in the middle of a round
 
     def _now(self, fl_ctx: FLContext) -> Server:
         if self._server is None:
@@ -168,17 +171,18 @@ class CheckedAggregator(Aggregator):
             self.system_panic(f"fedfms: {self._too_thin(round_)}", fl_ctx)
             return Shareable()
         server = replace(self._now(fl_ctx), round=round_)
-        self._server = self._holder(fl_ctx).method.combine(list(self._updates.values()), server)
-        self.notes = self._server.notes
+        after = self._holder(fl_ctx).method.combine(list(self._updates.values()), server)
         run = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id()))
-        ServerStore(run / "fedfms" / "server.pt").save(self._server)
-        reply: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(self._server.shared)).to_shareable()
+        ServerStore(run / "fedfms" / "server.pt").save(after)
+        with self._lock:
+            self._server, self.notes = after, after.notes
+        reply: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(after.shared)).to_shareable()
         return reply
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round that was aggregated, and open the next."""
         with self._lock:
-            self._updates, self.rows, self.notes, self._sent, self._closed = {}, {}, {}, {}, False
+            self._updates, self.rows, self.notes, self._closed = {}, {}, {}, False
 
     def _too_thin(self, round_: int) -> str:
         trained = [row for row in self.rows.values() if not row["held_out"]]

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 
 from fedfms.errors import FedfmsError
+from fedfms.flare.wire import to_tensors
+from fedfms.guard.checks import Schema
 from fedfms.methods import Method, Tensors
 from fedfms.settings import load_settings
 from fedfms.study import Study
@@ -61,6 +64,17 @@ class SharedModelPersistor(PTFileModelPersistor):
                 self.system_panic(f"fedfms: server: {error.line()}", fl_ctx)
                 return
         super().handle_event(event, fl_ctx)
+
+    def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
+        """As NVFLARE's; what it loads, a checkpoint to go on from, is what the method starts with."""
+        learnable = super().load_model(fl_ctx)
+        if learnable is not None:
+            loaded = to_tensors(learnable[ModelLearnableKey.WEIGHTS])
+            if Schema.of(loaded) != Schema.of(self.shared):
+                self.system_panic("fedfms: server: the saved model is not of this study; name another one", fl_ctx)
+                return None
+            self.shared = loaded
+        return learnable
 
     def _build(self, fl_ctx: FLContext) -> None:
         workspace = fl_ctx.get_workspace()

@@ -83,10 +83,10 @@ class Recorder(FLComponent):
 
     def _write_round(self, fl_ctx: FLContext) -> None:
         self._write_rows(fl_ctx)
-        mixing = self._aggregator(fl_ctx).notes.get("W")
+        round_, mixing = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)), self._aggregator(fl_ctx).notes.get("W")
         if mixing:
-            append_line(self._folder(fl_ctx) / "mixing.jsonl", _json({"round": self._rounds_done, "W": mixing}))
-        self._rounds_done += 1
+            append_line(self._folder(fl_ctx) / "mixing.jsonl", _json({"round": round_, "W": mixing}))
+        self._rounds_done = round_ + 1
 
     def _write_rows(self, fl_ctx: FLContext, *, aggregated: bool = True) -> None:
         aggregator = self._aggregator(fl_ctx)

@@ -98,10 +98,11 @@ class AtSite:
     """What a site has when a round's tensors arrive.
 
     `own`: all its trained tensors as it last left them (as they begin, before its first round); `memory`: what the
-    method asked it to keep.
+    method asked it to keep; `samples`: slices that it trains on.
     """
 
     round: int
+    samples: int
     own: Tensors
     memory: Tensors
     learner: Learner

@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedfms.errors import StudyError
-from fedfms.methods.base import Layout, Server, Tensors, Update
+from fedfms.errors import StudyError, TrainingError
+from fedfms.methods.base import AtSite, Layout, Server, Start, Tensors, Update
 from fedfms.methods.fedmsa import ADAPTED, FedMSA
 from fedfms.models.base import EXTRAS, SegmentationModel
 from fedfms.study import TrainSpec
@@ -19,6 +19,7 @@ from fedfms.training.optimizers import Together
 
 SHIFT = f"{EXTRAS}shift"  # v, the domain representation bias
 MEAN = f"{EXTRAS}mean"  # the global mean of the embedding; on its way up in round 0, the site's running mean
+FEWEST = 5  # training slices of a site whose running mean may leave it
 
 
 class EmbeddingShift(nn.Module):
@@ -98,6 +99,17 @@ class FedDBE(FedMSA):
     def attach(self, model: SegmentationModel) -> None:
         """A shift of zeros, and no mean yet."""
         model.extras = EmbeddingShift(model.embedding_shape, self._momentum)
+
+    def receive(self, site: AtSite, received: Tensors) -> Start:
+        """As every method; refuses to measure a mean that is of hardly more than one image.
+
+        Raises:
+            TrainingError: in round 0, at a site with fewer than `FEWEST` training slices.
+        """
+        if site.round == 0 and site.samples < FEWEST:
+            what = f"the mean of {site.samples} images' embeddings would leave the site, {FEWEST} are the fewest"
+            raise TrainingError(what, do="give the site more images, or leave it out of feddbe")
+        return super().receive(site, received)
 
     def before_training(self, model: SegmentationModel, round_: int, received: Collection[str]) -> None:
         """Follow the embedding's mean; in round 0, do no more than that."""

@@ -117,7 +117,7 @@ class Site:
 
     def _at_site(self, round_: int, before: SiteState | None) -> AtSite:
         own, memory = (self._initial, {}) if before is None else (before.trained, before.memory)
-        return AtSite(round_, own, memory, SiteLearner(self._trainer, self.built, self._sample, round_))
+        return AtSite(round_, self.samples, own, memory, SiteLearner(self._trainer, self.built, self._sample, round_))
 
     def _sample(self, share: float, round_: int, purpose: str) -> Iterable[Any]:
         """Batches of a random share of the training slices, as they lie on disk."""

@@ -1,0 +1,48 @@
+"""The server's model: what a run goes on from is what the method starts with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.abstract.model import ModelLearnableKey
+
+from fedfms.flare.persistor import SharedModel, SharedModelPersistor
+from fedfms.study import Study
+
+SHARED = {"decoder.w": torch.zeros(2, 2)}
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> FLContext:
+    made = FLContext()
+    made.set_prop(FLContextKey.APP_ROOT, str(tmp_path))
+    made.get_engine = lambda: SimpleNamespace(fire_event=lambda *_: None)
+    return made
+
+
+def _persistor(saved: dict[str, torch.Tensor], folder: Path) -> SharedModelPersistor:
+    path = folder / "saved.pt"
+    torch.save({"model": saved}, path)
+    persistor = SharedModelPersistor(Study(name="test").to_dict(), str(path))
+    persistor.shared, persistor.model = SHARED, SharedModel(SHARED)
+    return persistor
+
+
+def test_a_checkpoint_to_go_on_from_is_what_the_method_starts_with(context: FLContext, tmp_path: Path) -> None:
+    persistor = _persistor({"decoder.w": torch.full((2, 2), 7.0)}, tmp_path)
+    learnable = persistor.load_model(context)
+    assert float(learnable[ModelLearnableKey.WEIGHTS]["decoder.w"][0, 0]) == 7.0
+    assert torch.equal(persistor.shared["decoder.w"], torch.full((2, 2), 7.0))
+
+
+def test_a_checkpoint_of_another_study_ends_the_job(context: FLContext, tmp_path: Path) -> None:
+    persistor = _persistor({"decoder.other": torch.zeros(2, 2)}, tmp_path)
+    panics: list[str] = []
+    persistor.system_panic = lambda reason, fl_ctx: panics.append(reason)
+    assert persistor.load_model(context) is None
+    assert panics == ["fedfms: server: the saved model is not of this study; name another one"]
