@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nvflare.apis.dxo import DXO, DataKind
-from nvflare.apis.dxo_filter import DXOFilter
+from nvflare.apis.dxo import DataKind, from_shareable
+from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -16,14 +16,11 @@ PLAIN = (bool, int, float, str, type(None))  # a list of numbers is an array by 
 FILE = "left_the_site.jsonl"
 
 
-class Spy(DXOFilter):
+class Spy(Filter):
     """One line a reply: its task, the names of its tensors, and every array or text that lies anywhere else in it."""
 
-    def __init__(self) -> None:
-        kinds = [DataKind.WEIGHTS, DataKind.METRICS]
-        super().__init__(supported_data_kinds=kinds, data_kinds_to_filter=kinds)
-
-    def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        dxo = from_shareable(shareable)
         weights = dxo.data if dxo.data_kind == DataKind.WEIGHTS else {}
         beside = {"meta": dxo.meta, "data": {} if weights else dxo.data}
         line = {
@@ -36,7 +33,7 @@ class Spy(DXOFilter):
         run = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id()))
         with (run / FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
-        return None
+        return shareable
 
 
 def _walk(value: Any, path: str = "") -> list[tuple[str, Any]]:
