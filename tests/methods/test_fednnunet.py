@@ -62,6 +62,7 @@ def test_the_learning_rate_falls_by_round() -> None:
     assert METHOD.learning_rate(spec, 0) == 0.01
     assert METHOD.learning_rate(spec, 5) == pytest.approx(0.01 * 0.5**0.9)
     assert METHOD.learning_rate(spec, 9) == pytest.approx(0.01 * 0.1**0.9)
+    assert METHOD.learning_rate(spec, 10) == METHOD.learning_rate(spec, 12) == 0.0  # rounds that a later start adds
 
 
 def test_a_step_by_hand() -> None:
