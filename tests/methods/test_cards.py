@@ -1,4 +1,4 @@
-"""Every method has a card with commands that run; the figures in the cards of those without a test file of their own."""
+"""Every method has a card, with commands that run; the figures of those without a test file of their own."""
 
 from __future__ import annotations
 
