@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfms.cli import main
-from fedfms.data.fingerprint import Fingerprint, fingerprint, merge
+from fedfms.data.fingerprint import GREY_BIN, Fingerprint, fingerprint, merge
 from fedfms.data.site import SiteData
 from fedfms.data.source import Item, MemorySource
 from fedfms.errors import DataError
@@ -41,21 +41,56 @@ def test_by_hand() -> None:
     made = fingerprint(_site("a", sizes, [4] * 5 + [8] * 5))
     assert (made.images, made.heights, made.widths) == (10, ((32, 5), (128, 5)), ((32, 10),))
     assert made.grey[1] == made.grey[2] == 50  # ten images of ten foreground pixels; bins of four values
-    assert (sum(made.grey), made.grey_sum, made.grey_squares) == (100, 50 * 4 + 50 * 8, 50 * 16 + 50 * 64)
+    assert sum(made.grey) == 100
     assert (made.side("heights", 0.5), made.side("heights", 0.95), made.side("widths", 0.5)) == (32, 128, 32)
-    assert made.summary()["foreground"] == {"pixels": 100, "mean": 6.0, "sd": 2.0, "p0.5": 6.0, "p99.5": 10.0}
+    assert made.summary()["foreground"] == {"pixels": 100, "mean": 7.5, "sd": 2.0, "p0.5": 5.5, "p99.5": 9.5}
 
 
-def test_a_few_large_images_count_as_the_last_side_that_many_have() -> None:
-    made = fingerprint(_site("a", [(32, 32)] * 6 + [(2000, 32)], [9] * 7))
-    assert made.heights == ((32, 7),)
+@pytest.mark.parametrize(
+    ("sides", "counted"),
+    [
+        ([64] * 5 + [900] * 4, ((928, 9),)),  # one of 64 makes up five of 928 and would leave four
+        ([64] * 9 + [900], ((64, 5), (928, 5))),
+        ([64] * 100 + [900], ((64, 96), (928, 5))),  # one large image does not make a hundred small ones large
+        ([64] * 5 + [900], ((928, 6),)),
+        ([32] * 3 + [64] * 2 + [96] * 6 + [300, 900], ((64, 5), (928, 8))),
+    ],
+)
+def test_few_large_images_take_of_the_next_smaller(sides: list[int], counted: tuple[tuple[int, int], ...]) -> None:
+    made = fingerprint(_site("a", [(side, 32) for side in sides], [9] * len(sides)))
+    assert made.heights == counted
+
+
+def test_the_median_of_two_sites_is_that_of_most_images() -> None:
+    few = fingerprint(_site("a", [(64, 64)] * 5 + [(900, 900)] * 4, [9] * 9))
+    many = fingerprint(_site("b", [(900, 900)] * 9, [9] * 9))
+    assert merge([few, many]).side("heights", 0.5) == merge([few, many]).side("widths", 0.5) == 928
+
+
+def _greys(rows: list[list[int]]) -> tuple[int, ...]:
+    """The exported pixels by bin of images one pixel high, all foreground, of these grey values."""
+    data = _site("a", [(1, len(row)) for row in rows], [0] * len(rows))
+    for row, item in zip(rows, data.parts["train"], strict=True):
+        data.source.read(item)[0][0] = row
+    return fingerprint(data).grey
+
+
+def test_grey_values_of_fewer_than_five_images_do_not_show() -> None:
+    bright = [[100] * 97 + [250] * 3, *[[100] * 100] * 4]
+    assert _greys(bright) == tuple(500 if b == 25 else 0 for b in range(64))
+    # Bin 2 is one image's and joins bin 25, all five's; bin 30 is five's; 60 is four's and joins it.
+    # Means: (5 x 2 + 45 x 25) / 50 = 22.7, (50 x 30 + 8 x 60) / 58 = 34.1 bins.
+    mixed = [[8] * 5 + [100] * 5 + [120] * 10, *[[100] * 10 + [120] * 10 + [240] * 2] * 4]
+    assert _greys(mixed) == tuple({23: 50, 34: 58}.get(b, 0) for b in range(64))
+    # Each value one image's: they leave together, as their mean.
+    assert _greys([[40 * n] for n in range(1, 6)]) == tuple(5 if b == 30 else 0 for b in range(64))
 
 
 def test_nothing_leaves_for_fewer_than_five_images() -> None:
     with pytest.raises(DataError, match=r"^site a: there are 4 training images; a fingerprint takes 5"):
         fingerprint(_site("a", [(32, 32)] * 4, [9] * 4))
     made = fingerprint(_site("a", [(32, 32)] * 9, [9] * 9, foreground=4))
-    assert (sum(made.grey), made.grey_sum, made.grey_squares) == (0, 0, 0)
+    assert sum(made.grey) == 0
     assert made.summary()["foreground"] is None
 
 
@@ -72,9 +107,10 @@ def test_a_merge_is_a_sum_whatever_the_order(rows: list[list[tuple[int, int]]], 
     greys = np.array([grey for row in rows for _, grey in row], dtype=np.float64)
     foreground = merged.summary()["foreground"]
     assert merged.images == len(greys)
-    assert foreground["mean"] == pytest.approx(greys.mean())
-    assert foreground["sd"] == pytest.approx(greys.std(), abs=1e-6)
+    assert foreground["pixels"] == sum(len(row) for row in rows) * 7
+    assert abs(foreground["mean"] - greys.mean()) < GREY_BIN
     assert min(count for _, count in (*merged.heights, *merged.widths)) >= 5
+    assert merged.side("heights", 0.5) >= sorted(side for row in rows for side, _ in row)[(len(greys) - 1) // 2]
 
 
 def test_a_site_counts_once_and_structures_must_agree() -> None:
@@ -93,7 +129,8 @@ def test_a_site_counts_once_and_structures_must_agree() -> None:
     [
         {"more": 1}, {"images": 4}, {"images": 6}, {"images": 5.0}, {"images": True}, {"sites": []}, {"sites": "a"},
         {"heights": [[32, -5], [64, 10]]}, {"heights": [[0, 5]]}, {"heights": [32, 5]}, {"heights": 5},
-        {"heights": [[64, 2], [32, 3]]}, {"grey": [1]}, {"grey": 1}, {"grey_sum": 10**9}, {"structures": [1]},
+        {"heights": [[64, 2], [32, 3]]}, {"grey": [1]}, {"grey": 1}, {"grey": [4] + [0] * 63},
+        {"images": 9, "heights": [[32, 4], [64, 5]], "widths": [[32, 9]]}, {"grey_sum": 50}, {"structures": [1]},
     ],
 )  # fmt: skip
 def test_a_strangers_fingerprint_is_checked(change: dict[str, Any]) -> None:

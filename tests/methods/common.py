@@ -56,6 +56,18 @@ def assert_goes_on_as_if_never_stopped(method: str, folder: Path, *overrides: st
     return whole
 
 
+def assert_goes_on_after_a_stop(of: Study, folder: Path) -> list[ReferenceRound]:
+    """The same study stopped after its first round and taken up again = in one go; returns all rounds of the latter.
+
+    For methods that look at `train.rounds`, where a longer study is another one.
+    """
+    run(of, folder / "stopped", stop_after=1)
+    resumed, whole = run(of, folder / "stopped"), run(of, folder / "whole")
+    assert [r.round for r in resumed] == [r.round for r in whole][1:]
+    assert same(resumed[-1].server.shared, whole[-1].server.shared)
+    return whole
+
+
 def vit_b(method: str, structures: int = 2, **options: object) -> tuple[Partition, dict[str, int]]:
     """The method's partition of ViT-B at 1024 px, and the number of elements of each parameter."""
     made = make_method(method, options)

@@ -14,25 +14,15 @@ from fedfms.methods import Layout, Server, Update, fitted, make_method
 from fedfms.methods.fednnunet import deeply_supervised
 from fedfms.models import build_model
 from fedfms.settings import SiteSettings
-from fedfms.study import ModelSpec, Study, TrainSpec, load_study
+from fedfms.study import ModelSpec, Study, TrainSpec
 from fedfms.training.build import build
-from fedfms.training.reference import rounds
 from fedfms.training.site import Site
+from tests.methods.common import assert_goes_on_after_a_stop, card, same, study
 
-ROOT = Path(__file__).parents[2]
-PHANTOM = ROOT / "jobs" / "studies" / "phantom.yaml"
-SMALL = [
-    "data.phantom_images=8", "data.phantom_px=64", "model.input_px=64", "train.rounds=3", "train.local_epochs=1",
-    "held_out=[]",
-]  # fmt: skip
 PLAN = {
     "input_px": 32, "features": [4, 6, 8, 8], "kernels": [3, 3, 3, 3], "strides": [1, 2, 2, 2], "batch_size": 2
 }  # fmt: skip
 METHOD = make_method("fednnunet", {})
-
-
-def _study(**options: Any) -> Study:
-    return load_study(PHANTOM, method="fednnunet", overrides=SMALL, method_options=options)
 
 
 def test_three_sites_by_hand() -> None:
@@ -62,6 +52,7 @@ def test_the_learning_rate_falls_by_round() -> None:
     assert METHOD.learning_rate(spec, 0) == 0.01
     assert METHOD.learning_rate(spec, 5) == pytest.approx(0.01 * 0.5**0.9)
     assert METHOD.learning_rate(spec, 9) == pytest.approx(0.01 * 0.1**0.9)
+    assert METHOD.learning_rate(spec, 10) == METHOD.learning_rate(spec, 12) == 0.0  # rounds that a later start adds
 
 
 def test_a_step_by_hand() -> None:
@@ -92,18 +83,18 @@ def test_bad_options_are_refused(options: dict[str, Any], says: str) -> None:
 
 
 def test_plan_and_augmentation_reach_the_site(tmp_path: Path) -> None:
-    site = Site(_study(plan=PLAN), "a", SiteSettings(), tmp_path)
+    site = Site(study("fednnunet", options={"plan": PLAN}), "a", SiteSettings(), tmp_path)
     assert (site.study.model.backbone, site.study.model.input_px) == ("nnunet_tiny", 32)
     assert site.study.data.augment == "nnunet"
     assert site.built.model.get_parameter("net.bottleneck.conv2.conv.weight").shape == (8, 8, 3, 3)
-    kept = fitted(_study(), make_method("fednnunet", {"augment": "study"}))
+    kept = fitted(study("fednnunet", "data.augment=photometric"), make_method("fednnunet", {"augment": "study"}))
     assert kept.data.augment == "photometric"
     assert kept.model.input_px == 64
     assert Study.from_dict(site.study.to_dict()) == site.study
 
 
 def test_everything_is_shared_once() -> None:
-    built = build(_study(), SiteSettings())
+    built = build(study("fednnunet"), SiteSettings())
     assert built.spec.backbone == "nnunet_tiny"
     assert built.partition.private == built.partition.frozen == ()
     pointers = [p.data_ptr() for p in built.parameters().values()]
@@ -111,19 +102,12 @@ def test_everything_is_shared_once() -> None:
 
 
 def test_a_run_that_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    study = _study(plan=PLAN)
-    *_, whole = rounds(study, ["a", "b"], SiteSettings(), tmp_path / "whole")
-    for _ in rounds(study, ["a", "b"], SiteSettings(), tmp_path / "cut"):
-        break
-    *_, resumed = rounds(study, ["a", "b"], SiteSettings(), tmp_path / "cut")
-    assert resumed.round == whole.round == 2
-    assert all(torch.equal(whole.server.shared[name], tensor) for name, tensor in resumed.server.shared.items())
-    assert any(not torch.equal(whole.server.shared[name], t) for name, t in whole.received["a"].items())
+    whole = assert_goes_on_after_a_stop(study("fednnunet", rounds=3, options={"plan": PLAN}), tmp_path)
+    assert not same(whole[-1].server.shared, whole[-1].received["a"])
 
 
 def test_the_cards_megabytes_are_those_of_the_partition() -> None:
-    card = (ROOT / "docs" / "methods" / "fednnunet.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) px \| (\d+) \| ([\d,]+) \| ([\d.]+) MB \|$", card, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) px \| (\d+) \| ([\d,]+) \| ([\d.]+) MB \|$", card("fednnunet"), re.MULTILINE)
     assert len(rows) == 3
     for px, stages, parameters, megabytes in rows:
         with torch.device("meta"):

@@ -24,8 +24,8 @@ ADAPTERS = (("0.a",), ("0.m",), ("1.a",), ("1.m",))  # two blocks
 LAYOUT = Layout({name: "adapter" for (name,) in ADAPTERS} | {"d": "decoder"}, ADAPTERS)
 
 
-def _fedra(fraction: float = 0.5, **options: bool) -> FedRA:
-    method = FedRA(fraction=fraction, **options)
+def _fedra(fraction: float = 0.5, weighting: str = "samples") -> FedRA:
+    method = FedRA(fraction=fraction, weighting=weighting)
     method.bind(LAYOUT)
     return method
 
@@ -87,6 +87,21 @@ def test_three_sites_combine_by_hand() -> None:
     assert after.notes == {"blocks": {"a": [0], "b": [], "c": [0]}}
     assert after.round == 3
     assert same(_fedra().combine(updates[::-1], server).shared, after.shared)
+
+
+def test_the_plain_mean_of_three_sites_by_hand() -> None:
+    server = Server(_tensors(b0_a=0.0, b0_m=0.0, b1_a=9.0, b1_m=8.0, d=0.0))
+    updates = [
+        Update("c", _tensors(b0_a=6.0, b0_m=1.0, d=4.0), 3),
+        Update("a", _tensors(b0_a=2.0, b0_m=-1.0, d=1.0), 1),
+        Update("b", _tensors(b0_a=4.5, b0_m=3.0, d=-0.5), 4),
+    ]
+    after = _fedra(weighting="plain").combine(updates, server)
+    # (6 + 2 + 4.5) / 3, (1 - 1 + 3) / 3, nobody, (4 + 1 - 0.5) / 3; by samples the first is (18 + 2 + 18) / 8
+    assert same(after.shared, _tensors(b0_a=12.5 / 3, b0_m=1.0, b1_a=9.0, b1_m=8.0, d=1.5))
+    assert _fedra().combine(updates, server).shared["0.a"].item() == 4.75
+    two = _fedra(weighting="plain").combine(updates[:2] + [Update("b", _tensors(d=4.0), 4)], server)
+    assert same(two.shared, _tensors(b0_a=4.0, b0_m=0.0, b1_a=9.0, b1_m=8.0, d=3.0))
 
 
 def test_with_all_blocks_it_is_fedmsa_bit_for_bit(tmp_path: Path) -> None:
@@ -157,6 +172,11 @@ def test_no_updates_and_fractions_out_of_range_are_errors() -> None:
     for fraction in (0.0, -1.0, 1.1, math.nan):
         with pytest.raises(StudyError, match="method fedra: fraction is"):
             make_method("fedra", {"fraction": fraction})
+
+
+def test_an_unknown_weighting_is_an_error() -> None:
+    with pytest.raises(StudyError, match="method fedra: weighting is 'size'; it must be samples or plain"):
+        make_method("fedra", {"weighting": "size"})
 
 
 def test_the_card_tells_what_travels() -> None:

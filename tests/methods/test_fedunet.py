@@ -14,22 +14,12 @@ from fedfms.flare.persistor import SharedModel, _sizes
 from fedfms.methods import Layout, Server, Update, fitted, make_method
 from fedfms.models import build_model
 from fedfms.settings import SiteSettings
-from fedfms.study import ModelSpec, Study, load_study
+from fedfms.study import ModelSpec, load_study
 from fedfms.training.build import build
-from fedfms.training.reference import rounds
 from fedfms.training.site import Site
+from tests.methods.common import PHANTOM, assert_goes_on_after_a_stop, card, run, study
 
-ROOT = Path(__file__).parents[2]
-PHANTOM = ROOT / "jobs" / "studies" / "phantom.yaml"
-SMALL = [
-    "data.phantom_images=8", "data.phantom_px=64", "model.input_px=64", "train.rounds=3", "train.local_epochs=1",
-    "held_out=[]",
-]  # fmt: skip
 METHOD = make_method("fedunet", {})
-
-
-def _study(*more: str) -> Study:
-    return load_study(PHANTOM, method="fedunet", overrides=[*SMALL, *more])
 
 
 def _statistics(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -53,7 +43,7 @@ def test_three_sites_by_hand() -> None:
 
 
 def test_everything_is_shared_and_statistics_with_it() -> None:
-    built = build(_study(), SiteSettings())
+    built = build(study("fedunet"), SiteSettings())
     assert built.spec.backbone == "unet_tiny"  # vit_tiny's stand-in
     assert set(built.partition.shared) == set(built.model.state_dict())
     assert built.partition.private == built.partition.frozen == ()
@@ -61,7 +51,7 @@ def test_everything_is_shared_and_statistics_with_it() -> None:
 
 
 def test_the_server_counts_and_holds_statistics_too() -> None:
-    built = build(_study(), SiteSettings())
+    built = build(study("fedunet"), SiteSettings())
     sizes, shared = _sizes(built), built.shared()
     assert sizes["total"] == sizes["trained"] == sizes["shared"] == sum(tensor.numel() for tensor in shared.values())
     held = SharedModel(shared).state_dict()
@@ -69,8 +59,8 @@ def test_the_server_counts_and_holds_statistics_too() -> None:
 
 
 def test_statistics_move_in_training_are_averaged_and_used(tmp_path: Path) -> None:
-    study = _study()
-    first = next(iter(rounds(study, ["a", "b"], SiteSettings(), tmp_path)))
+    of = study("fedunet")
+    first = run(of, tmp_path, stop_after=1)[0]
     before, after = first.received["a"], first.server.shared
     one, other = (first.results[site].update for site in ("a", "b"))
     total = one.samples + other.samples
@@ -78,7 +68,7 @@ def test_statistics_move_in_training_are_averaged_and_used(tmp_path: Path) -> No
         assert not torch.equal(one.tensors[name], before[name]), name
         by_hand = (one.samples * one.tensors[name].double() + other.samples * other.tensors[name].double()) / total
         torch.testing.assert_close(mean.double(), by_hand, rtol=1e-6, atol=1e-6)
-    site = Site(study, "a", SiteSettings(), tmp_path / "a")
+    site = Site(of, "a", SiteSettings(), tmp_path / "a")
     scored = site.evaluate(after)["scores"]
     assert site.evaluate(after)["scores"] == scored  # to score moves nothing
     assert all(torch.equal(tensor, after[name]) for name, tensor in site.built.shared().items())
@@ -91,7 +81,7 @@ def test_statistics_move_in_training_are_averaged_and_used(tmp_path: Path) -> No
 
 
 def test_an_epoch_that_was_broken_off_leaves_no_scoring_in_training_mode(tmp_path: Path) -> None:
-    site = Site(_study(), "a", SiteSettings(), tmp_path)
+    site = Site(study("fedunet"), "a", SiteSettings(), tmp_path)
     received = site.built.shared()
     scores = site.evaluate(received)["scores"]
     site.built.model.train()
@@ -99,13 +89,7 @@ def test_an_epoch_that_was_broken_off_leaves_no_scoring_in_training_mode(tmp_pat
 
 
 def test_a_run_that_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    study = _study()
-    *_, whole = rounds(study, ["a", "b"], SiteSettings(), tmp_path / "whole")
-    for _ in rounds(study, ["a", "b"], SiteSettings(), tmp_path / "cut"):
-        break
-    *_, resumed = rounds(study, ["a", "b"], SiteSettings(), tmp_path / "cut")
-    assert resumed.round == whole.round == 2
-    assert all(torch.equal(whole.server.shared[name], tensor) for name, tensor in resumed.server.shared.items())
+    assert_goes_on_after_a_stop(study("fedunet", rounds=3), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -113,18 +97,18 @@ def test_a_run_that_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
 )
 def test_the_method_takes_its_own_backbone_and_not_sams_weights(named: str, taken: str) -> None:
     spec = ModelSpec(backbone=named, input_px=128, checkpoint="weights.pth", checkpoint_sha256="00")
-    model = fitted(replace(_study(), model=spec), METHOD).model
+    model = fitted(replace(study("fedunet"), model=spec), METHOD).model
     assert (model.backbone, model.input_px) == (taken, 128)
     assert (model.checkpoint is None) == (named != "unet")
-    study = fitted(replace(_study(), model=model), METHOD)
-    assert fitted(study, METHOD) == study
+    again = fitted(replace(study("fedunet"), model=model), METHOD)
+    assert fitted(again, METHOD) == again
 
 
 def test_a_backbone_of_another_family_is_refused() -> None:
-    study = load_study(PHANTOM, method="fedmsa", overrides=["model.backbone=unet"])
+    of = load_study(PHANTOM, method="fedmsa", overrides=["model.backbone=unet"])
     says = r"^method fedmsa: it does not train backbone unet; set model.backbone to one of \['tiny_vit', 'vit_b'"
     with pytest.raises(StudyError, match=says):
-        build(study, SiteSettings())
+        build(of, SiteSettings())
 
 
 def test_the_cards_megabytes_are_those_of_the_partition() -> None:
@@ -132,6 +116,5 @@ def test_the_cards_megabytes_are_those_of_the_partition() -> None:
         model = build_model(ModelSpec(backbone="unet", input_px=256), 1, adapters=False, seed=0)
     tensors = model.state_dict()
     size = sum(tensors[name].nbytes for name in METHOD.partition(Layout.of(model)).shared)
-    card = (ROOT / "docs" / "methods" / "fedunet.md").read_text(encoding="utf-8")
-    assert re.findall(r"([\d.]+) MB up", card) == [f"{size / 1e6:.1f}"]
-    assert re.findall(r"([\d.]+) MB down", card) == [f"{size / 1e6:.1f}"]
+    assert re.findall(r"([\d.]+) MB up", card("fedunet")) == [f"{size / 1e6:.1f}"]
+    assert re.findall(r"([\d.]+) MB down", card("fedunet")) == [f"{size / 1e6:.1f}"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedfms.models import build_model
-from fedfms.models.unet import mask_size, to_mask_size
+from fedfms.models.conv import mask_size, to_mask_size
 from fedfms.study import ModelSpec
 
 

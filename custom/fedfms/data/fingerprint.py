@@ -1,7 +1,8 @@
 """What a site says of its training images for nnU-Net's planning: counts and sums over all of them, never one's own.
 
 Sides are rounded up to whole bins and grey values fall into bins too, the same at every site, so that fingerprints
-add up; medians and percentiles of the sum are exact to a bin. Spacing is not in it: slices here are squares of pixels.
+add up. Bins that few images fill join their neighbours before they leave, so medians, percentiles, mean and s.d. of
+the sum are approximate. Spacing is not in it: slices here are squares of pixels.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ class Fingerprint:
     """Sums over the training images of one or more sites.
 
     `heights`, `widths`: images by side in pixels, rounded up to `SIDE_BIN_PX`, as pairs; a side that fewer than
-    `LEAST_IMAGES` have counts as the next larger. `grey`: foreground pixels (of any structure) by grey value, in bins
-    of `GREY_BIN`; all zero where fewer images have any.
+    `LEAST_IMAGES` have counts as the next larger, the largest with as many below it as make them up. So a median is
+    approximate and errs to the larger. `grey`: foreground pixels (of any structure) by grey value, in bins of
+    `GREY_BIN`; what fewer images have is counted where the mean of it and its neighbours lies, and all is zero where
+    fewer have any.
     """
 
     sites: tuple[str, ...]
@@ -41,8 +44,6 @@ class Fingerprint:
     heights: tuple[tuple[int, int], ...]
     widths: tuple[tuple[int, int], ...]
     grey: tuple[int, ...]
-    grey_sum: int
-    grey_squares: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and names: exactly what leaves a site."""
@@ -81,11 +82,11 @@ class Fingerprint:
         pixels = sum(self.grey)
         if not pixels:
             return None
-        mean = self.grey_sum / pixels
-        reached = np.cumsum(self.grey)
-        middle = {q: int(np.searchsorted(reached, q * pixels)) * GREY_BIN + GREY_BIN / 2 for q in (0.005, 0.995)}
-        sd = math.sqrt(max(self.grey_squares / pixels - mean**2, 0.0))
-        return {"pixels": pixels, "mean": mean, "sd": sd, "p0.5": middle[0.005], "p99.5": middle[0.995]}
+        middles = np.arange(_GREY_BINS) * GREY_BIN + (GREY_BIN - 1) / 2  # of whole grey values
+        mean = float(np.average(middles, weights=self.grey))
+        sd = math.sqrt(np.average((middles - mean) ** 2, weights=self.grey))
+        low, high = (float(middles[np.searchsorted(np.cumsum(self.grey), q * pixels)]) for q in (0.005, 0.995))
+        return {"pixels": pixels, "mean": mean, "sd": sd, "p0.5": low, "p99.5": high}
 
 
 def fingerprint(data: SiteData) -> Fingerprint:
@@ -101,24 +102,17 @@ def fingerprint(data: SiteData) -> Fingerprint:
             do=f"a fingerprint takes {LEAST_IMAGES}, or it would speak of single ones",
         )  # fmt: skip
     values = [value for structure in data.spec.structures for value in structure.values]
-    greys, with_foreground = np.zeros(256, dtype=np.int64), 0
-    for item in items:
+    greys = np.zeros((len(items), _GREY_BINS), dtype=np.int64)
+    for counts, item in zip(greys, items, strict=True):
         image, label = data.source.read(item)
-        found = _grey(image)[np.isin(label, values)]
-        greys += np.bincount(found, minlength=256)
-        with_foreground += bool(found.size)
-    if with_foreground < LEAST_IMAGES:
-        greys[:] = 0
-    levels = np.arange(256)
+        counts += np.bincount(_grey(image)[np.isin(label, values)] // GREY_BIN, minlength=_GREY_BINS)
     return Fingerprint(
         sites=(data.site,),
         structures=tuple(structure.name for structure in data.spec.structures),
         images=len(items),
         heights=_binned([item.height_px for item in items]),
         widths=_binned([item.width_px for item in items]),
-        grey=tuple(greys.reshape(_GREY_BINS, GREY_BIN).sum(axis=1).tolist()),
-        grey_sum=int(greys @ levels),
-        grey_squares=int(greys @ levels**2),
+        grey=_of_several(greys),
     )
 
 
@@ -140,8 +134,6 @@ def merge(parts: Sequence[Fingerprint]) -> Fingerprint:
         heights=_added([part.heights for part in parts]),
         widths=_added([part.widths for part in parts]),
         grey=tuple(sum(counts) for counts in zip(*(part.grey for part in parts), strict=True)),
-        grey_sum=sum(part.grey_sum for part in parts),
-        grey_squares=sum(part.grey_squares for part in parts),
     )
 
 
@@ -149,8 +141,30 @@ def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image if image.ndim == 2 else np.rint(image.mean(axis=2)).astype(np.uint8)
 
 
+def _of_several(greys: NDArray[np.int64]) -> tuple[int, ...]:
+    """Pixels by image and bin (n, bins) -> by bin: bins in a row join until `LEAST_IMAGES` have pixels in them.
+
+    Their pixels are counted in the bin of their mean: the last of them may be a single image's.
+    """
+    ends, first = [], 0
+    for end in range(1, _GREY_BINS + 1):
+        if np.count_nonzero(greys[:, first:end].any(axis=1)) >= LEAST_IMAGES:
+            ends.append(end)
+            first = end
+    joined = [0] * _GREY_BINS
+    first = 0
+    for end in [*ends[:-1], _GREY_BINS] if ends else []:  # what is left over joins the last
+        pixels = greys[:, first:end].sum(axis=0)
+        joined[round(np.average(np.arange(first, end), weights=pixels))] = int(pixels.sum())
+        first = end
+    return tuple(joined)
+
+
 def _binned(sides: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Images by side, none of whose counts is below `LEAST_IMAGES`: few wait for the next larger, or for the last."""
+    """Images by side, none of whose counts is below `LEAST_IMAGES`: few wait for the next larger.
+
+    If the largest are few, the next smaller make them up; where too few of those would be left, all of them go along.
+    """
     exact = Counter(math.ceil(side / SIDE_BIN_PX) * SIDE_BIN_PX for side in sides)
     kept: list[tuple[int, int]] = []
     waiting = 0
@@ -160,8 +174,11 @@ def _binned(sides: Sequence[int]) -> tuple[tuple[int, int], ...]:
             kept.append((side, waiting))
             waiting = 0
     if waiting:
-        side, count = kept[-1]
-        kept[-1] = side, count + waiting
+        below, count = kept.pop()
+        left = count + waiting - LEAST_IMAGES
+        if left >= LEAST_IMAGES:
+            kept.append((below, left))
+        kept.append((max(exact), LEAST_IMAGES if left >= LEAST_IMAGES else count + waiting))
     return tuple(kept)
 
 
@@ -183,12 +200,15 @@ def _sound(values: Mapping[str, Any]) -> bool:
     if not isinstance(values["grey"], tuple) or len(values["grey"]) != _GREY_BINS:
         return False
     sides = [number for some in pairs for pair in some for number in pair]
-    numbers = [values["images"], values["grey_sum"], values["grey_squares"], *values["grey"], *sides]
+    numbers = [values["images"], *values["grey"], *sides]
     if not all(type(number) is int and number >= 0 for number in numbers) or min(sides, default=0) < 1:
         return False
-    if values["grey_sum"] > 255 * sum(values["grey"]) or any(list(some) != sorted(some) for some in pairs):
+    if any(list(some) != sorted(some) for some in pairs):
         return False
-    return all(sum(count for _, count in some) == values["images"] >= LEAST_IMAGES for some in pairs)
+    counts = [count for some in pairs for _, count in some]
+    if min([*counts, *filter(None, values["grey"])]) < LEAST_IMAGES:
+        return False
+    return all(sum(count for _, count in some) == values["images"] for some in pairs)
 
 
 def _lists(value: Any) -> Any:

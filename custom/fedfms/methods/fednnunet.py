@@ -75,8 +75,8 @@ class FedNNUNet(FedAvg):
         return optimizer
 
     def learning_rate(self, spec: TrainSpec, round_: int) -> float:
-        """lr (1 - round / rounds)^0.9: nnU-Net's fall by epoch, by round."""
-        return self._lr * (1 - round_ / spec.rounds) ** _POWER
+        """lr (1 - round / rounds)^0.9: nnU-Net's fall by epoch, by round; 0 from `rounds` on."""
+        return self._lr * max(0.0, 1 - round_ / spec.rounds) ** _POWER
 
 
 def deeply_supervised(loss: Loss) -> Loss:

@@ -45,23 +45,31 @@ class FedRA(FedMSA):
     """A site receives, trains and sends the adapters of its blocks of the round, and decoder and head.
 
     Args:
-        fraction: of the transformer blocks that a site gets each round, 0 < fraction <= 1; at 1 this is FedMSA.
+        fraction: of the transformer blocks that a site gets each round, 0 < fraction <= 1; at 1, by samples, FedMSA.
         skip_unallocated: leave the other blocks out of the site's forward pass in training, as the paper does; false
             keeps them in it, frozen.
+        weighting: of the sites that trained a tensor, in its mean: by "samples", or "plain", all alike.
 
     Raises:
-        StudyError: the fraction is out of its range.
+        StudyError: the fraction is out of its range, or the weighting unknown.
     """
 
     name = "fedra"
     paper = "FedRA, ECCV 2024"
     partial = True
 
-    def __init__(self, *, fraction: float = 2 / 3, skip_unallocated: bool = True) -> None:
+    def __init__(
+        self, *, fraction: float = 2 / 3, skip_unallocated: bool = True, weighting: str = "samples"
+    ) -> None:  # fmt: skip
         if not 0 < fraction <= 1:
             raise StudyError(f"fraction is {fraction}", where=f"method {self.name}", do="above 0, and 1 at most")
+        if weighting not in ("samples", "plain"):
+            raise StudyError(
+                f"weighting is {weighting!r}", where=f"method {self.name}", do="it must be samples or plain"
+            )
         self._fraction = fraction
         self._skip = skip_unallocated
+        self._plain = weighting == "plain"
         self._blocks: tuple[frozenset[str], ...] = ()  # names of each block's adapters
 
     def bind(self, layout: Layout) -> None:
@@ -90,16 +98,17 @@ class FedRA(FedMSA):
             model.skip_blocks(())
 
     def combine(self, updates: Sequence[Update], server: Server) -> Server:
-        """Of each tensor the sample-weighted mean over those who trained it; what nobody trained stays.
+        """Of each tensor the mean over those who trained it, as `weighting` says; what nobody trained stays.
 
         Raises:
             UpdateError: no updates.
         """
         if not updates:
             raise UpdateError("no updates to combine")
+        counted = [replace(u, samples=min(u.samples, 1)) for u in updates] if self._plain else updates
         shared = {}
         for name, old in server.shared.items():
-            having = [replace(u, tensors={name: u.tensors[name]}) for u in updates if name in u.tensors]
+            having = [replace(u, tensors={name: u.tensors[name]}) for u in counted if name in u.tensors]
             shared[name] = weighted_mean(having)[name] if having else old
         blocks = {update.site: sorted(self._allocated(update.tensors)) for update in updates}
         return replace(server, round=server.round + 1, shared=shared, notes={"blocks": dict(sorted(blocks.items()))})

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from fedfms.errors import StudyError
-from fedfms.models.base import SegmentationModel
+from fedfms.models.conv import ConvModel, mask_size
 from fedfms.models.nnunet_plan import Plan, plan_at
-from fedfms.models.unet import mask_size, to_mask_size
 from fedfms.rng import seeded
 from fedfms.study import ModelSpec
 
@@ -18,15 +17,14 @@ _NO_VARIANCE = 1e-8  # nnU-Net's floor of an image's s.d.
 _UNSUPERVISED = 2  # the two lowest resolutions have no loss
 
 
-class NNUNet(SegmentationModel):
+class NNUNet(ConvModel):
     """Plain convolutions, instance norm and leaky ReLU; each image is brought to mean 0 and s.d. 1 by channel.
 
     In training mode the logits are (B, K, C, mask_px, mask_px), K from the full resolution down, each enlarged to the
-    full one: of n stages all but the two lowest, so K = n - 2.
+    full one: of n stages all but the two lowest, so K = n - 2. Each has a head.
     """
 
     family = "nnunet"
-    train_mode = True
 
     def __init__(self, spec: ModelSpec, n_structures: int, plan: Plan, max_mask_px: int) -> None:
         mask_px = mask_size(plan.input_px, max_mask_px)
@@ -49,27 +47,11 @@ class NNUNet(SegmentationModel):
         centred = images - images.mean((2, 3), keepdim=True)
         return centred / images.std((2, 3), keepdim=True, correction=0).clamp_min(_NO_VARIANCE)
 
-    def from_prefix(self, features: Tensor) -> Tensor:
-        """`prefix`'s images -> logits (B, C, mask_px, mask_px), in training mode (B, K, C, mask_px, mask_px)."""
-        return to_mask_size(self.net(features), self.mask_px)
-
-    def prefix_names(self) -> frozenset[str]:
-        """None."""
-        return frozenset()
-
-    def roles(self) -> dict[str, str]:
-        """The way down is the encoder, the way up the decoder; every supervised resolution has a head."""
-        return {name: self._role(name) for name, _ in self.named_parameters()}
-
     @staticmethod
     def _role(name: str) -> str:
         if name.startswith(("net.output_block.", "net.deep_supervision_heads.")):
             return "head"
         return "decoder" if name.startswith("net.upsamples.") else "encoder"
-
-    def adapters_in_order(self) -> list[tuple[str, ...]]:
-        """None."""
-        return []
 
 
 def build_nnunet(

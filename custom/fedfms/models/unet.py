@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional
 
 from fedfms.errors import StudyError
-from fedfms.models.base import SegmentationModel
+from fedfms.models.conv import ConvModel, mask_size
 from fedfms.rng import seeded
 from fedfms.study import ModelSpec
 
@@ -26,21 +25,7 @@ class UNetShape:
     max_mask_px: int = 256
 
 
-def mask_size(input_px: int, max_mask_px: int) -> int:
-    """The largest whole part of `input_px` that is at most `max_mask_px`: 1024 -> 256, 128 -> 128, 320 -> 160."""
-    return next(input_px // k for k in range(1, input_px + 1) if input_px % k == 0 and input_px // k <= max_mask_px)
-
-
-def to_mask_size(logits: Tensor, mask_px: int) -> Tensor:
-    """Logits (..., S, S) -> (..., mask_px, mask_px), each the mean over its cell."""
-    cell = logits.shape[-1] // mask_px
-    if cell == 1:
-        return logits
-    pooled = functional.avg_pool2d(logits.flatten(0, -4), cell)
-    return pooled.view(*logits.shape[:-2], mask_px, mask_px)
-
-
-class UNet(SegmentationModel):
+class UNet(ConvModel):
     """MONAI's BasicUNet: two 3 x 3 convolutions a level, max pooling, transposed convolutions, batch norm, ReLU.
 
     Unlike MONAI's `UNet`, which strides and adds residually, it is the network of the paper that everyone calls so.
@@ -51,7 +36,6 @@ class UNet(SegmentationModel):
     """
 
     family = "unet"
-    train_mode = True
 
     def __init__(self, spec: ModelSpec, n_structures: int, shape: UNetShape) -> None:
         if spec.input_px % _STEP or spec.input_px < _MIN_PX:
@@ -74,27 +58,11 @@ class UNet(SegmentationModel):
         self.check_size(images)
         return images
 
-    def from_prefix(self, features: Tensor) -> Tensor:
-        """Images (B, 3, S, S) -> logits (B, C, mask_px, mask_px)."""
-        return to_mask_size(self.net(features), self.mask_px)
-
-    def prefix_names(self) -> frozenset[str]:
-        """None."""
-        return frozenset()
-
-    def roles(self) -> dict[str, str]:
-        """The way down is the encoder, the way up the decoder, the last 1 x 1 convolution the head."""
-        return {name: self._role(name) for name, _ in self.named_parameters()}
-
     @staticmethod
     def _role(name: str) -> str:
         if name.startswith("net.final_conv."):
             return "head"
         return "decoder" if name.startswith("net.upcat_") else "encoder"
-
-    def adapters_in_order(self) -> list[tuple[str, ...]]:
-        """None."""
-        return []
 
     def moving_buffers(self) -> tuple[str, ...]:
         """Running mean, variance and count of every batch norm."""
