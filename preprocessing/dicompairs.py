@@ -13,7 +13,8 @@ from pydicom import FileDataset
 from pydicom.uid import SegmentationStorage
 
 from fedfms.errors import DataError
-from preprocessing.dicomfile import INDEX, Frame, decode, files_of, frames_of, read_files, read_header, read_series
+from preprocessing.dicomfile import INDEX, decode, files_of, read_files, read_header, read_series
+from preprocessing.dicomframe import Frame, frames_of
 from preprocessing.images import Fault, as_fault
 from preprocessing.niftifile import read_nifti, stem_of
 from preprocessing.pairfiles import Listing, PairFinder
