@@ -8,6 +8,7 @@ what a header holds (the engine lets no warning through).
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,17 +40,24 @@ _TAGS = [
 ]  # fmt: skip
 
 
-def files_of(path: Path) -> list[Path]:
-    """The files of a case: `path` itself, or all below it that are neither hidden nor a disc's index.
+def files_of(path: Path, what: str) -> list[Path]:
+    """The files of a case's `what` ("volume", "segmentation"): `path` itself, or all below it that are neither
+    hidden nor a disc's index. Nothing of them is read.
 
     Raises:
-        Fault: there are none, or one is a link to a folder; OSError: a folder cannot be read.
+        Fault: there are none, they are too large, or one is a link to a folder, a pipe or a device; OSError: one
+            cannot be looked at, or a folder not be read.
     """
     files = [one for one in shown(path) if one.name.upper() != INDEX] if is_folder(path) else [path]
     if not files:
         raise Fault("the case's folder holds no files")
-    if any(is_folder(one) for one in files):
+    found = [one.stat() for one in files]
+    if any(stat.S_ISDIR(one.st_mode) for one in found):
         raise Fault("a link to a folder is not followed; put the folder itself there")
+    if not all(stat.S_ISREG(one.st_mode) for one in found):
+        raise Fault("what lies there is neither a file nor a folder")  # to open a pipe may take for ever
+    if sum(one.st_size for one in found) > MAX_BYTES:
+        raise Fault(f"the {what} has more than {MAX_BYTES >> 20} MB")
     return files
 
 
@@ -69,13 +77,11 @@ def read_header(path: Path, tags: Sequence[str], pixels: bool = False) -> FileDa
 
 
 def read_files(paths: Sequence[Path], what: str) -> list[FileDataset]:
-    """Headers with encoded pixels, of files that promise a volume that can be used.
+    """Headers with encoded pixels, of those of `files_of` that promise a volume that can be used.
 
     Raises:
-        Fault: too large, no pixels, not one number a pixel, no decoder.
+        Fault: too many voxels, no pixels, not one number a pixel, no decoder.
     """
-    if sum(path.stat().st_size for path in paths) > MAX_BYTES:
-        raise Fault(f"the {what} has more than {MAX_BYTES >> 20} MB")
     files = [read_header(path, _TAGS, pixels=True) for path in paths]
     voxels = 0
     for file in files:
@@ -119,7 +125,7 @@ def read_series(path: Path) -> tuple[Scan, str]:
             sizes, orientations or spacings; slices that miss, or are there twice.
     """
     with as_fault("volume"):
-        files = read_files(files_of(path), "volume")
+        files = read_files(files_of(path, "volume"), "volume")
         frames = frames_of(files)
         _check_alike(files, frames)
         order = sorted(range(len(frames)), key=lambda at: float(frames[at].position @ frames[0].normal))

@@ -27,7 +27,8 @@ _ON_GRID = 0.05  # of a voxel, by which a segmentation's planes may lie beside t
 
 
 def list_series(folder: Path, site: str) -> Listing:
-    """What lies directly in a folder: each folder and each file is one case's; the disc's index is not.
+    """What lies directly in a folder: each folder and each file is one case's; the disc's index is not. A pipe
+    or a device is one case's too, and `files_of` makes it a fault: it is neither opened nor passed over in silence.
 
     Raises:
         DataError: the folder cannot be read.
@@ -84,7 +85,7 @@ class ByPatientId:
 def _patient_id(root: Path, path: Path) -> str:
     refuse_outside(root, [path])  # before any of it is opened
     with as_fault("volume"):
-        ids = {str(read_header(one, ["PatientID"]).get("PatientID") or "").strip() for one in files_of(path)}
+        ids = {str(read_header(one, ["PatientID"]).get("PatientID") or "").strip() for one in files_of(path, "volume")}
     if len(ids) > 1:
         raise Fault("the files are of several patients")
     if ids == {""}:
@@ -109,7 +110,7 @@ class ReadDicom:
         """
         scan, reference = read_series(files["image"])
         with as_fault("segmentation"):
-            paths = files_of(files["label"])
+            paths = files_of(files["label"], "segmentation")
             if len(paths) > 1:
                 raise Fault("the segmentation's folder holds several files")
             if stem_of(paths[0]):
