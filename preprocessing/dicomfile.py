@@ -80,7 +80,8 @@ def read_files(paths: Sequence[Path], what: str) -> list[FileDataset]:
     """Headers with encoded pixels, of those of `files_of` that promise a volume that can be used.
 
     Raises:
-        Fault: too many voxels, no pixels, not one number a pixel, no decoder.
+        Fault: too many voxels, no pixels, not one number a pixel, bits that lie elsewhere than all
+            readers look for them, no decoder.
     """
     files = [read_header(path, _TAGS, pixels=True) for path in paths]
     voxels = 0
@@ -89,6 +90,9 @@ def read_files(paths: Sequence[Path], what: str) -> list[FileDataset]:
             raise Fault(f"one of the {what}'s files has no pixel data, or is cut short")
         if file.get("SamplesPerPixel", 1) != 1 or file.get("PhotometricInterpretation") not in _GREY:
             raise Fault(f"the {what} has colours, not one number a voxel")
+        stored = int(file.get("BitsStored", file.BitsAllocated))
+        if file.get("HighBit", stored - 1) != stored - 1:  # pydicom would take the wrong bits, in silence
+            raise Fault(f"the {what}'s highest bit is not that of its stored bits; write the files anew")
         voxels += math.prod((int(file.Rows), int(file.Columns), frame_count(file)))
         if voxels * 8 > MAX_BYTES:
             raise Fault(f"the {what} has more than {MAX_BYTES // 8} voxels")
