@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -120,9 +121,19 @@ def decode(file: FileDataset) -> Array:
     return pixels.reshape(frame_count(file), int(file.Rows), int(file.Columns))
 
 
-def read_series(path: Path) -> tuple[Scan, str]:
+@dataclass(frozen=True)
+class Stack:
+    """The planes of a volume by slice, where their files say that they lie, and their frame of reference, "" if
+    the files name none.
+    """
+
+    frames: tuple[Frame, ...]
+    reference: str
+
+
+def read_series(path: Path) -> tuple[Scan, Stack]:
     """The volume of one series, voxels (row, column, slice) as float32, rescaled, slices along the normal of their
-    plane; and its frame of reference, "" if it names none.
+    plane, on the even grid that fits them; and its planes.
 
     Raises:
         Fault: a file is missing, damaged, too large, not DICOM, without pixels, or cannot be decoded; several series,
@@ -136,7 +147,8 @@ def read_series(path: Path) -> tuple[Scan, str]:
         frames = [frames[at] for at in order]
         affine = frames[0].affine(_step(files, frames))
         check_place(affine, "volume")
-        return Scan(_fill(files, frames), affine, _inverted(files)), str(files[0].get("FrameOfReferenceUID") or "")
+        stack = Stack(tuple(frames), str(files[0].get("FrameOfReferenceUID") or ""))
+        return Scan(_fill(files, frames), affine, _inverted(files)), stack
 
 
 def _check_alike(files: Sequence[FileDataset], frames: Sequence[Frame]) -> None:
@@ -176,7 +188,7 @@ def _step(files: Sequence[FileDataset], frames: Sequence[Frame]) -> NDArray[np.f
     usual = float(np.median(gaps))
     if gaps.min() < _EVEN * usual or usual <= SAME:
         raise Fault("several slices lie at one place: several acquisitions, phases or echoes in one folder")
-    if np.abs(gaps - usual).max() > _EVEN * usual:
+    if np.abs(gaps - usual).max() > _EVEN * usual + SAME:  # 1.1 - 1.0 > 0.1 * 1.0
         raise Fault(f"slices are missing or not evenly spaced: the largest gap is {gaps.max() / usual:.2f} usual ones")
     step = (positions[-1] - positions[0]) / (len(frames) - 1)
     straight = positions[0] + np.arange(len(frames))[:, None] * step
