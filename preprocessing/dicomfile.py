@@ -21,8 +21,9 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from preprocessing.dicomframe import SAME, Frame, frame_count, frames_of, value_of
+from preprocessing.dicomframe import SAME, Frame, frame_count, frames_of, padding_of, value_of
 from preprocessing.images import Fault, as_fault
+from preprocessing.intensity import Mask
 from preprocessing.niftifile import MAX_BYTES, Array, check_place
 from preprocessing.raw import is_folder, shown
 from preprocessing.volumes import Scan
@@ -37,7 +38,8 @@ _TAGS = [
     "PixelSpacing", "SpacingBetweenSlices", "SliceThickness", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
     "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept",
-    "ModalityLUTSequence", "SegmentationType", "PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit", "SegmentationType", "PixelData",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
 ]  # fmt: skip
 
 
@@ -147,8 +149,9 @@ def read_series(path: Path) -> tuple[Scan, Stack]:
         frames = [frames[at] for at in order]
         affine = frames[0].affine(_step(files, frames))
         check_place(affine, "volume")
+        voxels, padding = _fill(files, frames)
         stack = Stack(tuple(frames), str(files[0].get("FrameOfReferenceUID") or ""))
-        return Scan(_fill(files, frames), affine, _inverted(files)), stack
+        return Scan(voxels, affine, _inverted(files), padding), stack
 
 
 def _check_alike(files: Sequence[FileDataset], frames: Sequence[Frame]) -> None:
@@ -197,14 +200,20 @@ def _step(files: Sequence[FileDataset], frames: Sequence[Frame]) -> NDArray[np.f
     return np.asarray(step, dtype=np.float64)
 
 
-def _fill(files: Sequence[FileDataset], frames: Sequence[Frame]) -> NDArray[np.float32]:
+def _fill(files: Sequence[FileDataset], frames: Sequence[Frame]) -> tuple[NDArray[np.float32], Mask | None]:
+    """Voxels, rescaled, and which of them are padding; None if none is."""
     rows, columns = int(files[0].Rows), int(files[0].Columns)
     voxels = np.empty((rows, columns, len(frames)), dtype=np.float32)
+    padding: Mask | None = None
     for at, file in enumerate(files):
         pixels = decode(file)
+        padded = padding_of(file, pixels)
         for slice_, frame in enumerate(frames):
             if frame.file == at:
                 voxels[:, :, slice_] = pixels[frame.index] * frame.slope + frame.intercept
+                if padded is not None and padded[frame.index].any():
+                    padding = np.zeros(voxels.shape, dtype=np.bool_) if padding is None else padding
+                    padding[:, :, slice_] = padded[frame.index]
     if not np.isfinite(voxels).all():
         raise Fault("the volume has voxels that are NaN or infinite")
-    return voxels
+    return voxels, padding

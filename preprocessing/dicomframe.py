@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from pydicom import FileDataset
 
 from preprocessing.images import Fault
+from preprocessing.intensity import Mask
+from preprocessing.niftifile import Array
 
 SAME = 1e-3  # mm, and for direction cosines
 _TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM's x and y run to the patient's left and back, NIfTI's right and front
@@ -92,3 +94,22 @@ def _numbers(raw: Any, count: int) -> NDArray[np.float64]:
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise Fault("a slice's position, orientation, spacing or rescaling is no plain number")
     return numbers
+
+
+def padding_of(file: FileDataset, pixels: Array) -> Mask | None:
+    """Which of a file's pixels as stored, any shape, are padding (PS3.3 C.7.5.1.1.2); None if it names no value.
+
+    Raises:
+        Fault: the value is not one that a pixel can have.
+    """
+    value = file.get("PixelPaddingValue")
+    if value is None:
+        return None
+    limit = file.get("PixelPaddingRangeLimit")
+    signed, stored = pixels.dtype.kind == "i", int(file.BitsStored)
+    # many a scanner writes -2000 as 63536, with the type of unsigned numbers
+    ends = np.array([int(value), int(value if limit is None else limit)]).astype(pixels.dtype).astype(np.int64)
+    low, high = int(ends.min()), int(ends.max())
+    if low < (-(1 << stored - 1) if signed else 0) or high >= 1 << (stored - signed):
+        raise Fault("the value of padding has more bits than a pixel")  # and such pixels have lost theirs
+    return np.asarray((pixels >= low) & (pixels <= high))

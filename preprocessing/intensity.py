@@ -10,27 +10,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from preprocessing.images import Fault
 from preprocessing.niftifile import Array
 from preprocessing.recipe import Pixels
 
+Mask = NDArray[np.bool_]
 PERCENTILE = 99.0
 
 
-def eight_bits(array: Array) -> Pixels:
-    """Intensities of any shape and kind of number as uint8 of the same shape, by the rule above.
+def eight_bits(array: Array, padding: Mask | None = None) -> Pixels:
+    """Intensities of any shape and kind of number as uint8 of the same shape, by the rule above; minimum and
+    percentile are of what is not `padding` (same shape).
 
     Raises:
-        Fault: so many voxels have the volume's smallest value that nothing would be seen.
+        Fault: all is padding, or so many voxels have the volume's smallest value that nothing would be seen.
     """
     # as float64, for between two whole numbers of few bits the percentile may overflow
-    values = array.astype(np.float64).reshape(-1)
+    values = _seen(array, padding).astype(np.float64).reshape(-1)
     low, high = float(values.min()), float(np.percentile(values, PERCENTILE, overwrite_input=True))
     del values
     if not high > low:
         raise Fault(f"at least {PERCENTILE:.0f} % of the volume's voxels have one value, so it shows nothing")
     return _scaled(array, low, high)
+
+
+def _seen(array: Array, padding: Mask | None) -> Array:
+    """The voxels that are not padding."""
+    seen = array if padding is None else array[~padding]
+    if not seen.size:
+        raise Fault("the volume is nothing but padding")
+    return seen
 
 
 def _scaled(array: Array, low: float, high: float) -> Pixels:
@@ -49,13 +60,14 @@ class Window:
     centre: float
     width: float
 
-    def __call__(self, array: Array) -> Pixels:
+    def __call__(self, array: Array, padding: Mask | None = None) -> Pixels:
         """As `eight_bits`.
 
         Raises:
-            Fault: all voxels lie on one side of the window.
+            Fault: all is padding, or all other voxels lie on one side of the window.
         """
         low, high = self.centre - self.width / 2, self.centre + self.width / 2
-        if float(array.max()) <= low or float(array.min()) >= high:
+        seen = _seen(array, padding)
+        if float(seen.max()) <= low or float(seen.min()) >= high:
             raise Fault("all of the volume's voxels lie on one side of the window, so it shows nothing")
         return _scaled(array, low, high)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedfms.data.manifest import Volume
 from fedfms.errors import DataError
 from preprocessing.images import Fault
-from preprocessing.intensity import eight_bits
+from preprocessing.intensity import Mask, eight_bits
 from preprocessing.niftifile import Array, read_nifti, stem_of
 from preprocessing.pairfiles import IMAGES, LABELS
 from preprocessing.raw import RIGHTS, is_folder, reason, split_by_access, walk
@@ -88,11 +88,14 @@ class ValueRule:
 
 @dataclass(frozen=True)
 class Scan:
-    """Voxels (X, Y, Z), their affine (4, 4) from indices to mm as NIfTI has it, and whether low values are bright."""
+    """Voxels (X, Y, Z), their affine (4, 4) from indices to mm as NIfTI has it, whether low values are bright, and
+    which voxels (X, Y, Z) are padding, None if none is: what a scanner wrote outside of what it has seen.
+    """
 
     voxels: Array
     affine: NDArray[np.float64]
     inverted: bool = False
+    padding: Mask | None = None
 
 
 def read_niftis(files: Mapping[str, Path]) -> tuple[Scan, Scan]:
@@ -114,7 +117,7 @@ class VolumeReader:
         neighbours: an image is the slices before, at and after a position as three channels; at either end of
             the volume, the end slice again.
         empty_every: of slices with no structure, those whose position is a multiple of this are kept.
-        intensity: makes intensities 8 bits, by default `eight_bits`.
+        intensity: makes intensities 8 bits, by default `eight_bits`; padding is black whatever it makes of it.
         read: reads both files.
     """
 
@@ -122,7 +125,7 @@ class VolumeReader:
     depth: str = DEPTHS[0]
     neighbours: bool = False
     empty_every: int = 1
-    intensity: Callable[[Array], Pixels] = eight_bits
+    intensity: Callable[[Array, Mask | None], Pixels] = eight_bits
     read: Callable[[Mapping[str, Path]], tuple[Scan, Scan]] = read_niftis
 
     def __call__(self, case: RawCase) -> Decoded:
@@ -139,9 +142,11 @@ class VolumeReader:
             raise Fault(f"volume {sizes[0]} and segmentation {sizes[1]} differ in size")
         if float(np.abs(affine - segmentation.affine).max()) > _AFFINE_TOLERANCE:
             raise Fault("volume and segmentation lie at different places in space: their affines differ")
-        label, pixels = self.labels(stored), self.intensity(image)
+        label, pixels = self.labels(stored), self.intensity(image, scan.padding)
         if scan.inverted:
             pixels = 255 - pixels
+        if scan.padding is not None:
+            pixels[scan.padding] = 0
         axis = depth_axis(affine, self.depth)
         planes = [np.take(label, i, axis) for i in range(label.shape[axis])]
         positions = tuple(i for i, plane in enumerate(planes) if plane.any() or i % self.empty_every == 0)
