@@ -21,8 +21,9 @@ POLYPGEN = (
     "polypgen_c1_paris_fr", "polypgen_c2_padova_it", "polypgen_c3_aviano_it",
     "polypgen_c4_oslo_no", "polypgen_c5_oxford_uk", "polypgen_c6_alexandria_eg",
 )  # fmt: skip
+_SUFFIXES = ("", "_mask")
 # One frame of PolypGen's centre 3 is published as x_.jpg beside x_mask.jpg.
-_SUFFIXES = ("", "_mask", "mask")
+_ODD_SUFFIX = "mask"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class LayoutFinder:
             )  # fmt: skip
         place = found[0]
         frames, masks = list_files(place.images, site), list_files(place.labels, site)
-        return match_pairs(site, frames, masks, _SUFFIXES, self.patient, place.prefix)
+        return match_pairs(site, frames, masks, _SUFFIXES, self.patient, place.prefix, _ODD_SUFFIX)
 
 
 def _look(raw: Path) -> tuple[dict[str, list[Place]], dict[str, str]]:

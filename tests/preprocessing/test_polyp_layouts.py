@@ -94,6 +94,29 @@ def test_what_has_no_partner_is_told(tmp_path):
     assert set(found.cases) == {"15", "196"}
 
 
+@pytest.mark.parametrize(
+    ("frames", "masks", "expected", "faulty"),
+    [
+        (["x_"], ["x_mask"], {"x_": "x_mask"}, set()),
+        (["x", "x_"], ["x", "x_mask"], {"x": "x", "x_": "x_mask"}, set()),
+        (["x", "x_"], ["x_mask", "x__mask"], {"x": "x_mask", "x_": "x__mask"}, set()),
+        (["x", "x_"], ["x_mask"], {}, {"x", "x_"}),
+        (["x"], ["xmask"], {}, {"x", "xmask"}),
+        (["x"], ["x", "x_mask"], {}, {"x"}),
+    ],
+)
+def test_no_two_frames_have_one_mask(tmp_path, frames, masks, expected, faulty):
+    """Centre 3's odd pair, x_ and x_mask, alone and beside frames of nearly its name."""
+    site = "polypgen_c3_aviano_it"
+    for part, stems in (("images", frames), ("labels", masks)):
+        (tmp_path / site / part).mkdir(parents=True)
+        for stem in stems:
+            (tmp_path / site / part / f"{stem}.jpg").touch()
+    found = _found(tmp_path)[site]
+    assert {stem: case.files["label"].stem for stem, case in found.cases.items()} == expected
+    assert {stem for stem, _ in found.faults} == faulty
+
+
 @pytest.mark.parametrize("stem", ["197", "0", CANARY])
 def test_a_frame_of_no_known_run_is_a_fault(tmp_path, stem):
     etis(tmp_path)
