@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from fedfms.errors import DataError
@@ -143,11 +144,14 @@ def _may_hold(path: Path) -> bool:
 
 
 def _beside(folders: list[Path], above: tuple[str, ...]) -> Iterator[tuple[Layout, Place]]:
-    """Layouts of which both folders are among these."""
-    by_name = {_plain(path): path for path in folders}
+    """Layouts of which both folders are among these; several times where several have a folder's plain name."""
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in folders:
+        by_name[_plain(path)].append(path)
     for layout in LAYOUTS:
-        if {layout.images, layout.labels} <= by_name.keys() and (not layout.above or layout.above in above):
-            yield layout, Place(by_name[layout.images], by_name[layout.labels], layout.prefix)
+        if not layout.above or layout.above in above:
+            for images, labels in product(by_name[layout.images], by_name[layout.labels]):
+                yield layout, Place(images, labels, layout.prefix)
 
 
 def _without_copies(places: list[Place]) -> list[Place]:

@@ -84,6 +84,17 @@ def test_a_site_that_lies_there_twice_is_refused(tmp_path, second):
     assert site in caught.value.line()
 
 
+@pytest.mark.parametrize("part", ["Original", "Ground Truth"])
+def test_folders_whose_names_differ_in_blanks_and_capitals_only_are_refused(tmp_path, part):
+    clinicdb(tmp_path)
+    folder = tmp_path / "CVC-ClinicDB"
+    shutil.copytree(folder / part, folder / f"{part.replace(' ', '')}_".upper())
+    recipe = options(polyp)
+    assert recipe.sites(tmp_path) == ["cvc_clinicdb_barcelona_es"]
+    with pytest.raises(DataError, match="2 times"):
+        recipe.find(tmp_path, "cvc_clinicdb_barcelona_es")
+
+
 def test_what_has_no_partner_is_told(tmp_path):
     etis(tmp_path)
     folder = tmp_path / "ETIS-LaribPolypDB"
