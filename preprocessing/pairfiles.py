@@ -138,12 +138,12 @@ class PairFinder:
 def match_pairs(
     site: str, frames: Listing, masks: Listing, suffixes: Sequence[str], patient: PatientRule, prefix: str = "",
     odd_suffix: str = "",
-) -> Found:
+) -> Found:  # fmt: skip
     """Pairs of two folders: the mask of `a.jpg` is `prefix` + `a` + one of `suffixes` + any ending. `odd_suffix` is
     for a stem that ends in `_` and has no such mask.
 
     The cases have the files "image" and "label", and as names the image's stem relative to its folder.
-    """  # fmt: skip
+    """
     claims = _claims(frames.files, masks.files, suffixes, prefix, odd_suffix)
     matched, faults = _match(claims, masks.files, suffixes, prefix)
     faults += [(name, "a link to a folder is not followed; put the folder itself there")
