@@ -8,10 +8,10 @@ what a header holds (the engine lets no warning through).
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,15 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from preprocessing.dicomframe import SAME, Frame, frame_count, frames_of, padding_of, value_of
 from preprocessing.images import Fault, as_fault
+from preprocessing.intensity import Mask
 from preprocessing.niftifile import MAX_BYTES, Array, check_place
 from preprocessing.raw import is_folder, shown
 from preprocessing.volumes import Scan
 
 INDEX = "DICOMDIR"  # a table of paths, which are never followed
-_TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM's x and y run to the patient's left and back, NIfTI's right and front
 _EVEN = 0.1  # of the usual gap, by which gaps may differ: some scanners round positions to 0.1 mm
-_SAME = 1e-3  # mm, and for direction cosines
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _NEEDED = ("PixelData", "Rows", "Columns", "BitsAllocated", "PixelRepresentation")
 _DECODE = "write them uncompressed (dcmdjpeg, gdcmconv --raw), or install python-gdcm"
@@ -38,49 +38,29 @@ _TAGS = [
     "PixelSpacing", "SpacingBetweenSlices", "SliceThickness", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
     "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept",
-    "ModalityLUTSequence", "SegmentationType", "PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit", "SegmentationType", "PixelData",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A plane of a file: where its first voxel lies, the directions (2, 3) in which columns and rows are counted,
-    the distances of rows and of columns in mm, and `value * slope + intercept` of what it stores.
-    """
-
-    file: int
-    index: int
-    position: NDArray[np.float64]
-    directions: NDArray[np.float64]
-    spacing: tuple[float, float]
-    slope: float = 1.0
-    intercept: float = 0.0
-
-    def affine(self, step: NDArray[np.float64]) -> NDArray[np.float64]:
-        """NIfTI's matrix (4, 4) of (row, column, slice), of slices that are `step` (3,) of DICOM's mm apart."""
-        along_columns, along_rows = self.directions
-        columns = (along_rows * self.spacing[0], along_columns * self.spacing[1], step, self.position)
-        affine = np.eye(4)
-        affine[:3] = np.stack(columns, axis=1) * _TO_RAS[:, None]
-        return affine
-
-    @property
-    def normal(self) -> NDArray[np.float64]:
-        """The direction (3,) across the plane."""
-        return np.cross(*self.directions)
-
-
-def files_of(path: Path) -> list[Path]:
-    """The files of a case: `path` itself, or all below it that are neither hidden nor a disc's index.
+def files_of(path: Path, what: str) -> list[Path]:
+    """The files of a case's `what` ("volume", "segmentation"): `path` itself, or all below it that are neither
+    hidden nor a disc's index. Nothing of them is read.
 
     Raises:
-        Fault: there are none, or one is a link to a folder; OSError: a folder cannot be read.
+        Fault: there are none, they are too large, or one is a link to a folder, a pipe or a device; OSError: one
+            cannot be looked at, or a folder not be read.
     """
     files = [one for one in shown(path) if one.name.upper() != INDEX] if is_folder(path) else [path]
     if not files:
         raise Fault("the case's folder holds no files")
-    if any(is_folder(one) for one in files):
+    found = [one.stat() for one in files]
+    if any(stat.S_ISDIR(one.st_mode) for one in found):
         raise Fault("a link to a folder is not followed; put the folder itself there")
+    if not all(stat.S_ISREG(one.st_mode) for one in found):
+        raise Fault("what lies there is neither a file nor a folder")  # to open a pipe may take for ever
+    if sum(one.st_size for one in found) > MAX_BYTES:
+        raise Fault(f"the {what} has more than {MAX_BYTES >> 20} MB")
     return files
 
 
@@ -100,13 +80,12 @@ def read_header(path: Path, tags: Sequence[str], pixels: bool = False) -> FileDa
 
 
 def read_files(paths: Sequence[Path], what: str) -> list[FileDataset]:
-    """Headers with encoded pixels, of files that promise a volume that can be used.
+    """Headers with encoded pixels, of those of `files_of` that promise a volume that can be used.
 
     Raises:
-        Fault: too large, no pixels, not one number a pixel, no decoder.
+        Fault: too many voxels, no pixels, not one number a pixel, bits that lie elsewhere than all
+            readers look for them, no decoder.
     """
-    if sum(path.stat().st_size for path in paths) > MAX_BYTES:
-        raise Fault(f"the {what} has more than {MAX_BYTES >> 20} MB")
     files = [read_header(path, _TAGS, pixels=True) for path in paths]
     voxels = 0
     for file in files:
@@ -114,16 +93,14 @@ def read_files(paths: Sequence[Path], what: str) -> list[FileDataset]:
             raise Fault(f"one of the {what}'s files has no pixel data, or is cut short")
         if file.get("SamplesPerPixel", 1) != 1 or file.get("PhotometricInterpretation") not in _GREY:
             raise Fault(f"the {what} has colours, not one number a voxel")
+        stored = int(file.get("BitsStored", file.BitsAllocated))
+        if file.get("HighBit", stored - 1) != stored - 1:  # pydicom would take the wrong bits, in silence
+            raise Fault(f"the {what}'s highest bit is not that of its stored bits; write the files anew")
         voxels += math.prod((int(file.Rows), int(file.Columns), frame_count(file)))
         if voxels * 8 > MAX_BYTES:
             raise Fault(f"the {what} has more than {MAX_BYTES // 8} voxels")
         _need_decoder(file, what)
     return files
-
-
-def frame_count(file: FileDataset) -> int:
-    """How many planes a file has, at least 1."""
-    return max(1, int(file.get("NumberOfFrames") or 1))
 
 
 def _need_decoder(file: FileDataset, what: str) -> None:
@@ -133,51 +110,6 @@ def _need_decoder(file: FileDataset, what: str) -> None:
         known = False
     if not known:
         raise Fault(f"the {what}'s files are compressed in a way that no decoder here reads; {_DECODE}")
-
-
-def frames_of(files: Sequence[FileDataset]) -> list[Frame]:
-    """All planes of files, in the files' order.
-
-    Raises:
-        Fault: a plane says not where it lies.
-    """
-    return [_frame(file, at, index) for at, file in enumerate(files) for index in range(frame_count(file))]
-
-
-def _frame(file: FileDataset, at: int, index: int) -> Frame:
-    position = _value(file, index, "PlanePositionSequence", "ImagePositionPatient")
-    cosines = _value(file, index, "PlaneOrientationSequence", "ImageOrientationPatient")
-    spacing = _value(file, index, "PixelMeasuresSequence", "PixelSpacing")
-    if not position or not cosines or not spacing:
-        raise Fault("a slice says not where it lies (position, orientation, pixel spacing); write flat images as PNG")
-    slope = _value(file, index, "PixelValueTransformationSequence", "RescaleSlope")
-    intercept = _value(file, index, "PixelValueTransformationSequence", "RescaleIntercept")
-    directions = _numbers(cosines, 6).reshape(2, 3)
-    if np.abs(directions @ directions.T - np.eye(2)).max() > _SAME:
-        raise Fault("the orientation of a slice is none: its directions are not at right angles")
-    rows, columns = _numbers(spacing, 2).tolist()
-    scale = _numbers([1.0 if slope is None else slope, 0.0 if intercept is None else intercept], 2).tolist()
-    return Frame(at, index, _numbers(position, 3), directions, (rows, columns), *scale)
-
-
-def _value(file: FileDataset, index: int, group: str, name: str) -> Any:
-    """An element of a plane: its own, its file's functional group for all planes, or the file's itself."""
-    own = file.get("PerFrameFunctionalGroupsSequence") or []
-    shared = file.get("SharedFunctionalGroupsSequence") or []
-    for groups in (own[index : index + 1], shared[:1]):
-        for one in groups:
-            if one.get(group):
-                value = one[group].value[0].get(name)
-                if value is not None:
-                    return value
-    return file.get(name)
-
-
-def _numbers(raw: Any, count: int) -> NDArray[np.float64]:
-    numbers = np.array([float(number) for number in raw])
-    if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise Fault("a slice's position, orientation, spacing or rescaling is no plain number")
-    return numbers
 
 
 def decode(file: FileDataset) -> Array:
@@ -191,23 +123,35 @@ def decode(file: FileDataset) -> Array:
     return pixels.reshape(frame_count(file), int(file.Rows), int(file.Columns))
 
 
-def read_series(path: Path) -> tuple[Scan, str]:
+@dataclass(frozen=True)
+class Stack:
+    """The planes of a volume by slice, where their files say that they lie, and their frame of reference, "" if
+    the files name none.
+    """
+
+    frames: tuple[Frame, ...]
+    reference: str
+
+
+def read_series(path: Path) -> tuple[Scan, Stack]:
     """The volume of one series, voxels (row, column, slice) as float32, rescaled, slices along the normal of their
-    plane; and its frame of reference, "" if it names none.
+    plane, on the even grid that fits them; and its planes.
 
     Raises:
         Fault: a file is missing, damaged, too large, not DICOM, without pixels, or cannot be decoded; several series,
             sizes, orientations or spacings; slices that miss, or are there twice.
     """
     with as_fault("volume"):
-        files = read_files(files_of(path), "volume")
+        files = read_files(files_of(path, "volume"), "volume")
         frames = frames_of(files)
         _check_alike(files, frames)
         order = sorted(range(len(frames)), key=lambda at: float(frames[at].position @ frames[0].normal))
         frames = [frames[at] for at in order]
         affine = frames[0].affine(_step(files, frames))
         check_place(affine, "volume")
-        return Scan(_fill(files, frames), affine, _inverted(files)), str(files[0].get("FrameOfReferenceUID") or "")
+        voxels, padding = _fill(files, frames)
+        stack = Stack(tuple(frames), str(files[0].get("FrameOfReferenceUID") or ""))
+        return Scan(voxels, affine, _inverted(files), padding), stack
 
 
 def _check_alike(files: Sequence[FileDataset], frames: Sequence[Frame]) -> None:
@@ -219,9 +163,9 @@ def _check_alike(files: Sequence[FileDataset], frames: Sequence[Frame]) -> None:
     if any("ModalityLUTSequence" in file for file in files):
         raise Fault("the volume's values go through a table of its own; write it with a rescale slope")
     first = frames[0]
-    if any(np.abs(frame.directions - first.directions).max() > _SAME for frame in frames):
+    if any(np.abs(frame.directions - first.directions).max() > SAME for frame in frames):
         raise Fault("the slices differ in orientation: a localizer, or several stacks, in one folder")
-    if any(np.abs(np.subtract(frame.spacing, first.spacing)).max() > _SAME for frame in frames):
+    if any(np.abs(np.subtract(frame.spacing, first.spacing)).max() > SAME for frame in frames):
         raise Fault("the slices differ in pixel spacing")
 
 
@@ -239,31 +183,37 @@ def _step(files: Sequence[FileDataset], frames: Sequence[Frame]) -> NDArray[np.f
         Fault: the planes are not evenly spaced along one line.
     """
     if len(frames) == 1:
-        thickness = _value(files[0], 0, "PixelMeasuresSequence", "SpacingBetweenSlices")
-        thickness = thickness or _value(files[0], 0, "PixelMeasuresSequence", "SliceThickness")
+        thickness = value_of(files[0], 0, "PixelMeasuresSequence", "SpacingBetweenSlices")
+        thickness = thickness or value_of(files[0], 0, "PixelMeasuresSequence", "SliceThickness")
         return frames[0].normal * float(thickness or 1.0)  # of one plane, it moves no voxel
     positions = np.stack([frame.position for frame in frames])
     gaps = np.diff(positions @ frames[0].normal)
     usual = float(np.median(gaps))
-    if gaps.min() < _EVEN * usual or usual <= _SAME:
+    if gaps.min() < _EVEN * usual or usual <= SAME:
         raise Fault("several slices lie at one place: several acquisitions, phases or echoes in one folder")
-    if np.abs(gaps - usual).max() > _EVEN * usual:
+    if np.abs(gaps - usual).max() > _EVEN * usual + SAME:  # 1.1 - 1.0 > 0.1 * 1.0
         raise Fault(f"slices are missing or not evenly spaced: the largest gap is {gaps.max() / usual:.2f} usual ones")
     step = (positions[-1] - positions[0]) / (len(frames) - 1)
     straight = positions[0] + np.arange(len(frames))[:, None] * step
-    if np.abs(positions - straight).max() > max(_EVEN * usual, _SAME):
+    if np.abs(positions - straight).max() > max(_EVEN * usual, SAME):
         raise Fault("the slices do not lie along one straight line")
     return np.asarray(step, dtype=np.float64)
 
 
-def _fill(files: Sequence[FileDataset], frames: Sequence[Frame]) -> NDArray[np.float32]:
+def _fill(files: Sequence[FileDataset], frames: Sequence[Frame]) -> tuple[NDArray[np.float32], Mask | None]:
+    """Voxels, rescaled, and which of them are padding; None if none is."""
     rows, columns = int(files[0].Rows), int(files[0].Columns)
     voxels = np.empty((rows, columns, len(frames)), dtype=np.float32)
+    padding: Mask | None = None
     for at, file in enumerate(files):
         pixels = decode(file)
+        padded = padding_of(file, pixels)
         for slice_, frame in enumerate(frames):
             if frame.file == at:
                 voxels[:, :, slice_] = pixels[frame.index] * frame.slope + frame.intercept
+                if padded is not None and padded[frame.index].any():
+                    padding = np.zeros(voxels.shape, dtype=np.bool_) if padding is None else padding
+                    padding[:, :, slice_] = padded[frame.index]
     if not np.isfinite(voxels).all():
         raise Fault("the volume has voxels that are NaN or infinite")
-    return voxels
+    return voxels, padding

@@ -13,7 +13,8 @@ from pydicom import FileDataset
 from pydicom.uid import SegmentationStorage
 
 from fedfms.errors import DataError
-from preprocessing.dicomfile import INDEX, Frame, decode, files_of, frames_of, read_files, read_header, read_series
+from preprocessing.dicomfile import INDEX, Stack, decode, files_of, read_files, read_header, read_series
+from preprocessing.dicomframe import Frame, frames_of
 from preprocessing.images import Fault, as_fault
 from preprocessing.niftifile import read_nifti, stem_of
 from preprocessing.pairfiles import Listing, PairFinder
@@ -26,7 +27,8 @@ _ON_GRID = 0.05  # of a voxel, by which a segmentation's planes may lie beside t
 
 
 def list_series(folder: Path, site: str) -> Listing:
-    """What lies directly in a folder: each folder and each file is one case's; the disc's index is not.
+    """What lies directly in a folder: each folder and each file is one case's; the disc's index is not. A pipe
+    or a device is one case's too, and `files_of` makes it a fault: it is neither opened nor passed over in silence.
 
     Raises:
         DataError: the folder cannot be read.
@@ -83,7 +85,7 @@ class ByPatientId:
 def _patient_id(root: Path, path: Path) -> str:
     refuse_outside(root, [path])  # before any of it is opened
     with as_fault("volume"):
-        ids = {str(read_header(one, ["PatientID"]).get("PatientID") or "").strip() for one in files_of(path)}
+        ids = {str(read_header(one, ["PatientID"]).get("PatientID") or "").strip() for one in files_of(path, "volume")}
     if len(ids) > 1:
         raise Fault("the files are of several patients")
     if ids == {""}:
@@ -106,22 +108,22 @@ class ReadDicom:
         Raises:
             Fault: either cannot be read, or the segmentation lies on another grid.
         """
-        scan, reference = read_series(files["image"])
+        scan, stack = read_series(files["image"])
         with as_fault("segmentation"):
-            paths = files_of(files["label"])
+            paths = files_of(files["label"], "segmentation")
             if len(paths) > 1:
                 raise Fault("the segmentation's folder holds several files")
             if stem_of(paths[0]):
                 return scan, reoriented(Scan(*read_nifti(paths[0], "segmentation")), scan.affine)
-            return scan, self._segments(paths[0], scan, reference)
+            return scan, self._segments(paths[0], scan, stack)
 
-    def _segments(self, path: Path, scan: Scan, reference: str) -> Scan:
+    def _segments(self, path: Path, scan: Scan, stack: Stack) -> Scan:
         (file,) = read_files([path], "segmentation")
         if file.get("SOPClassUID") != SegmentationStorage:
             raise Fault("the segmentation is DICOM, but no DICOM SEG; write it as SEG or as NIfTI")
         if file.get("SegmentationType") != "BINARY":
             raise Fault("the segmentation is fractional; write it as a binary SEG")
-        if reference and file.get("FrameOfReferenceUID") not in (None, "", reference):
+        if stack.reference and file.get("FrameOfReferenceUID") not in (None, "", stack.reference):
             raise Fault("volume and segmentation are of different frames of reference")
         frames, planes = frames_of([file]), decode(file)
         if planes.shape[1:] != scan.voxels.shape[:2]:
@@ -130,7 +132,7 @@ class ReadDicom:
         same: dict[int, int] = {}
         for frame, plane in zip(frames, planes, strict=True):
             if plane.any():
-                number, slice_ = _segment(file, frame.index), _slice(frame, scan)
+                number, slice_ = _segment(file, frame.index), _slice(frame, scan, stack)
                 value = int(self.labels.one(number))
                 if value:
                     _draw(stored[:, :, slice_], plane > 0, same.setdefault(value, number))
@@ -144,18 +146,21 @@ def _segment(file: FileDataset, index: int) -> int:
     raise Fault("a plane of the segmentation names no segment")
 
 
-def _slice(frame: Frame, scan: Scan) -> int:
-    """Which slice of the volume a plane of its segmentation lies on."""
-    move = np.linalg.inv(scan.affine) @ frame.affine(np.zeros(3))
+def _slice(frame: Frame, scan: Scan, stack: Stack) -> int:
+    """Which slice of the volume a plane of its segmentation lies on: where the slice's file says that it lies, or
+    where it lies on the volume's even grid. Positions in a series may be rounded, and then the two differ.
+    """
+    to_index, still = np.linalg.inv(scan.affine), np.zeros(3)
     rows, columns = np.subtract(scan.voxels.shape[:2], 1)
     # the plane's corners, in the volume's indices: only there would a small turn show
     corners = np.array([[0, 0, 0, 1], [rows, 0, 0, 1], [0, columns, 0, 1]], dtype=np.float64)
-    moved = corners @ move[:3].T
+    moved = corners @ (to_index @ frame.affine(still))[:3].T
     slice_ = int(np.rint(moved[0, 2]))
-    if np.abs(moved - corners[:, :3] - [0, 0, slice_]).max() > _ON_GRID:
-        raise Fault("volume and segmentation lie at different places in space: a plane is on no slice")
-    if not 0 <= slice_ < scan.voxels.shape[2]:
+    if not 0 <= slice_ < len(stack.frames):
         raise Fault("a plane of the segmentation lies above or below the volume")
+    places = (to_index @ stack.frames[slice_].affine(still))[:3, 3], np.array([0, 0, slice_])
+    if min(np.abs(moved - corners[:, :3] - place).max() for place in places) > _ON_GRID:
+        raise Fault("volume and segmentation lie at different places in space: a plane is on no slice")
     return slice_
 
 

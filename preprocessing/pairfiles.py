@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,13 +136,16 @@ class PairFinder:
 
 
 def match_pairs(
-    site: str, frames: Listing, masks: Listing, suffixes: Sequence[str], patient: PatientRule, prefix: str = ""
-) -> Found:
-    """Pairs of two folders: the mask of `a.jpg` is `prefix` + `a` + one of `suffixes` + any ending.
+    site: str, frames: Listing, masks: Listing, suffixes: Sequence[str], patient: PatientRule, prefix: str = "",
+    odd_suffix: str = "",
+) -> Found:  # fmt: skip
+    """Pairs of two folders: the mask of `a.jpg` is `prefix` + `a` + one of `suffixes` + any ending. `odd_suffix` is
+    for a stem that ends in `_` and has no such mask.
 
     The cases have the files "image" and "label", and as names the image's stem relative to its folder.
     """
-    matched, faults = _match(frames.files, masks.files, suffixes, prefix)
+    claims = _claims(frames.files, masks.files, suffixes, prefix, odd_suffix)
+    matched, faults = _match(claims, masks.files, suffixes, prefix)
     faults += [(name, "a link to a folder is not followed; put the folder itself there")
                for name in frames.linked + masks.linked]  # fmt: skip
     cases = {}
@@ -176,20 +180,38 @@ class PairReader:
         return Decoded(((image, label),))
 
 
-def _match(
-    images: dict[str, Path], labels: dict[str, Path], suffixes: Sequence[str], prefix: str
-) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """The mask's stem by the image's stem; `(stem, fault)` of what has no partner."""
-    matched, faults, used = {}, [], set()
+def _claims(
+    images: dict[str, Path], labels: dict[str, Path], suffixes: Sequence[str], prefix: str, odd_suffix: str
+) -> dict[str, list[str]]:
+    """Stems of the masks that an image may have, by the image's stem."""
+    claims: dict[str, list[str]] = {}
+    odd: set[str] = set()
     for stem in images:
         folder, slash, name = stem.rpartition("/")
-        names = [mask for suffix in suffixes if (mask := f"{folder}{slash}{prefix}{name}{suffix}") in labels]
-        used.update(names)
-        if len(names) == 1:
-            matched[stem] = names[0]
-        else:
+        start = f"{folder}{slash}{prefix}{name}"
+        claims[stem] = [start + suffix for suffix in suffixes if start + suffix in labels]
+        if odd_suffix and not claims[stem] and name.endswith("_") and start + odd_suffix in labels:
+            claims[stem] = [start + odd_suffix]
+            odd.add(start + odd_suffix)
+    # the odd one's mask is no second one of an image that has its own
+    return {stem: [mask for mask in names if mask not in odd] or names for stem, names in claims.items()}
+
+
+def _match(
+    claims: dict[str, list[str]], labels: dict[str, Path], suffixes: Sequence[str], prefix: str
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """The mask's stem by the image's stem; `(stem, fault)` of what has no partner, or not one of its own."""
+    matched, faults = {}, []
+    claimed = Counter(mask for names in claims.values() for mask in names)
+    for stem, names in claims.items():
+        if len(names) != 1:
             faults.append((stem, "the image has several masks" if names else "the image has no mask"))
-    for mask in sorted(labels.keys() - used):
+        elif claimed[names[0]] > 1:
+            # which of them it shows cannot be known, and one of them would be trained on another's outline
+            faults.append((stem, "the image's mask is another image's too, by its name"))
+        else:
+            matched[stem] = names[0]
+    for mask in sorted(labels.keys() - claimed.keys()):
         folder, slash, name = mask.rpartition("/")
         suffix = next((s for s in suffixes if s and name.endswith(s)), "")
         stem = f"{folder}{slash}{name.removeprefix(prefix).removesuffix(suffix)}"

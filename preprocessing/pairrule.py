@@ -14,10 +14,11 @@ import yaml
 from fedfms.data.manifest import LabelClass
 from fedfms.errors import DataError
 from preprocessing.images import LabelRule
+from preprocessing.intensity import Mask, Window, eight_bits
 from preprocessing.niftifile import Array
 from preprocessing.pairfiles import own_patient
 from preprocessing.recipe import Pixels
-from preprocessing.volumes import DEPTHS, ValueRule, Window, eight_bits
+from preprocessing.volumes import DEPTHS, ValueRule
 
 IMAGES, VOLUMES, DICOM = KINDS = ("images", "volumes", "dicom")
 FROM_HEADER = "dicom"  # the `patient` of which the files themselves say whose they are
@@ -163,7 +164,7 @@ def patient_of(kind: str, raw: dict[str, Any]) -> Callable[[str, str], str | Non
     return PatientPattern(pattern)
 
 
-def intensity_of(kind: str, raw: dict[str, Any]) -> tuple[str, Callable[[Array], Pixels]]:
+def intensity_of(kind: str, raw: dict[str, Any]) -> tuple[str, Callable[[Array, Mask | None], Pixels]]:
     """The name of the rule by which a volume's intensities become 8 bits, and the rule.
 
     Raises:

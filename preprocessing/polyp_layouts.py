@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from fedfms.errors import DataError
@@ -21,8 +22,9 @@ POLYPGEN = (
     "polypgen_c1_paris_fr", "polypgen_c2_padova_it", "polypgen_c3_aviano_it",
     "polypgen_c4_oslo_no", "polypgen_c5_oxford_uk", "polypgen_c6_alexandria_eg",
 )  # fmt: skip
+_SUFFIXES = ("", "_mask")
 # One frame of PolypGen's centre 3 is published as x_.jpg beside x_mask.jpg.
-_SUFFIXES = ("", "_mask", "mask")
+_ODD_SUFFIX = "mask"
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class LayoutFinder:
             )  # fmt: skip
         place = found[0]
         frames, masks = list_files(place.images, site), list_files(place.labels, site)
-        return match_pairs(site, frames, masks, _SUFFIXES, self.patient, place.prefix)
+        return match_pairs(site, frames, masks, _SUFFIXES, self.patient, place.prefix, _ODD_SUFFIX)
 
 
 def _look(raw: Path) -> tuple[dict[str, list[Place]], dict[str, str]]:
@@ -142,11 +144,14 @@ def _may_hold(path: Path) -> bool:
 
 
 def _beside(folders: list[Path], above: tuple[str, ...]) -> Iterator[tuple[Layout, Place]]:
-    """Layouts of which both folders are among these."""
-    by_name = {_plain(path): path for path in folders}
+    """Layouts of which both folders are among these; several times where several have a folder's plain name."""
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in folders:
+        by_name[_plain(path)].append(path)
     for layout in LAYOUTS:
-        if {layout.images, layout.labels} <= by_name.keys() and (not layout.above or layout.above in above):
-            yield layout, Place(by_name[layout.images], by_name[layout.labels], layout.prefix)
+        if not layout.above or layout.above in above:
+            for images, labels in product(by_name[layout.images], by_name[layout.labels]):
+                yield layout, Place(images, labels, layout.prefix)
 
 
 def _without_copies(places: list[Place]) -> list[Place]:

@@ -20,7 +20,7 @@ from preprocessing.raw import walk
 
 _PARTS = ("images", "labels")
 _WEBP_MOST_PX = 16383  # a side, by the format
-# About 40 % smaller than PNG and read faster; more effort takes several times as long to write and saves little. The
+# A quarter to two fifths smaller than PNG; more effort takes several times as long to write and saves little. The
 # numbers: docs/results/data.md
 _WEBP: Mapping[str, Any] = {"lossless": True, "exact": True, "method": 2, "quality": 30}
 _SLICE = re.compile(r"(images|labels)/[0-9a-f]{16}_[0-9]+\.(png|webp)")

@@ -1,8 +1,6 @@
 """NIfTI volumes and their segmentations -> slices in 8 bits: how a pair of files is found, checked and cut.
 
-Intensity: clipped at the volume's 99th percentile, then linear from its minimum (0) to there (255), rounded; the
-minimum and not 0, as FedFMS's and FedDG's own code does: it keeps what resampling or a stored offset put below 0,
-and for a magnitude image with air round it, it is 0. Slices keep the array's orientation, order and size.
+Slices keep the array's orientation, order and size.
 """
 
 from __future__ import annotations
@@ -19,13 +17,13 @@ from numpy.typing import NDArray
 from fedfms.data.manifest import Volume
 from fedfms.errors import DataError
 from preprocessing.images import Fault
+from preprocessing.intensity import Mask, eight_bits
 from preprocessing.niftifile import Array, read_nifti, stem_of
 from preprocessing.pairfiles import IMAGES, LABELS
 from preprocessing.raw import RIGHTS, is_folder, reason, split_by_access, walk
 from preprocessing.recipe import Decoded, Found, Pixels, RawCase
 
 DEPTHS = ("coarsest", "third")
-PERCENTILE = 99.0
 _AFFINE_TOLERANCE = 1e-3  # mm; two programs' float32 matrices of one scan differ by less
 _SAME_SPACING = 0.99  # spacings closer than this count as equal, and then the third axis is taken
 _MOST_VALUES = 8  # above 0, in a segmentation; an image put in its place has hundreds
@@ -90,11 +88,14 @@ class ValueRule:
 
 @dataclass(frozen=True)
 class Scan:
-    """Voxels (X, Y, Z), their affine (4, 4) from indices to mm as NIfTI has it, and whether low values are bright."""
+    """Voxels (X, Y, Z), their affine (4, 4) from indices to mm as NIfTI has it, whether low values are bright, and
+    which voxels (X, Y, Z) are padding, None if none is: what a scanner wrote outside of what it has seen.
+    """
 
     voxels: Array
     affine: NDArray[np.float64]
     inverted: bool = False
+    padding: Mask | None = None
 
 
 def read_niftis(files: Mapping[str, Path]) -> tuple[Scan, Scan]:
@@ -104,49 +105,6 @@ def read_niftis(files: Mapping[str, Path]) -> tuple[Scan, Scan]:
         Fault: as `read_nifti`.
     """
     return Scan(*read_nifti(files["image"], "volume")), Scan(*read_nifti(files["label"], "segmentation"))
-
-
-def eight_bits(array: Array) -> Pixels:
-    """Intensities of any shape and kind of number as uint8 of the same shape, by the rule above.
-
-    Raises:
-        Fault: so many voxels have the volume's smallest value that nothing would be seen.
-    """
-    # as float64, for between two whole numbers of few bits the percentile may overflow
-    values = array.astype(np.float64).reshape(-1)
-    low, high = float(values.min()), float(np.percentile(values, PERCENTILE, overwrite_input=True))
-    del values
-    if not high > low:
-        raise Fault(f"at least {PERCENTILE:.0f} % of the volume's voxels have one value, so it shows nothing")
-    return _scaled(array, low, high)
-
-
-def _scaled(array: Array, low: float, high: float) -> Pixels:
-    """`low` and below is 0, `high` and above 255, and linear between them, rounded."""
-    pixels = np.empty(array.shape, dtype=np.uint8)
-    for index in range(len(array)):  # a part at a time: the float64 copy of a whole volume is large
-        clipped = np.clip(array[index].astype(np.float64), low, high)
-        pixels[index] = np.rint((clipped - low) / (high - low) * 255)
-    return pixels
-
-
-@dataclass(frozen=True)
-class Window:
-    """Intensities by a window: `centre` - `width` / 2 and below is 0, `centre` + `width` / 2 and above 255."""
-
-    centre: float
-    width: float
-
-    def __call__(self, array: Array) -> Pixels:
-        """As `eight_bits`.
-
-        Raises:
-            Fault: all voxels lie on one side of the window.
-        """
-        low, high = self.centre - self.width / 2, self.centre + self.width / 2
-        if float(array.max()) <= low or float(array.min()) >= high:
-            raise Fault("all of the volume's voxels lie on one side of the window, so it shows nothing")
-        return _scaled(array, low, high)
 
 
 @dataclass(frozen=True)
@@ -159,7 +117,7 @@ class VolumeReader:
         neighbours: an image is the slices before, at and after a position as three channels; at either end of
             the volume, the end slice again.
         empty_every: of slices with no structure, those whose position is a multiple of this are kept.
-        intensity: makes intensities 8 bits, by default `eight_bits`.
+        intensity: makes intensities 8 bits, by default `eight_bits`; padding is black whatever it makes of it.
         read: reads both files.
     """
 
@@ -167,7 +125,7 @@ class VolumeReader:
     depth: str = DEPTHS[0]
     neighbours: bool = False
     empty_every: int = 1
-    intensity: Callable[[Array], Pixels] = eight_bits
+    intensity: Callable[[Array, Mask | None], Pixels] = eight_bits
     read: Callable[[Mapping[str, Path]], tuple[Scan, Scan]] = read_niftis
 
     def __call__(self, case: RawCase) -> Decoded:
@@ -184,9 +142,11 @@ class VolumeReader:
             raise Fault(f"volume {sizes[0]} and segmentation {sizes[1]} differ in size")
         if float(np.abs(affine - segmentation.affine).max()) > _AFFINE_TOLERANCE:
             raise Fault("volume and segmentation lie at different places in space: their affines differ")
-        label, pixels = self.labels(stored), self.intensity(image)
+        label, pixels = self.labels(stored), self.intensity(image, scan.padding)
         if scan.inverted:
             pixels = 255 - pixels
+        if scan.padding is not None:
+            pixels[scan.padding] = 0
         axis = depth_axis(affine, self.depth)
         planes = [np.take(label, i, axis) for i in range(label.shape[axis])]
         positions = tuple(i for i, plane in enumerate(planes) if plane.any() or i % self.empty_every == 0)

@@ -97,8 +97,10 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, help="the data root (default: the one in this site's settings)")
     parser.add_argument("--sites", type=_comma, default=[], help="a,b,c (default: the study's, or the file's)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
-    parser.add_argument("--protocol", action="append", choices=("held-out", "personal"), help="default: both")
-    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], help="default 0,1,2")
+    parser.add_argument("--protocol", action="append", choices=("held-out", "personal"),
+                        help="default: both, or the file's")
+    parser.add_argument("--seeds", type=_seeds, default=[], help="default 0,1,2, or the file's")
+    parser.add_argument("--of", default="", metavar="TEXT", help="which images these are, for readers of the file")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, metavar="FILE", help="write here (default: print)")
     where.add_argument("--check", type=Path, metavar="FILE", help="compare with it; exit code 1 if anything differs")
@@ -122,13 +124,15 @@ def _splits(args: argparse.Namespace) -> int:
     study = load_study(find_study(args.study), overrides=args.set)
     settings = load_settings() if args.root is None else SiteSettings(data_root=args.root)
     if args.check is not None:
-        lines = splitfile.compare_splits(study, settings, splitfile.load_splits(args.check), args.sites)
-        print("\n".join(lines) or "the same splits")
-        return 1 if lines else 0
+        content = splitfile.load_splits(args.check)
+        found = splitfile.compare_splits(study, settings, content, args.sites, args.protocol or (), args.seeds)
+        print("\n".join([*found.notes, *(found.differences or ["the same splits"])]))
+        return 1 if found.differences else 0
     sites = args.sites or [*study.sites, *study.held_out]
     if not args.sites and not study.sites:
         raise StudyError("the study names no sites that train", where=study.name, do="name them all with --sites a,b,c")
-    made = splitfile.make_splits(study, settings, sites, args.protocol or ["held-out", "personal"], args.seeds)
+    protocols, seeds = args.protocol or ["held-out", "personal"], args.seeds or [0, 1, 2]
+    made = splitfile.make_splits(study, settings, sites, protocols, seeds, args.of)
     if args.out is None:
         print(splitfile.to_text(made), end="")
     else:

@@ -15,7 +15,7 @@ from fedfms.data.splits import PROTOCOLS
 from fedfms.errors import DataError
 from fedfms.settings import SiteSettings
 from fedfms.study import load_study
-from preprocessing import fundus, hippocampus, nuclei
+from preprocessing import fundus, hippocampus, nuclei, polyp
 from preprocessing.convert import convert_site
 from tests.conftest import SHARED
 from tests.data.make import make_site, make_study
@@ -66,6 +66,18 @@ def test_black_slices_do_not_make_a_part_large():
     assert _entry(items) == {"patients": 1, "slices": 13, "sha256": None}
 
 
+@pytest.mark.parametrize(("patients", "black", "told"), [(1, 0, False), (4, 1, False), (4, 9, False), (5, 0, True)])
+def test_a_digest_is_of_some_patients(patients, black, told):
+    """However many slices: else whoever has one patient's images can ask whether this patient is in the study."""
+    from fedfms.data.manifest import blank_sha256
+    from fedfms.data.source import Item
+    from fedfms.data.splitfile import _entry
+
+    items = [Item(f"c{k}", k, f"p{k % patients}", f"k{k}", 8, 8, 1, (0,)) for k in range(30)]
+    items += [Item("b", k, f"b{k}", blank_sha256(8, 8, 1), 8, 8, 1, (0,)) for k in range(black)]
+    assert (_entry(items)["sha256"] is not None) == told
+
+
 def test_no_id_and_no_pixel_hash_is_in_it(root, tmp_path):
     text = to_text(_made(root))
     manifest = json.loads((tmp_path / "eyes" / "a" / "manifest.json").read_text())
@@ -84,29 +96,67 @@ def test_the_same_images_give_the_same_file_whatever_their_ids(root, tmp_path):
 def test_a_comparison_has_a_line_a_difference(root, tmp_path):
     study, path = make_study(), tmp_path / "splits.json"
     save_splits(_made(root), path)
-    assert compare_splits(study, root, load_splits(path)) == []
+    assert compare_splits(study, root, load_splits(path)).differences == []
     content = load_splits(path)
     site = content["splits"]["personal"]["2"]["a"]
     site["train"]["sha256"] = "0" * 64
     site["test"]["slices"] += 1
     del site["all"]
     content["rule"] = 1
-    lines = compare_splits(study, root, content)
+    lines = compare_splits(study, root, content).differences
     assert lines == [
         "rule: 2 here, 1 in the file",
         "personal, seed 2, site a, all: not in the file",
         "personal, seed 2, site a, test: 8 slices of 8 patients here, 9 slices of 8 patients in the file",
         "personal, seed 2, site a, train: as many slices, but other images",
     ]
-    assert compare_splits(study, root, content, ["b", "x"]) == [lines[0], "site x: the file does not name it"]
-    other = compare_splits(study, SiteSettings(data_root=tmp_path / "eyes"), load_splits(path), ["a"])
+    named = compare_splits(study, root, content, ["b", "x"]).differences
+    assert named == [lines[0], "site x: the file does not name it"]
+    assert compare_splits(study, root, content, seeds=[0, 1]).differences == lines[:1]
+    assert compare_splits(study, root, content, protocols=["held-out"]).differences == lines[:1]
+    other = compare_splits(study, SiteSettings(data_root=tmp_path / "eyes"), load_splits(path), ["a"]).differences
     assert [line.startswith("site a: there is no folder") for line in other] == [True]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', '{"version": 2, "splits": {}}',
-                                  '{"version": 1, "splits": {"held-out": {"x": {}}}}',
-                                  '{"version": 1, "splits": {"other": {}}}',
-                                  '{"version": 1, "splits": {"held-out": {"0": {"a": {"all": 1}}}}}'])  # fmt: skip
+def test_what_the_file_lacks_is_a_difference(root):
+    content = make_splits(make_study(), root, ["a"], ["personal"], [0])
+    assert compare_splits(make_study(), root, content, protocols=["held-out"], seeds=[0]).differences == [
+        "held-out, seed 0, site a: the file does not name it"
+    ]
+    assert compare_splits(make_study(), root, content, seeds=[0, 5]).differences == [
+        "personal, seed 5, site a: the file does not name it"
+    ]
+    content["splits"]["personal"]["1"] = {}
+    assert compare_splits(make_study(), root, content).differences == [
+        "personal, seed 1, site a: the file does not name it"
+    ]
+
+
+def test_what_a_comparison_cannot_tell_is_noted(root):
+    study = replace(make_study(held_out=["e"]), sites=("a", "b", "d"))
+    content = make_splits(study, root, ["a", "b"], ["personal"], [0], of="40 frames")
+    found = compare_splits(study, root, content)
+    assert found.notes == [
+        "the file is of: '40 frames'",
+        "the file does not name these sites of the study: d, e",
+        "personal, site b, test: only counts are compared, so few patients have no digest (seeds 0)",
+    ]
+    assert found.differences == []
+    assert compare_splits(study, root, content, ["a"]).notes == found.notes[:1]
+
+
+HEAD = '{"version": 2, "of": "", "splits": '
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "of": "", "splits": {}}',
+                                  '{"version": 2, "splits": {"personal": {"0": {"a": {}}}}}',
+                                  HEAD + '{"held-out": {"x": {}}}}',
+                                  HEAD + '{"other": {}}}',
+                                  HEAD + '{"held-out": {"0": {"a": {"all": 1}}}}}',
+                                  HEAD + '{"held-out": {"00": {"a": {}}}}}',
+                                  HEAD + '{"held-out": {"\u0663": {"a": {}}}}}',
+                                  HEAD + "{}}",
+                                  HEAD + '{"held-out": {"0": {}}}}'])  # fmt: skip
 def test_a_file_of_another_kind_is_told(tmp_path, text):
     path = tmp_path / "splits.json"
     path.write_text(text)
@@ -116,12 +166,16 @@ def test_a_file_of_another_kind_is_told(tmp_path, text):
 
 def test_the_command(tmp_path, capsys):
     file, arguments = tmp_path / "f.json", ["splits", "phantom", "--sites", "site-1", "--seeds", "0"]
-    assert main([*arguments, "--out", str(file)]) == 0
+    assert main([*arguments, "--of", "a phantom", "--out", str(file)]) == 0
     capsys.readouterr()
     assert main(["splits", "phantom", "--check", str(file)]) == 0
-    assert capsys.readouterr().out == "the same splits\n"
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-1] == "the same splits"
+    assert "the file is of: 'a phantom'" in shown
+    assert main(["splits", "phantom", "--check", str(file), "--protocol", "personal", "--seeds", "0,7"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "personal, seed 7, site site-1: the file does not name it"
     assert main(["splits", "phantom", "--check", str(file), "--set", "data.phantom_images=20"]) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert sum(" slices of " in line for line in capsys.readouterr().out.splitlines()) == 6
     assert main([*arguments, "--protocol", "personal"]) == 0
     assert list(json.loads(capsys.readouterr().out)["splits"]) == ["personal"]
     assert main(["splits", "phantom"]) == 1
@@ -135,7 +189,16 @@ def test_the_committed_phantom_splits_are_what_the_rule_gives():
     content = load_splits(COMMITTED / "phantom.json")
     assert {len(by_seed) for by_seed in content["splits"].values()} == {len(SEEDS)}
     assert set(content["splits"]) == set(PROTOCOLS)
-    assert compare_splits(load_study(find_study("phantom")), SiteSettings(), content) == []
+    assert compare_splits(load_study(find_study("phantom")), SiteSettings(), content).differences == []
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda path: path.stem)
+def test_a_committed_file_says_what_it_is_of_and_names_no_few(path):
+    content = load_splits(path)
+    assert content["of"]
+    parts = [part for by_seed in content["splits"].values() for by_site in by_seed.values()
+             for site in by_site.values() for part in site.values()]  # fmt: skip
+    assert all((part["sha256"] is None) == (part["patients"] < FEWEST) for part in parts)
 
 
 @pytest.mark.shared
@@ -144,12 +207,22 @@ def test_the_committed_phantom_splits_are_what_the_rule_gives():
     ("module", "folder"), [(fundus, "fundus"), (nuclei, "nuclei"), (hippocampus, "hippocampus3d")]
 )
 def test_the_committed_splits_of_real_data(module, folder, tmp_path):
+    content = load_splits(COMMITTED / f"{module.NAME}.json")
+    _compare_converted(module, folder, tmp_path, content, sorted(content["splits"]["personal"]["0"]))
+
+
+@pytest.mark.shared
+def test_the_committed_splits_of_polyps(tmp_path):
+    """Of one site, whose frames are small: seven take minutes."""
+    content = load_splits(COMMITTED / "polyp.json")
+    _compare_converted(polyp, "polyp", tmp_path, content, ["cvc_clinicdb_barcelona_es"])
+
+
+def _compare_converted(module, folder, tmp_path, content, sites):
     if not (SHARED / "data" / folder).is_dir():
         pytest.skip(f"needs shared/data/{folder} beside the checkout")
-    content = load_splits(COMMITTED / f"{module.NAME}.json")
-    sites = sorted(content["splits"]["personal"]["0"])
     raw, recipe = copy_sites(SHARED / "data" / folder, tmp_path / "raw", *sites), options(module)
     for site in sites:
         convert_site(raw, tmp_path / "out", site, recipe, workers=0)
     study = load_study(find_study(module.NAME))
-    assert compare_splits(study, SiteSettings(data_root=tmp_path / "out"), content) == []
+    assert compare_splits(study, SiteSettings(data_root=tmp_path / "out"), content, sites).differences == []

@@ -25,12 +25,20 @@ ORIGIN = np.array([-30.0, 12.5, 100.0])
 SPACING = (0.75, 0.5)  # of rows, of columns
 STEP = 3.0
 COSINES = [0.0, 1.0, 0.0, 0.0, 0.0, -1.0]  # a sagittal plane: columns run to the back, rows down
+SHEAR = (0.0, 0.0, 0.0)  # mm, by which a slice lies beside the one before: a gantry's tilt
 FOR = generate_uid()
 
 
 def place(index, step=STEP):
     """The position of a slice, DICOM's mm."""
-    return (ORIGIN + index * step * np.cross(COSINES[:3], COSINES[3:])).tolist()
+    return (ORIGIN + index * (step * np.cross(COSINES[:3], COSINES[3:]) + SHEAR)).tolist()
+
+
+def lps(row, column, slice_):
+    """Where a voxel lies by DICOM's equation (PS3.3 C.7.6.2.1.1), in NIfTI's mm."""
+    along_columns, along_rows = np.array(COSINES).reshape(2, 3)
+    there = np.array(place(slice_)) + along_rows * SPACING[0] * row + along_columns * SPACING[1] * column
+    return there * (-1, -1, 1)
 
 
 def header(uid=CTImageStorage, patient=CANARY):
@@ -73,7 +81,7 @@ def series(folder, voxels=None, change=None, patient=CANARY, names=None):
         one.PixelSpacing, one.RescaleSlope, one.RescaleIntercept = list(SPACING), 2, -100
         if change:
             change(one, index)
-        one.save_as(folder / (names or f"{CANARY}{7 * index % 10}"), enforce_file_format=True)
+        one.save_as(folder / (names or f"{CANARY}{7 * index % 101}"), enforce_file_format=True)
     return folder
 
 
@@ -89,6 +97,13 @@ def groups(position, segment=None):
     return one
 
 
+def rescaled(slope, intercept):
+    """A functional group of rescaling."""
+    scale = Dataset()
+    scale.RescaleSlope, scale.RescaleIntercept = slope, intercept
+    return [scale]
+
+
 def shared():
     """Functional groups of all planes."""
     one, orientation, measures = Dataset(), Dataset(), Dataset()
@@ -98,15 +113,16 @@ def shared():
     return one
 
 
-def multi_frame(path, voxels):
-    """Write a file of many frames, its rescaling in the functional groups."""
+def multi_frame(path, voxels, change=None):
+    """Write a file of many frames, its rescaling in the functional groups; `change(file)` may spoil it."""
     one = pixels(header(UltrasoundMultiFrameImageStorage), np.moveaxis(voxels, 2, 0))
     one.NumberOfFrames, one.SeriesInstanceUID = voxels.shape[2], generate_uid()
-    common, scale = shared(), Dataset()
-    scale.RescaleSlope, scale.RescaleIntercept = 2, -100
-    common.PixelValueTransformationSequence = [scale]
+    common = shared()
+    common.PixelValueTransformationSequence = rescaled(2, -100)
     one.SharedFunctionalGroupsSequence = [common]
     one.PerFrameFunctionalGroupsSequence = [groups(place(index)) for index in range(voxels.shape[2])]
+    if change:
+        change(one)
     path.parent.mkdir(parents=True, exist_ok=True)
     one.save_as(path, enforce_file_format=True)
     return path

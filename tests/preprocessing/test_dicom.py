@@ -30,23 +30,6 @@ from preprocessing.volumes import ValueRule, eight_bits  # noqa: E402
 from tests.preprocessing import dicom_layouts as make  # noqa: E402
 
 
-def _lps(row, column, slice_):
-    """Where a voxel lies by DICOM's equation (PS3.3 C.7.6.2.1.1), in NIfTI's mm."""
-    along_columns, along_rows = np.array(make.COSINES).reshape(2, 3)
-    lps = np.array(make.place(slice_)) + along_rows * make.SPACING[0] * row + along_columns * make.SPACING[1] * column
-    return lps * (-1, -1, 1)
-
-
-def test_voxels_and_their_places(tmp_path):
-    scan, _ = read_series(make.series(tmp_path / "a"))
-    assert (scan.voxels == make.stored() * 2.0 - 100).all()
-    for voxel in ((0, 0, 0), (7, 9, 4), (3, 1, 2)):
-        assert np.allclose((scan.affine @ (*voxel, 1))[:3], _lps(*voxel))
-    many, _ = read_series(make.multi_frame(tmp_path / "b.dcm", make.stored()))
-    assert (many.voxels == scan.voxels).all()
-    assert np.allclose(many.affine, scan.affine)
-
-
 def test_a_label_volume_comes_back_where_the_series_lies(tmp_path, out):
     make.series(tmp_path / "raw" / "images" / "case" / "study" / "series")
     (tmp_path / "raw" / "images" / "DICOMDIR").write_bytes(b"../../etc")
@@ -60,7 +43,7 @@ def test_a_label_volume_comes_back_where_the_series_lies(tmp_path, out):
     image = to_nifti(case.volume, labels)
     assert (np.asarray(image.dataobj) == make.truth()).all()
     for voxel in np.argwhere(make.truth() == 2):
-        assert np.allclose((image.affine @ (*voxel, 1))[:3], _lps(*voxel))
+        assert np.allclose((image.affine @ (*voxel, 1))[:3], make.lps(*voxel))
     expected = eight_bits((make.stored() * 2.0 - 100).astype(np.float32))
     for position, slice_ in enumerate(case.slices):
         assert (np.asarray(Image.open(out / "d" / "s" / slice_.image)) == expected[:, :, position]).all()
@@ -153,6 +136,10 @@ def _many_frames(one, index):
     one.NumberOfFrames = 2**31 - 1
 
 
+def _padding_of_many_bits(one, index):
+    one.BitsStored, one.HighBit, one.PixelPaddingValue = 12, 11, -32768
+
+
 SPOILED = {
     "several series": _other_series,
     "differ in size": _smaller,
@@ -170,6 +157,8 @@ SPOILED = {
     "deflated": _syntax(DeflatedExplicitVRLittleEndian),
     "more than 134217728 voxels": _huge,
     "134217728 voxels": _many_frames,
+    "highest bit": _set("HighBit", 14),
+    "more bits than": _padding_of_many_bits,
 }
 
 

@@ -135,6 +135,13 @@ def test_double_names(raw, out, capsys):
     assert len(_manifest(out).cases) == 4
 
 
+def test_a_mask_of_two_images_is_neither_ones(raw, out, capsys):
+    shutil.copy(raw / _raw_name("images", 2), raw / "images" / f"{CANARY}2_mask.png")
+    assert convert_pairs(raw, out) == 1
+    assert capsys.readouterr().out.count("the image's mask is another image's too") == 2
+    assert len(_manifest(out).cases) == 5
+
+
 def test_nothing_to_convert(tmp_path, out, capsys):
     raw = make_raw(tmp_path / "empty", n=0)
     assert convert_pairs(raw, out) == 1

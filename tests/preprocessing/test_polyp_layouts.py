@@ -84,6 +84,17 @@ def test_a_site_that_lies_there_twice_is_refused(tmp_path, second):
     assert site in caught.value.line()
 
 
+@pytest.mark.parametrize("part", ["Original", "Ground Truth"])
+def test_folders_whose_names_differ_in_blanks_and_capitals_only_are_refused(tmp_path, part):
+    clinicdb(tmp_path)
+    folder = tmp_path / "CVC-ClinicDB"
+    shutil.copytree(folder / part, folder / f"{part.replace(' ', '')}_".upper())
+    recipe = options(polyp)
+    assert recipe.sites(tmp_path) == ["cvc_clinicdb_barcelona_es"]
+    with pytest.raises(DataError, match="2 times"):
+        recipe.find(tmp_path, "cvc_clinicdb_barcelona_es")
+
+
 def test_what_has_no_partner_is_told(tmp_path):
     etis(tmp_path)
     folder = tmp_path / "ETIS-LaribPolypDB"
@@ -92,6 +103,29 @@ def test_what_has_no_partner_is_told(tmp_path):
     found = _found(tmp_path)["etis_lariboisiere_fr"]
     assert set(found.faults) == {("1", "the mask has no image"), ("14", "the image has no mask")}
     assert set(found.cases) == {"15", "196"}
+
+
+@pytest.mark.parametrize(
+    ("frames", "masks", "expected", "faulty"),
+    [
+        (["x_"], ["x_mask"], {"x_": "x_mask"}, set()),
+        (["x", "x_"], ["x", "x_mask"], {"x": "x", "x_": "x_mask"}, set()),
+        (["x", "x_"], ["x_mask", "x__mask"], {"x": "x_mask", "x_": "x__mask"}, set()),
+        (["x", "x_"], ["x_mask"], {}, {"x", "x_"}),
+        (["x"], ["xmask"], {}, {"x", "xmask"}),
+        (["x"], ["x", "x_mask"], {}, {"x"}),
+    ],
+)
+def test_no_two_frames_have_one_mask(tmp_path, frames, masks, expected, faulty):
+    """Centre 3's odd pair, x_ and x_mask, alone and beside frames of nearly its name."""
+    site = "polypgen_c3_aviano_it"
+    for part, stems in (("images", frames), ("labels", masks)):
+        (tmp_path / site / part).mkdir(parents=True)
+        for stem in stems:
+            (tmp_path / site / part / f"{stem}.jpg").touch()
+    found = _found(tmp_path)[site]
+    assert {stem: case.files["label"].stem for stem, case in found.cases.items()} == expected
+    assert {stem for stem, _ in found.faults} == faulty
 
 
 @pytest.mark.parametrize("stem", ["197", "0", CANARY])
