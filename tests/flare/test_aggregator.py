@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
-from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -19,67 +15,12 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 
-from fedfms.errors import DataError
-from fedfms.flare.aggregator import CheckedAggregator
-from fedfms.flare.persistor import SharedModel, SharedModelPersistor
+from fedfms.flare.persistor import SharedModel
 from fedfms.flare.selector import AcceptedModelSelector
-from fedfms.flare.wire import REPORT, TRAIN, error_reply, update_dxo
-from fedfms.methods import Layout, make_method
-from fedfms.study import Study
+from fedfms.flare.wire import REPORT
 from fedfms.training.server import ServerStore
 
-MODEL = {"decoder.w": torch.zeros(2, 2), "adapters.0.up.bias": torch.zeros(3)}
-
-
-class Server:
-    """An aggregator with just enough of a server around it."""
-
-    def __init__(self, min_sites: int = 2) -> None:
-        self.run = tempfile.TemporaryDirectory()
-        study = Study(name="test", held_out=("unseen",))
-        persistor = SharedModelPersistor(study.to_dict())
-        persistor.study, persistor.method, persistor.shared = study, make_method("fedmsa", {}), MODEL
-        self.persistor = persistor
-        self.panics: list[str] = []
-        self.aggregator = CheckedAggregator(min_sites)
-        self.aggregator.system_panic = lambda reason, fl_ctx: self.panics.append(reason)
-        self.context = FLContext()
-        self.context.set_prop(AppConstants.CURRENT_ROUND, 3)
-        clients = [SimpleNamespace(name=name) for name in ("a", "b", "c", "unseen")]
-        engine = SimpleNamespace(
-            get_component=lambda _: persistor, fire_event=lambda *_: None, get_clients=lambda: clients
-        )
-        self.context.get_engine = lambda: engine
-        self.context.get_workspace = lambda: SimpleNamespace(get_run_dir=lambda _: self.run.name)
-
-    def send(self, site: str, shareable: Shareable, round_: int = 3) -> bool:
-        shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
-        shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, round_)
-        return self.aggregator.accept(shareable, self.context)
-
-    def fail(self, site: str, reason: str, round_: int = 3) -> None:
-        """As NVFLARE tells of an error reply: by an event, before it ignores it."""
-        reply = error_reply(DataError(reason, where=f"site {site}"))
-        reply.add_cookie(AppConstants.CONTRIBUTION_ROUND, round_)
-        peer = FLContext()
-        peer.put(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
-        self.context.set_peer_context(peer)
-        self.context.set_prop(FLContextKey.TASK_NAME, TRAIN)
-        self.context.set_prop(FLContextKey.TASK_RESULT, reply)
-        self.aggregator.handle_event(EventType.BEFORE_PROCESS_SUBMISSION, self.context)
-
-    def aggregate(self) -> dict[str, np.ndarray]:
-        data: dict[str, np.ndarray] = from_shareable(self.aggregator.aggregate(self.context)).data
-        return data
-
-
-def update(
-    value: float = 1.0, samples: Any = 10, round_: int = 3, val_dice: float | None = None, **change: Any
-) -> Shareable:
-    tensors = {name: torch.full_like(tensor, value) for name, tensor in MODEL.items()}
-    dxo = update_dxo(tensors, samples=samples, round_=round_, report={"scores": None}, val_dice=val_dice)
-    dxo.data.update(change)
-    return dxo.to_shareable()
+from .make import MODEL, Server, update
 
 
 def test_weights_by_sample_count() -> None:
@@ -254,61 +195,3 @@ def test_the_servers_module_holds_the_shared_tensors_and_nothing_else() -> None:
 
 def test_counts_travel_as_nvflare_expects() -> None:
     assert from_shareable(update(samples=12)).get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND) == 12
-
-
-def _fedra() -> Server:
-    """A server of FedRA with four blocks, so that each of the sites a, b and c is sent a part."""
-    server = Server()
-    method = make_method("fedra", {"fraction": 0.5})
-    blocks = tuple((f"adapters.{i}.{place}.w",) for i in range(4) for place in ("after_attention", "beside_mlp"))
-    method.bind(Layout({name: "adapter" for (name,) in blocks}, blocks))
-    server.persistor.method, server.persistor.shared = method, {name: torch.zeros(2) for (name,) in blocks}
-    return server
-
-
-def test_each_site_gets_its_own_part_and_the_same_when_it_asks_again() -> None:
-    server = _fedra()
-    get = server.aggregator.tensors_for
-    parts = {site: get(site, 3, server.context) for site in "abc"}
-    assert all(part is not None and len(part) == 4 for part in parts.values())
-    assert {name for part in parts.values() if part for name in part} == set(server.persistor.shared)
-    again = get("a", 3, server.context)
-    assert again is not None
-    assert list(again) == list(parts["a"] or ())
-    assert get("unseen", 3, server.context) is None  # held out: the global model, as it is in the task
-    newcomer = get("d", 3, server.context)
-    assert newcomer is not None
-    assert set(newcomer) == set(server.persistor.shared)
-
-
-def test_a_late_request_of_an_older_round_does_not_draw_for_the_next() -> None:
-    server, fresh = _fedra(), _fedra()
-    expected = fresh.aggregator.tensors_for("a", 4, fresh.context)
-    server.aggregator.tensors_for("a", 3, server.context)
-    server.aggregator.reset(server.context)
-    server.aggregator.tensors_for("b", 3, server.context)
-    first = server.aggregator.tensors_for("a", 4, server.context)
-    server.aggregator.tensors_for("b", 3, server.context)
-    again = server.aggregator.tensors_for("a", 4, server.context)
-    assert list(again or ()) == list(first or ()) == list(expected or ())
-
-
-def test_an_update_must_hold_what_its_site_was_sent() -> None:
-    server = _fedra()
-    sent = server.aggregator.tensors_for("a", 3, server.context)
-    assert sent is not None
-    assert not server.send("a", update_dxo(
-        server.persistor.shared, samples=5, round_=3, report={}, val_dice=None).to_shareable())  # fmt: skip
-    assert server.send("a", update_dxo(sent, samples=5, round_=3, report={}, val_dice=None).to_shareable())
-
-
-def test_a_site_without_a_mixture_is_scored_with_the_global_model() -> None:
-    server = Server()
-    server.persistor.method = make_method("sgca", {})
-    for site, value in (("a", 1.0), ("b", 3.0)):
-        assert server.send(site, update(value))
-    server.aggregate()
-    own = server.aggregator.tensors_for("a", None, server.context)
-    assert own is not None
-    assert set(own) == set(MODEL)
-    assert server.aggregator.tensors_for("c", None, server.context) is None
