@@ -21,8 +21,8 @@ demo: $(READY)  ## a federation of three sites and a held-out one on the phantom
 	OMP_NUM_THREADS=1 $(BIN)/nvflare simulator jobs/fedmsa -w $(DEMO) -n 4 -t 4 -l concise
 	$(BIN)/fedfms report $(DEMO)
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(READY)  ## the tests that take under a minute together
 	$(BIN)/python -m pytest -m "not slow and not federation"
