@@ -66,7 +66,8 @@ def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
         top = int(stored.max())
         # A lossless mask of 0 and 1 would come out empty under a threshold of 127, and nobody would notice.
         if 0 < top <= rule.threshold and kind not in LOSSY:
-            raise Fault(f"the mask's largest value is {top}, none is above the threshold {rule.threshold}")
+            what = f"the mask's largest value is {top}, none is above the threshold {rule.threshold}"
+            raise Fault(f"{what}; a colour counts by its luminance")
         return (stored > rule.threshold).astype(np.uint8)
     odd = sorted(set(np.unique(stored).tolist()) - set(rule.values))
     if odd:

@@ -5,13 +5,14 @@ kind: images      PNG, JPEG, TIFF, BMP or .npy files (an array (H, W) or (H, W, 
 
   kind: images
   structures: {cup: 2, rim: 1}      # name: label value to write; default {structure: 1}
-  values: {0: 2, 128: 1, 255: 0}    # stored value: label value; without it, a threshold
+  values: {0: 0, 128: 1, 255: 2}    # stored value: label value, 0 = background; without it, a threshold
   palette_index: false              # true: values are indices of a palette, not luminance
   mask_suffixes: ["", "_mask"]      # the mask of a.png is a.png or a_mask.png
   patient: "^([^_]+)_"              # group 1 of this expression in the image's name, and an image without it
                                     # is a fault; without a rule, each image is a patient of its own
 
-  In place of values: `threshold: 127`, stored luminance above which is label value 1 (the default).
+  For masks of black and white leave values out: `threshold: 127`, stored luminance above which is label value 1, is
+  the default. A coloured mask is read as its luminance, of which pure red has 76.
 
 kind: volumes     NIfTI, .nii or .nii.gz, a segmentation of the same size and affine for each volume.
 
