@@ -25,7 +25,7 @@ from tests.preprocessing.volume_layouts import pair, scan, truth
 
 REPO = Path(__file__).parents[2]
 KINDS = pytest.mark.parametrize("name", [of_kind(FLAT), of_kind(VOLUME)])
-MANY = 24
+MANY = 72
 
 
 def _arguments(name, raw, out, workers=0):
