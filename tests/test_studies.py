@@ -70,5 +70,5 @@ def test_a_study_trains_on_its_phantom(path: Path, tmp_path: Path) -> None:
     for result in done.results.values():
         assert np.isfinite(result.train_loss)
         assert result.update.samples == 2
-    before = done.received_by(sites[0])
+    before = done.received[sites[0]]
     assert any(not np.array_equal(before[name], tensor) for name, tensor in done.server.shared.items())

@@ -99,8 +99,8 @@ def test_what_leaves_a_site_is_shared_and_finite_and_was_trained(method: str, ru
         for result in round_.results.values():
             assert set(result.update.tensors) <= set(partition.shared)
             assert all(torch.isfinite(tensor).all() for tensor in result.update.tensors.values())
-    moved = [name for name, tensor in done[-1].server.shared.items() if not torch.equal(tensor, done[0].received_by(
-        next(iter(done[0].results))).get(name, tensor))]  # fmt: skip
+    moved = [name for name, tensor in done[-1].server.shared.items() if not torch.equal(tensor, done[0].received[
+        next(iter(done[0].results))].get(name, tensor))]  # fmt: skip
     assert moved or not partition.shared
 
 
@@ -110,12 +110,12 @@ def test_a_site_trains_what_is_trained_and_nothing_else(method: str, runs: Any, 
     name = trainers(study)[0]
     initial = build(study, SiteSettings())
     before, after = initial.trained(), _state(folder / name).trained
-    sent = {tensor for round_ in done for tensor in round_.received_by(name)}
+    sent = {tensor for round_ in done for tensor in round_.received[name]}
     to_train = {*sent, *initial.partition.private} & set(initial.parameters())
     assert not {n for n in to_train if torch.equal(before[n], after[n])}
     assert all(torch.equal(before[n], after[n]) for n in initial.partition.trained - sent - to_train)
     site = Site(study, name, SiteSettings(), tmp_path)
-    site.train_round(0, done[0].received_by(name))
+    site.train_round(0, done[0].received[name])
     now = dict(site.built.model.named_parameters())
     frozen = {n: p for n, p in initial.model.named_parameters() if n in initial.partition.frozen}
     assert all(torch.equal(now[n], p) for n, p in frozen.items())

@@ -58,7 +58,7 @@ class BuiltModel:
         """A server's tensors are the shared ones of this model, all of them unless the method sends parts.
 
         Raises:
-            CheckpointError: a name or a shape differs from the model's.
+            CheckpointError: a name differs from the model's; `load` looks at the shapes.
         """
         odd = set(tensors) - set(self.partition.shared)
         if not self.method.partial:

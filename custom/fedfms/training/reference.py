@@ -25,10 +25,6 @@ class ReferenceRound:
     server: Server
     held_out: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
-    def received_by(self, site: str) -> Tensors:
-        """The tensors with which a site began the round."""
-        return self.received[site]
-
 
 def rounds(study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path) -> Iterator[ReferenceRound]:
     """Run the study's rounds over `sites` one after another; each keeps its memory under `folder/<site>`, the server

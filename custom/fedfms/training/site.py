@@ -167,7 +167,8 @@ class Site:
         """
         try:
             self.built.check_received(received)
-            state = self._store.load()
+            # Only a model of the site's own holds more than was received; the state is large, with the optimizer's.
+            state = self._store.load() if self.built.method.personal else None
             own, memory = (self._initial, {}) if state is None else (state.trained, state.memory)
             self.built.load(self.built.method.personal_model(own, memory, received))
             scores = self._score(self.data)
