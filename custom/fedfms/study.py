@@ -43,6 +43,7 @@ class DataSpec:
     cache: bool = True  # decoded slices in memory; outputs of a frozen prefix on the site's disk
     phantom_images: int = 40  # a site, in the embedded phantom
     phantom_px: int = 128
+    phantom_shift: str = "look"  # look: sites differ in look | strong: in polarity and colours too
 
 
 @dataclass(frozen=True)

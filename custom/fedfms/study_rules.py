@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _CHOICES = {
     "data.protocol": ("held-out", "personal"),
     "data.augment": ("none", "flip", "photometric", "nnunet"),
+    "data.phantom_shift": ("look", "strong"),
     "model.stem": ("auto", "mobile_sam", "lite_medsam"),
     "model.head": ("auto", "token", "conv"),
     "model.normalise": ("none", "sam"),

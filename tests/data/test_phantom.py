@@ -44,3 +44,20 @@ def test_sites_look_different():
     means = [make_phantom(0, f"site-{i}", n=6, size_px=64).images.mean(axis=(0, 1, 2)) for i in range(1, 5)]
     gaps = [np.abs(a - b).max() for i, a in enumerate(means) for b in means[:i]]
     assert min(gaps) > 5
+
+
+def test_under_a_strong_shift_some_sites_show_the_structures_dark():
+    def difference(site: str, shift: str) -> float:
+        phantom = make_phantom(0, site, n=6, size_px=64, shift=shift)
+        grey, truth = phantom.images.mean(axis=-1), phantom.labels > 0
+        return float(grey[truth].mean() - grey[~truth].mean())
+
+    sites = [f"site-{i}" for i in range(1, 7)]
+    assert all(difference(site, "look") > 0 for site in sites)
+    assert {difference(site, "strong") > 0 for site in sites} == {True, False}
+
+
+def test_a_strong_shift_moves_no_outline_and_no_image_of_the_other():
+    one, other = make_phantom(0, "a", n=4, size_px=32), make_phantom(0, "a", n=4, size_px=32, shift="strong")
+    assert (one.labels == other.labels).all()
+    assert (one.images != other.images).any()

@@ -3,12 +3,13 @@
 Two looks. "fundus": RGB, a bright disc with a brighter cup, vessels, a textured background. "mri": grey, a
 body, an organ with a bright core. Sites differ visibly in contrast, brightness, colour cast, noise, blur and
 in the size of the structures; blobs that look like the structures but are none keep a mere threshold from
-doing well.
+doing well. Under the shift "strong" some sites' devices show the structures dark instead of bright and mix the
+colours otherwise, so that what one site learns misleads another: sites then have kin and strangers among the others.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +42,14 @@ class _Look:
     blur: float
     scale: float
     cast: Array  # (3,)
+    negative: bool = False  # dark is bright, as between two MRI sequences
+    colours: tuple[int, ...] = (0, 1, 2)  # which channel of the scene each channel of the image shows
 
 
 def make_phantom(
-    seed: int, site: str, *, n: int = 40, size_px: int = 128, structures: int = 2, kind: str | None = None
-) -> Phantom:
+    seed: int, site: str, *, n: int = 40, size_px: int = 128, structures: int = 2, kind: str | None = None,
+    shift: str = "look",
+) -> Phantom:  # fmt: skip
     """`n` images of `size_px` for a site; the same for the same arguments, on any machine.
 
     Args:
@@ -53,8 +57,11 @@ def make_phantom(
             one.
         kind: "fundus" or "mri"; by default fundus for two structures and mri for one, so that a study is of a
             piece.
+        shift: "look" or "strong".
     """
     look = _look(seed, site)
+    if shift == "strong":
+        look = _stronger(look, seed, site)
     random = rng(seed, site, purpose="phantom-images")
     fundus = (kind or ("fundus" if structures == 2 else "mri")) == "fundus"
     full = _full(random, n)
@@ -79,6 +86,13 @@ def _look(seed: int, site: str) -> _Look:
         scale=random.uniform(0.85, 1.25),
         cast=random.uniform(0.86, 1.14, 3).astype(np.float32),
     )
+
+
+def _stronger(look: _Look, seed: int, site: str) -> _Look:
+    """The same device with a polarity and an order of colours of its own."""
+    random = rng(seed, site, purpose="phantom-shift")
+    negative, colours = bool(random.random() < 0.5), tuple(random.permutation(3).tolist())
+    return replace(look, negative=negative, colours=colours)
 
 
 def _full(random: np.random.Generator, n: int) -> NDArray[np.bool_]:
@@ -230,7 +244,9 @@ def _acquire(random: np.random.Generator, scene: Array, look: _Look, size_px: in
     middle = np.float32(0.4)
     seen = (seen - middle) * look.contrast + middle + look.brightness
     if seen.shape[-1] == 3:
-        seen = seen * look.cast
+        seen = seen[..., look.colours] * look.cast
+    if look.negative:
+        seen = 1 - seen
     noise = random.standard_normal(seen.shape, dtype=np.float32)
     recorded = np.clip((seen + look.noise * noise) * 255, 0, 255).round().astype(np.uint8)
     return recorded if recorded.shape[-1] == 3 else recorded.repeat(3, axis=-1)

@@ -130,7 +130,8 @@ def _open_phantom(study: Study, site: str) -> tuple[list[Item], Source]:
         )  # fmt: skip
     spec = study.data
     phantom = make_phantom(
-        study.seed, site, n=spec.phantom_images, size_px=spec.phantom_px, structures=2 if 2 in used else 1
+        study.seed, site, n=spec.phantom_images, size_px=spec.phantom_px, structures=2 if 2 in used else 1,
+        shift=spec.phantom_shift,
     )
     items: list[Item] = []
     pixels: dict[tuple[str, int], Pixels] = {}
