@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,20 @@ class ReferenceRound:
     held_out: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def rounds(study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path) -> Iterator[ReferenceRound]:
+Record = Callable[[ReferenceRound, Server], None]
+
+
+def rounds(
+    study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path, record: Record | None = None
+) -> Iterator[ReferenceRound]:
     """Run the study's rounds over `sites` one after another; each keeps its memory under `folder/<site>`, the server
     its own in `folder/server.pt`. A run that was stopped after a round goes on from there.
 
     Where the method pools the data of all sites, its one training site is `POOL`.
+
+    Args:
+        record: told of each round, with the server as it was before it, when that round is not yet on disk: a kill
+            after it makes the round anew, and tells of it again.
     """
     built, store = build(study, settings), ServerStore(folder / "server.pt")
     method = built.method
@@ -43,21 +52,27 @@ def rounds(study: Study, sites: Sequence[str], settings: SiteSettings, folder: P
         results = {site.name: site.train_round(server.round, sent[site.name]) for site in training}
         scores = {site.name: site.evaluate(server.shared) for site in held_out}
         after = method.combine([result.update for result in results.values()], server)
+        done = ReferenceRound(server.round, sent, results, after, scores)
+        if record is not None:
+            record(done, server)
         store.save(after)
-        yield ReferenceRound(server.round, sent, results, after, scores)
+        yield done
         server = after
 
 
 def final_scores(
-    study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path, server: Server
+    study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path, server: Server, name: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """How the model that each site would use does there, as `Site.evaluate` tells it; of a pool, for each site."""
+    """How the model that each site would use does there, as `Site.evaluate` tells it; of a pool, for each site.
+
+    `name`, of the model, is that under which the sites keep what they drew and scored of it.
+    """
     if METHODS[study.method].centralised:
-        pool = Site(study, POOL, settings, folder / POOL).evaluate(server.shared)["by_site"]
-        sites = [name for name in sites if name in study.held_out]
+        pool = Site(study, POOL, settings, folder / POOL).evaluate(server.shared, name)["by_site"]
+        sites = [site for site in sites if site in study.held_out]
     else:
         pool = {}
     return pool | {
-        name: Site(study, name, settings, folder / name).evaluate(server.per_site.get(name, server.shared))
-        for name in sites
+        site: Site(study, site, settings, folder / site).evaluate(server.per_site.get(site, server.shared), name)
+        for site in sites
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that a run's numbers hang on."""
+    return {name: metadata.version(name) for name in ("fedfms", "torch", "monai", "nvflare", "numpy")}

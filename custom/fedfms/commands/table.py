@@ -1,0 +1,163 @@
+"""`fedfms table`: methods against one another on a study, over seeds and held-out sites, as the papers print it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedfms.errors import SettingsError, TrainingError
+from fedfms.settings import SiteSettings, load_settings
+
+if TYPE_CHECKING:
+    from fedfms.grid.plan import Cell, Grid
+
+_EXAMPLES = """\
+examples:
+  fedfms table phantom --out workspace/table                       # five methods, each phantom site held out once
+  fedfms table polyp --methods fedmsa,fedsca,local --protocol personal --seeds 0,1,2 --root DATA \\
+      --checkpoint weights/lite_medsam.pth --out workspace/polyp
+  fedfms table fedsca-table4 --root DATA --out workspace/table4    # a YAML of jobs/studies/tables: variants, a plot
+  fedfms table phantom --out workspace/table --dry-run             # how many runs, bytes and hours
+  fedfms table --render workspace/table                            # the tables again, of the runs that are there
+
+A run that is cut goes on where it stood: type the same command again.
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Add it to the subparsers of `fedfms`."""
+    table = commands.add_parser(
+        "table", help="methods against one another over seeds and held-out sites: a table, its figures, its cost",
+        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    table.add_argument("study", nargs="?", help="a study, or a table of jobs/studies/tables; a YAML file or its name")
+    table.add_argument("--on", metavar="STUDY", help="another study than the one that the table names")
+    table.add_argument("--render", type=Path, metavar="OUT", help="write the tables of OUT's runs again, run nothing")
+    table.add_argument("--out", type=Path, help="a folder for the runs and the tables; a cut run goes on there")
+    table.add_argument("--methods", type=_names, help="a,b (default: fedmsa,fedsam,fedunet,local,msa)")
+    table.add_argument("--protocol", choices=("held-out", "personal"), help="default: held-out")
+    table.add_argument("--seeds", type=_numbers, help="0,1,2 (default: 0)")
+    table.add_argument("--sites", type=_names, help="a,b,c (default: the study's)")
+    table.add_argument("--held-out", type=_names, help="a,b: only these are held out, one at a time (default: each)")
+    table.add_argument("--backbone", help="as `fedfms list` names them")
+    table.add_argument("--rounds", type=int)
+    table.add_argument("--preset", help="as `fedfms list` names them")
+    table.add_argument("--checkpoint", type=Path, help="weights to start from; its folder must hold the others', too")
+    table.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
+    table.add_argument("--root", type=Path, help="the data root (default: the one in this site's settings)")
+    table.add_argument("--engine", choices=("reference", "simulator"), default="reference",
+                       help="reference: in one process, quick; simulator: NVFLARE's. The numbers are the same")
+    table.add_argument("--jobs", type=int, default=1, help="runs at once (default 1)")
+    table.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
+    table.add_argument("--no-estimate", action="store_true", help="start without timing a step first")
+    table.set_defaults(run=_table)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError("must be numbers, as in 0,1,2")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _table(args: argparse.Namespace) -> int:
+    console = Console()
+    if args.render is not None:
+        return _render(args.render, console)
+    if args.study is None or args.out is None:
+        raise SettingsError("a table needs a study and --out", do="as in `fedfms table phantom --out workspace/table`")
+    if args.jobs < 1:
+        raise SettingsError("--jobs must be 1 or more")
+    grid, settings = _grid(args), _settings(args)
+    cells = grid.cells()
+    _tell_plan(args, cells, settings, console)
+    if args.dry_run:
+        return 0
+    return _run(args, grid, cells, settings, console)
+
+
+def _grid(args: argparse.Namespace) -> Grid:
+    from fedfms.flare.job import with_checkpoint
+    from fedfms.grid.plan import load_grid
+
+    overrides = list(args.set)
+    named = {"model.backbone": args.backbone, "train.rounds": args.rounds}
+    if args.checkpoint is not None:
+        named |= with_checkpoint(args.checkpoint)
+    overrides += [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    return load_grid(
+        args.study, study=args.on, methods=args.methods, protocol=args.protocol, seeds=args.seeds, sites=args.sites,
+        held_out=args.held_out, preset=args.preset, overrides=overrides or None,
+    )  # fmt: skip
+
+
+def _settings(args: argparse.Namespace) -> SiteSettings:
+    settings = load_settings()
+    if args.root is not None:
+        settings = replace(settings, data_root=args.root.resolve())
+    if args.checkpoint is not None:
+        settings = replace(settings, checkpoints=args.checkpoint.resolve().parent)
+    if settings.cache is None:  # runs that begin alike share the features of the frozen stage
+        settings = replace(settings, cache=args.out.resolve() / "cache")
+    return settings
+
+
+def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSettings, console: Console) -> None:
+    from fedfms.grid.run import CELLS, RESULT
+    from fedfms.grid.trial import estimate
+
+    left = [cell for cell in cells if not (args.out / CELLS / cell.name / RESULT).is_file()]
+    if len(left) < len(cells):
+        console.print(f"{len(cells) - len(left)} of {len(cells)} runs are there already")
+    if args.no_estimate or not left:
+        return
+    with console.status("timing a step") as status:
+        told = estimate(left, settings, lambda name: status.update(f"timing a step of {name}"))
+    console.print(told.text(args.jobs))
+
+
+def _run(
+    args: argparse.Namespace, grid: Grid, cells: Sequence[Cell], settings: SiteSettings, console: Console
+) -> int:
+    from fedfms.grid.run import locked, run_cells
+    from fedfms.grid.table import save_grid
+
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // args.jobs)
+    total = sum(cell.study.train.rounds for cell in cells)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with locked(args.out), Progress(*columns, console=console) as progress:
+        save_grid(args.out, grid, cells, " ".join(["fedfms", *map(shlex.quote, sys.argv[1:])]))
+        bar = progress.add_task("rounds", total=total)
+        faults = run_cells(
+            cells, args.out, settings, engine=args.engine, jobs=args.jobs, threads=threads,
+            told=lambda done: progress.update(bar, completed=sum(done.values())),
+        )  # fmt: skip
+    for name, fault in faults.items():
+        console.print(f"{name}: {fault}", markup=False)
+    if len(faults) == len(cells):
+        raise TrainingError(f"none of {len(cells)} runs was finished", do="mend that and type the same command again")
+    return _render(args.out, console)
+
+
+def _render(out: Path, console: Console) -> int:
+    from fedfms.grid.table import render
+
+    told = render(out)
+    console.print(told.group)
+    console.print(*told.paths, sep="\n", markup=False, highlight=False, soft_wrap=True)
+    return 1 if told.missing else 0

@@ -1,0 +1,64 @@
+"""One run of a table in NVFLARE's simulator: the job that a federation would run, all sites on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedfms.errors import TrainingError
+from fedfms.files import write_atomic
+from fedfms.flare.job import build_job
+from fedfms.grid.cell import write_result
+from fedfms.methods import trainers
+from fedfms.settings import ENV, SiteSettings
+from fedfms.study import Study
+
+_ENGINE = "nvflare.private.fed.app.simulator.simulator"  # what `nvflare simulator` calls, without its notice
+
+
+def run_simulated(place: Mapping[str, Any], study: Study, settings: SiteSettings, folder: Path) -> None:
+    """Run the study in the simulator below `folder`, from its beginning, and write its result there.
+
+    Raises:
+        TrainingError: the simulator failed, or the run has no final scores.
+    """
+    workspace, job = folder / "workspace", folder / "job"
+    build_job(study, job)
+    site = folder / "site.yaml"
+    told = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items() if value}
+    write_atomic(site, yaml.safe_dump(told), mode=0o600)
+    names = [*trainers(study), *study.held_out]
+    at_once = min(len(names), os.cpu_count() or 1)  # fewer than sites: each task is a new process
+    done = subprocess.run(
+        [sys.executable, "-m", _ENGINE, str(job), "-w", str(workspace), "-c", ",".join(names), "-t", str(at_once)],
+        env={**os.environ, ENV: str(site)}, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    found = list(workspace.glob("server/simulate_job/fedfms/final.json"))
+    if done.returncode or not found:
+        raise TrainingError("the simulator ended without final scores", where=folder.name, do="look at its log.txt")
+    run = found[0].parent
+    models = json.loads(found[0].read_text(encoding="utf-8"))["models"]
+    rows = [json.loads(line) for line in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    for name in names:
+        for scores in workspace.glob(f"{name}/simulate_job/fedfms/scores"):
+            shutil.copytree(scores, folder / name / "scores", dirs_exist_ok=True)
+    write_result(place, study, folder, models, _curve(rows), evaluate_s=None)
+
+
+def _curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By round: the Dice of each site, and the seconds that the sites took, one after another."""
+    curve = []
+    for round_ in sorted({row["round"] for row in rows}):
+        of_round = [row for row in rows if row["round"] == round_]
+        dice = {row["site"]: (row["scores"] or {}).get("dice") for row in of_round}
+        curve.append({"round": round_, "dice": dice, "seconds": sum(row["seconds"] or 0.0 for row in of_round)})
+    return curve

@@ -1,0 +1,184 @@
+"""Which runs a table needs: method x variant x held-out site x seed, each a study of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedfms.errors import StudyError
+from fedfms.methods import METHODS, fitted, make_method, method_options
+from fedfms.study import PHANTOM, Study, find_study, load_study
+
+PROTOCOLS = ("held-out", "personal")
+PHANTOM_SITES = ("site-1", "site-2", "site-3")  # any name is a phantom's
+_PLOTS = ("", "variant", "rounds")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its place in the table and the study that it is."""
+
+    method: str
+    variant: str
+    seed: int
+    held_out: str | None
+    study: Study
+
+    @property
+    def name(self) -> str:
+        """Its folder's name: letters, digits, dots, dashes and underscores."""
+        parts = (self.method, self.variant, self.held_out or "", f"seed{self.seed}")
+        return "+".join(re.sub(r"[^A-Za-z0-9._=-]", "_", part) for part in parts if part)
+
+    def place(self) -> dict[str, Any]:
+        """For JSON: where it stands in the table."""
+        return {"method": self.method, "variant": self.variant, "seed": self.seed, "held_out": self.held_out}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared. `variants`: overrides of the study (dotted keys) by label; a method that has not all of a
+    variant's `method_options`, or whose study it leaves as another variant's, is not run with it.
+    """
+
+    study: str
+    title: str = ""
+    protocol: str = "held-out"
+    methods: tuple[str, ...] = ("fedmsa", "fedsam", "fedunet", "local", "msa")
+    seeds: tuple[int, ...] = (0,)
+    sites: tuple[str, ...] = ()  # empty: the study's
+    held_out: tuple[str, ...] = ()  # empty: each site in its turn
+    overrides: tuple[str, ...] = ()  # KEY=VALUE, for all runs
+    preset: str | None = None
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    plot: str = ""  # a figure beside the table: Dice against the "variant", or against the "rounds"
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise StudyError(f"protocol is {self.protocol!r}", where="table", do=f"one of {list(PROTOCOLS)}")
+        if self.plot not in _PLOTS:
+            raise StudyError(f"plot is {self.plot!r}", where="table", do=f"one of {list(_PLOTS)}")
+        for name, values in (("methods", self.methods), ("seeds", self.seeds), ("variants", self.variants)):
+            if not values or len(set(values)) != len(values):
+                raise StudyError(f"{name} must be distinct, at least one", where="table")
+
+    def cells(self) -> list[Cell]:
+        """All runs, those of one method and variant together.
+
+        Raises:
+            StudyError: an unknown site, a method or a study that cannot be, or two runs of one name.
+        """
+        cells = list(self._cells())
+        if not cells:
+            raise StudyError("no method takes any of the variants", where="table", do="name other methods")
+        names = [cell.name for cell in cells]
+        if len(set(names)) != len(names):
+            raise StudyError("two runs would have one folder", where="table", do="give the variants plainer names")
+        return cells
+
+    def _cells(self) -> Iterator[Cell]:
+        base = load_study(find_study(self.study), preset=self.preset, overrides=self.overrides)
+        sites = self._sites(base)
+        seen: list[Study] = []
+        for method, (variant, changes) in itertools.product(self.methods, self.variants.items()):
+            if not _takes(method, changes):
+                continue
+            for held_out, seed in itertools.product(self._held_out(sites), self.seeds):
+                study = self._study(method, changes, seed, sites, held_out)
+                if study not in seen:  # weights to start from, for one, are nothing to a U-Net
+                    yield Cell(method, variant, seed, held_out, study)
+                seen.append(study)
+
+    def _sites(self, base: Study) -> tuple[str, ...]:
+        named = (*base.sites, *base.held_out) if base.sites else ()
+        phantom = PHANTOM_SITES if base.data.dataset == PHANTOM else ()
+        sites = self.sites or named or phantom
+        if not sites:
+            raise StudyError("the study names no sites", where=base.name, do="name them with --sites a,b,c")
+        return sites
+
+    def _held_out(self, sites: Sequence[str]) -> tuple[str | None, ...]:
+        if self.protocol == "personal":
+            return (None,)
+        unknown = sorted(set(self.held_out) - set(sites))
+        if unknown:
+            raise StudyError(f"--held-out names {unknown}", where="table", do=f"one of {list(sites)}")
+        return self.held_out or tuple(sites)
+
+    def _study(
+        self, method: str, changes: Mapping[str, Any], seed: int, sites: Sequence[str], held_out: str | None
+    ) -> Study:
+        overrides = [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]
+        study = load_study(
+            find_study(self.study), preset=self.preset, overrides=overrides,
+            **{
+                "method": method,
+                "seed": seed,
+                "sites": [site for site in sites if site != held_out],
+                "held_out": [] if held_out is None else [held_out],
+                "data.protocol": self.protocol,
+            },
+        )  # fmt: skip
+        return fitted(study, make_method(method, study.method_options))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def _takes(method: str, changes: Mapping[str, Any]) -> bool:
+    """Whether a method has all the options that a variant sets."""
+    if method not in METHODS:
+        return True  # the study says what is wrong
+    options = {key.removeprefix("method_options.") for key in changes if key.startswith("method_options.")}
+    return options <= set(method_options(method))
+
+
+def load_grid(name: str, **values: Any) -> Grid:
+    """The grid of a study, or of a YAML under `jobs/studies/tables` (a file, or its name there), with `values` laid
+    over it where they are given.
+
+    Raises:
+        StudyError: neither; an unknown key; a value that cannot be.
+    """
+    path = _find(name)
+    raw: dict[str, Any] = {"study": name}
+    if path is not None:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            raise StudyError(f"{path.name} cannot be read as YAML", where="table") from None
+        if isinstance(content, dict) and "study" in content:
+            raw = {"title": path.stem, **content}
+    overrides = [*raw.get("overrides", ()), *(values.pop("overrides", None) or ())]
+    raw |= {key: value for key, value in values.items() if value is not None} | {"overrides": overrides}
+    known = {f.name for f in dataclasses.fields(Grid)}
+    if unknown := sorted(str(key) for key in set(raw) - known):
+        raise StudyError(f"unknown keys {unknown}", where="table", do=f"known ones: {sorted(known)}")
+    return Grid(**{key: _frozen(key, value) for key, value in raw.items()})
+
+
+def _find(name: str) -> Path | None:
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in (Path("jobs/studies/tables"), Path(__file__).parents[3] / "jobs" / "studies" / "tables"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    return None
+
+
+def _frozen(key: str, value: Any) -> Any:
+    if key == "variants":
+        if not isinstance(value, dict) or not all(isinstance(each or {}, dict) for each in value.values()):
+            raise StudyError("variants must be a mapping of overrides by label", where="table")
+        return {str(label): dict(changes or {}) for label, changes in value.items()}
+    return tuple(value) if isinstance(value, list) else value

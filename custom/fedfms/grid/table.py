@@ -1,0 +1,38 @@
+"""A table's folder: what was asked for, and the tables made of the runs that are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedfms.errors import StudyError
+from fedfms.files import write_atomic
+from fedfms.grid.plan import Cell, Grid
+from fedfms.tables import TableText, write_tables
+from fedfms.tables.cells import Key
+
+_FILE = "table.json"
+_FORMAT = 1
+
+
+def save_grid(out: Path, grid: Grid, cells: Sequence[Cell], command: str) -> None:
+    """Note what the table is of, for when its runs are not all there."""
+    content = {
+        "format": _FORMAT, "command": command, "grid": grid.to_dict(), "cells": [cell.place() for cell in cells],
+    }  # fmt: skip
+    write_atomic(out / _FILE, json.dumps(content, indent=1))
+
+
+def render(out: Path) -> TableText:
+    """Write the tables of the runs below `out`, which `save_grid` described.
+
+    Raises:
+        StudyError: no table was begun there.
+        TableError: no run is finished, or one is damaged.
+    """
+    try:
+        content = json.loads((out / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise StudyError(f"{out.name} holds no table", where="table", do="name the --out of a `fedfms table`") from None
+    return write_tables(out, content["command"], [Key(**place) for place in content["cells"]])
