@@ -68,7 +68,6 @@ def test_a_study_of_named_sites_holds_each_of_them_out() -> None:
         ({"held_out": ("nobody",)}, "nobody"),
         ({"methods": ("fedxyz",)}, "fedxyz"),
         ({"overrides": ("train.lrr=1",)}, "lrr"),
-        ({"plot": "pie"}, "plot"),
         ({"variants": {"a b": {}, "a/b": {"train.lr": 0.5}}}, "one folder"),
         ({"methods": ("fedmsa",), "variants": {"L=1": {"method_options.layers": 1}}}, "variants"),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 
 from fedfms.errors import TrainingError
 from fedfms.files import append_line, write_atomic
+from fedfms.grid.shift import shift
 from fedfms.machine import machine, versions
 from fedfms.methods import METHODS, Server, Tensors
 from fedfms.settings import SiteSettings
@@ -57,7 +58,8 @@ def run_cell(
         dice |= {site: (told["scores"] or {}).get("dice") for site, told in done.held_out.items()}
         _keep_best(folder / BEST, study, done, before)
         now = time.perf_counter()
-        row = {"round": done.round, "dice": dice, "seconds": round(now - started, 3)}
+        moved = shift((done.received[site], result.update.tensors) for site, result in done.results.items())
+        row = {"round": done.round, "dice": dice, "shift": moved, "seconds": round(now - started, 3)}
         append_line(folder / ROUNDS, json.dumps(row))
         started = now
 
@@ -107,7 +109,8 @@ def write_result(
 
     Args:
         models: {"final": {"round", "sites": {site: as `Site.evaluate` tells}}, and "best" where there is one}.
-        rows: one a round: {"round", "dice": {site: Dice of the received model}, "seconds"}.
+        rows: one a round: {"round", "dice": {site: Dice of the received model}, "seconds", and where it is known
+            "shift"}.
     """
     content = {
         "format": FORMAT,
@@ -115,7 +118,7 @@ def write_result(
         "study": study.to_dict(),
         "protocol": study.data.protocol,
         "models": models,
-        "curve": [{"round": row["round"], "dice": row["dice"]} for row in rows],
+        "curve": [{key: value for key, value in row.items() if key != "seconds"} for row in rows],
         "traffic": plan(study).to_dict(),
         "seconds": {"rounds": [row["seconds"] for row in rows], "evaluate": evaluate_s},
         "machine": machine(),

@@ -19,7 +19,6 @@ from fedfms.study import PHANTOM, Study, find_study, load_study
 
 PROTOCOLS = ("held-out", "personal")
 PHANTOM_SITES = ("site-1", "site-2", "site-3")  # any name is a phantom's
-_PLOTS = ("", "variant", "rounds")
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,10 @@ class Grid:
     overrides: tuple[str, ...] = ()  # KEY=VALUE, for all runs
     preset: str | None = None
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
-    plot: str = ""  # a figure beside the table: Dice against the "variant", or against the "rounds"
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise StudyError(f"protocol is {self.protocol!r}", where="table", do=f"one of {list(PROTOCOLS)}")
-        if self.plot not in _PLOTS:
-            raise StudyError(f"plot is {self.plot!r}", where="table", do=f"one of {list(_PLOTS)}")
         for name, values in (("methods", self.methods), ("seeds", self.seeds), ("variants", self.variants)):
             if not values or len(set(values)) != len(values):
                 raise StudyError(f"{name} must be distinct, at least one", where="table")
