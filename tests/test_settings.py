@@ -24,9 +24,9 @@ def test_workspace_file_and_environment(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "local" / FILE_NAME).write_text(f"data_root: {tmp_path}\ndevice: cpu\n")
     assert load_settings(tmp_path) == SiteSettings(data_root=tmp_path, device="cpu")
     other = tmp_path / "other.yaml"
-    other.write_text("workers: 2\n")
+    other.write_text("workers: 2\nmin_cases: 20\n")
     monkeypatch.setenv(ENV, str(other))
-    assert load_settings(tmp_path) == SiteSettings(workers=2)
+    assert load_settings(tmp_path) == SiteSettings(workers=2, min_cases=20)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,7 @@ def test_workspace_file_and_environment(tmp_path: Path, monkeypatch: pytest.Monk
         ("- a", "must be a mapping"),
         ("a: [", "not valid YAML"),
         ("workers: many", "must be a number"),
+        ("min_cases: -1", "min_cases must be a number, 0 or more"),
         ("data_root: ~nobody-of-that-name/x", "absolute path"),
         ("device: gpu", "there is no device 'gpu'"),
         ("device: cuda:99", "device 'cuda:99' is not there"),

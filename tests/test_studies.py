@@ -20,7 +20,7 @@ from preprocessing.registry import DATASETS
 STUDIES = sorted((Path(__file__).parents[1] / "jobs" / "studies").glob("*.yaml"))
 ALL = pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 TINY = ["model.input_px=64", "data.phantom_images=4", "data.phantom_px=64", "train.local_epochs=1",
-        "train.batch_size=2"]  # fmt: skip
+        "train.batch_size=2", "federation.min_cases=1"]  # fmt: skip
 
 
 def test_every_registered_data_set_has_a_study() -> None:

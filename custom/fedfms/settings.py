@@ -8,6 +8,7 @@ Read from the file named by FEDFMS_SITE, or from `local/fedfms_site.yaml` in the
     cache: /scratch/fedfms         # default: inside the run's own folder
     workers: 0                     # loader processes
     threads: 0                     # of torch on the CPU; 0: the site's share of the machine's cores
+    min_cases: 0                   # no score of fewer images leaves the site; the study's own counts where it is larger
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class SiteSettings:
     cache: Path | None = None
     workers: int = 0
     threads: int = 0
+    min_cases: int = 0
 
     @property
     def torch_device(self) -> torch.device:
@@ -75,7 +77,7 @@ def _parse(path: Path) -> SiteSettings:
     for key in ("data_root", "checkpoints", "cache"):
         if raw.get(key) is not None:
             raw[key] = _absolute(str(raw[key]), f"{path.name}: {key}")
-    for key in ("workers", "threads"):
+    for key in ("workers", "threads", "min_cases"):
         if type(raw.get(key, 0)) is not int or raw.get(key, 0) < 0:
             raise SettingsError(f"{path.name}: {key} must be a number, 0 or more", do="0 is a good start")
     _check_device(str(raw.get("device") or ""), path.name)
@@ -86,6 +88,7 @@ def _parse(path: Path) -> SiteSettings:
         cache=raw.get("cache"),
         workers=raw.get("workers", 0),
         threads=raw.get("threads", 0),
+        min_cases=raw.get("min_cases", 0),
     )
 
 

@@ -27,8 +27,8 @@ _CHOICES = {
 }
 _POSITIVE = (
     "model.input_px", "model.adapter_ratio", "train.rounds", "train.local_epochs", "train.batch_size", "train.lr",
-    "train.pos_weight", "federation.min_sites", "federation.round_timeout_s", "data.max_images", "data.crop_px",
-    "data.phantom_images", "data.phantom_px",
+    "train.pos_weight", "federation.min_sites", "federation.round_timeout_s", "federation.min_cases",
+    "data.max_images", "data.crop_px", "data.phantom_images", "data.phantom_px",
 )  # fmt: skip
 _NOT_NEGATIVE = ("train.beta1", "train.beta2", "federation.wait_s")
 _LABEL_VALUES = range(1, 256)  # 0 is the background

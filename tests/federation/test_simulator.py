@@ -31,9 +31,11 @@ SITES = ("site-1", "site-2", "site-3")
 ANEW = ("fedala", "feddbe", "fedsca")  # what is kept at a site: learnt memory, two optimizers, private tensors
 TINY = [
     "data.phantom_images=7", "data.phantom_px=64", "model.input_px=64", "train.rounds=2", "train.local_epochs=1",
-    "sites=[a, b]", "held_out=[]",
+    "sites=[a, b]", "held_out=[]", "federation.min_cases=1",
 ]  # fmt: skip
-SMALL = ["data.phantom_images=12", "train.rounds=2", "train.local_epochs=1", "held_out=[site-3]"]
+SMALL = [
+    "data.phantom_images=12", "train.rounds=2", "train.local_epochs=1", "held_out=[site-3]", "federation.min_cases=1",
+]  # fmt: skip
 
 
 def _study(method: str) -> Study:

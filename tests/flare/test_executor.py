@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.apis.signal import Signal
 
 from fedfms.flare.executor import SiteExecutor
-from fedfms.flare.wire import REASON, REPORT, SUBMIT_MODEL, TRAIN, VALIDATE, to_arrays
+from fedfms.flare.wire import REASON, REPORT, SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE, to_arrays
 from fedfms.settings import SiteSettings
 from fedfms.study import load_study
 from fedfms.training.build import build
 from fedfms.training.site import Site
 
 PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
-SMALL = ["data.phantom_images=6", "train.rounds=1", "train.local_epochs=1", "model.input_px=32"]
+SMALL = [
+    "data.phantom_images=6", "train.rounds=1", "train.local_epochs=1", "model.input_px=32", "federation.min_cases=1",
+]  # fmt: skip
 STUDY = load_study(PHANTOM, overrides=SMALL)
 
 
@@ -60,6 +63,16 @@ def test_the_three_tasks_and_an_unknown_one(context: FLContext) -> None:
     submitted = from_shareable(_do(executor, SUBMIT_MODEL, Shareable(), context))
     assert set(submitted.data) == set(trained.data)
     assert _do(executor, "dance", Shareable(), context).get_return_code() == ReturnCode.TASK_UNKNOWN
+
+
+def test_what_is_withheld_chooses_no_model(context: FLContext) -> None:
+    """By the selector's key too, no score of two images leaves."""
+    told = from_shareable(_do(SiteExecutor(STUDY.to_dict()), TRAIN, _task(), context))
+    assert told.get_meta_prop(MetaKey.INITIAL_METRICS) == {VAL_DICE: told.get_meta_prop(REPORT)["scores"]["dice"]}
+    strict = replace(STUDY, federation=replace(STUDY.federation, min_cases=3))
+    kept = from_shareable(_do(SiteExecutor(strict.to_dict()), TRAIN, _task(), context))
+    assert kept.get_meta_prop(MetaKey.INITIAL_METRICS) is None
+    assert kept.get_meta_prop(REPORT)["scores"]["dice"] is None
 
 
 def test_a_stop_is_answered_as_aborted(context: FLContext) -> None:

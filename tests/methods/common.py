@@ -23,7 +23,7 @@ PHANTOM = STUDIES / "phantom.yaml"
 SITES = ("a", "b")
 SMALL = (
     "data.phantom_images=4", "data.phantom_px=64", "data.augment=none", "train.local_epochs=1", "train.batch_size=2",
-    "model.input_px=64", "held_out=[]",
+    "model.input_px=64", "held_out=[]", "federation.min_cases=1",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
 SITES = ("a", "b", "c")
 SMALL = [
     "data.phantom_images=7", "data.phantom_px=64", "model.input_px=64", "train.rounds=3", "train.local_epochs=1",
-    "train.batch_size=2", "sites=[a, b, c]", "held_out=[unseen]",
+    "train.batch_size=2", "sites=[a, b, c]", "held_out=[unseen]", "federation.min_cases=1",
 ]  # fmt: skip
 pytestmark = pytest.mark.slow
 BY_NAME = pytest.mark.parametrize("method", sorted(METHODS))

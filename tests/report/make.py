@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from fedfms.study import Study
+from fedfms.training.told import withhold
 
 REFUSED = "adapter.0.weight [3, 4] holds NaN"
 MB = 1_000_000
@@ -34,18 +35,25 @@ def make_study(**values: Any) -> Study:
     return Study.from_dict(raw | values)
 
 
-def make_scores(disc: float, cup: float | None, *, images: int = 4) -> dict[str, Any]:
-    """A `Scores.result()` with these standard Dice; IoU is half of it, the fedfms mode a tenth below. A cup of None is
-    in no image.
+def make_scores(
+    disc: float, cup: float | None, *, images: int = 4, min_cases: int = 1, volumes: int = 0
+) -> dict[str, Any]:
+    """What a site tells: these standard Dice; IoU and the s.d. are half of it, the fedfms mode a tenth below, and, with
+    volumes, a quarter of it by volume. A cup of None is in no image, and so withheld.
     """
-    standard, fedfms = {}, {}
+    scores: dict[str, Any] = {mode: {} for mode in ("standard", "fedfms", *(["volume"] if volumes else []))}
     for name, dice in (("disc", disc), ("cup", cup)):
         empty = images if dice is None else 0
-        iou = None if dice is None else dice / 2
-        standard[name] = {"dice": dice, "iou": iou, "images": images - empty, "empty": empty}
-        fedfms[name] = {"dice": 0.9 * (dice or 0.0), "iou": 0.9 * (iou or 0.0), "images": images}
-    known = [dice for dice in (disc, cup) if dice is not None]
-    return {"standard": standard, "fedfms": fedfms, "images": images, "dice": sum(known) / len(known)}
+        scores["standard"][name] = _row(dice, images - empty) | {"empty": empty}
+        scores["fedfms"][name] = _row(0.9 * (dice or 0.0), images)
+        if volumes:
+            scores["volume"][name] = _row(dice and dice / 4, volumes) | {"empty": 0}
+    return withhold(scores | {"images": images}, min_cases)
+
+
+def _row(dice: float | None, images: int) -> dict[str, Any]:
+    half = None if dice is None else dice / 2
+    return {"dice": dice, "iou": half, "dice_sd": half, "iou_sd": half, "images": images}
 
 
 def make_row(round_: int, site: str, scores: Any, *, reason: str = "", **more: Any) -> dict[str, Any]:

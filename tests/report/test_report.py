@@ -30,6 +30,11 @@ def _without(raw: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in raw.items() if name != key}
 
 
+def _with_row(scores: dict[str, Any], mode: str, **values: Any) -> dict[str, Any]:
+    scores[mode]["disc"] |= values
+    return scores
+
+
 def test_files_are_beside_the_records_and_nothing_else(report: Report, tmp_path: Path) -> None:
     folder = tmp_path / "server" / "simulate_job" / "fedfms" / "report"
     assert report.paths == [folder / name for name in ("results.json", "table.md", "curves.png", "config.yaml")]
@@ -84,7 +89,7 @@ def test_scores_by_hand(report: Report) -> None:
     # Before: a (0.25 + 0) / 2, b (0.5 + 0.25) / 2; at c no image has a cup, so its mean is that of the disc.
     assert before["mean"]["standard"]["dice"] == 0.25
     assert before["sites"]["c"]["scores"]["standard"]["dice"] == 0.0
-    assert before["sites"]["c"]["scores"]["empty"] == {"disc": 0, "cup": 10}
+    assert before["sites"]["c"]["scores"]["empty"] == {"disc": 0, "cup": None}
     # b told no scores of the best model: the mean is that of a, and says so.
     assert best["sites"]["b"]["scores"] is None
     assert best["mean"]["standard"]["dice"] == 0.625
@@ -139,7 +144,8 @@ def test_markdown_has_every_row(report: Report) -> None:
     assert lines[2].startswith("3 of 3 rounds; in all of them: a; held out: c; b missed 2 of 3")
     assert "| a | disc | 0.250 | 0.750 | 0.375 | 0.675 | 0.338 | 4 | 0 |" in lines
     assert "| a | mean | 0.125 | 0.750 | 0.375 | 0.675 | 0.338 |  |  |" in lines
-    assert "| c (held out) | cup | - | 0.500 | 0.250 | 0.450 | 0.225 | 10 | 0 |" in lines
+    withheld = "withheld (fewer than 1 images)"  # before: the cup is in none
+    assert f"| c (held out) | cup | {withheld} | 0.500 | 0.250 | 0.450 | 0.225 | 10 | 0 |" in lines
     assert "| mean, sites that train | mean | 0.250 | 0.688 | 0.344 | 0.619 | 0.309 |  |  |" in lines
     assert "| mean, 1 of the 2 sites that train | disc | 0.250 | 0.750 | 0.375 | 0.675 | 0.338 |  |  |" in lines
     assert "| b | no scores | - | - | - | - | - | - | - |" in lines  # of the best model
@@ -147,6 +153,57 @@ def test_markdown_has_every_row(report: Report) -> None:
     assert "12.0 MB travelled in the rounds: 4.0 up, 8.0 down." in text
     assert "2 in a/simulate_job/fedfms/overlays." in text
     assert "final_0" not in text  # how many and where, no more
+
+
+def test_what_is_withheld_says_so_and_is_in_no_mean(tmp_path: Path) -> None:
+    rows = [make_row(0, "a", make_scores(0.5, 0.5)), make_row(0, "b", make_scores(0.25, 0.5, min_cases=5))]
+    models = {"final": {"round": 1, "sites": {row["site"]: {"scores": row["scores"], "part": "val"} for row in rows}}}
+    make_run(tmp_path, rows=rows, models=models)
+    report = make_report(tmp_path)
+    assert report.results["notes"] == []
+    kept = report.results["models"]["final"]["sites"]["b"]["scores"]
+    assert (kept["images"], kept["min_cases"], kept["standard"]["dice"]) == (4, 5, None)
+    mean = report.results["models"]["final"]["mean"]
+    assert (mean["standard"]["dice"], mean["scored"], mean["sites"]) == (0.5, 1, 2)
+    assert report.results["curves"]["sites"]["b"]["dice"] == [None, None]
+    why = "withheld (fewer than 5 images)"
+    lines = report.paths[1].read_text().splitlines()
+    assert f"| b | disc | {why} | {why} | - | {why} | - | - | - |" in lines
+    assert "| mean, 1 of the 2 sites that train | disc | 0.500 | 0.500 | 0.250 | 0.450 | 0.225 |  |  |" in lines
+    console = Console(file=io.StringIO(), width=80)
+    console.print(report.table)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "withheld" in shown
+    assert "(fewer" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_volumes_have_columns_where_a_site_has_volumes(tmp_path: Path) -> None:
+    rows = [make_row(0, "a", make_scores(0.5, 1.0, images=6, volumes=3)), make_row(0, "b", make_scores(0.5, 0.5))]
+    models = {"final": {"round": 1, "sites": {row["site"]: {"scores": row["scores"], "part": "val"} for row in rows}}}
+    make_run(tmp_path, rows=rows, models=models)
+    report = make_report(tmp_path)
+    lines = report.paths[1].read_text().splitlines()
+    assert lines[6].endswith("| images | empty | Dice (volume) | IoU (volume) | volumes |")
+    assert "| a | cup | 1.000 | 1.000 | 0.500 | 0.900 | 0.450 | 6 | 0 | 0.250 | 0.125 | 3 |" in lines
+    assert "| a | mean | 0.750 | 0.750 | 0.375 | 0.675 | 0.338 |  |  | 0.188 | 0.094 |  |" in lines
+    assert "| b | cup | 0.500 | 0.500 | 0.250 | 0.450 | 0.225 | 4 | 0 | - | - |  |" in lines
+    mean = report.results["models"]["final"]["mean"]
+    assert mean["volume"] == {"dice": 0.1875, "iou": 0.09375}  # of a, which has volumes
+    assert mean["by_structure"]["volume"]["cup"] == {"dice": 0.25, "iou": 0.125}
+
+
+def test_scores_of_an_earlier_version_have_no_spread_and_no_rule(tmp_path: Path) -> None:
+    def earlier(scores: dict[str, Any]) -> dict[str, Any]:
+        row = {"dice": 0.5, "iou": 0.25, "images": 3}
+        modes = {"standard": {name: row | {"empty": 1} for name in ("disc", "cup")}}
+        modes["standard"]["cup"] = {"dice": None, "iou": None, "images": 0, "empty": 4}
+        return modes | {"fedfms": dict.fromkeys(("disc", "cup"), row), "images": scores["images"]}
+
+    make_run(tmp_path, rows=[make_row(0, "a", earlier(make_scores(0.5, 0.5)))], models={})
+    report = make_report(tmp_path)
+    assert report.results["notes"] == []
+    assert "| a | cup | - | - | - | 0.500 | 0.250 | 0 | 4 |" in report.paths[1].read_text().splitlines()
 
 
 def test_terminal_shows_the_same_and_takes_nothing_for_markup(report: Report) -> None:
@@ -290,6 +347,9 @@ def test_a_study_of_another_version_is_an_error(tmp_path: Path) -> None:
         make_scores(float("nan"), 0.5),
         make_scores(1.5, 0.5),
         make_scores(0.5, 0.5) | {"images": "four"},
+        _with_row(make_scores(0.5, 0.5), "standard", images=None),
+        _with_row(make_scores(0.5, 0.5), "fedfms", dice_sd=-1.0),
+        _with_row(make_scores(0.5, 0.5, volumes=2), "volume", dice="high"),
     ],
     ids=str,
 )

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from fedfms.errors import CheckpointError, FedfmsError, SettingsError
-from fedfms.methods import Tensors
+from fedfms.methods import POOL, Tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study, load_study
 from fedfms.training.build import build
 from fedfms.training.reference import rounds
 from fedfms.training.site import Site
+from fedfms.training.state import StateStore
 
 PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
-SMALL = ["data.phantom_images=10", "train.rounds=2", "train.local_epochs=1", "held_out=[unseen]"]
+SMALL = [
+    "data.phantom_images=10", "train.rounds=2", "train.local_epochs=1", "held_out=[unseen]", "federation.min_cases=1",
+]  # fmt: skip
 
 
 def _study(method: str = "fedmsa", *more: str) -> Study:
@@ -77,6 +83,67 @@ def test_a_held_out_site_scores_all_its_images_and_draws_a_few(tmp_path: Path) -
     report = Site(study, "unseen", SiteSettings(), tmp_path).evaluate(_shared(study), overlays="final")
     assert (report["part"], report["images"], report["held_out"]) == ("all", 10, True)
     assert len(list((tmp_path / "overlays").glob("final_*.png"))) == 4
+
+
+def test_scores_by_image_stay_at_the_site(tmp_path: Path) -> None:
+    site = Site(_study(), "unseen", SiteSettings(), tmp_path)
+    shared = _shared(_study())
+    report = site.evaluate(shared, overlays="final")
+    path = tmp_path / "scores" / "final.json"
+    kept = json.loads(path.read_text())
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert {key: kept[key] for key in ("format", "model", "part", "structures")} == {
+        "format": 1, "model": "final", "part": "all", "structures": ["disc", "cup"],
+    }  # fmt: skip
+    dataset = site.data.dataset("all", input_px=32, mask_px=8)
+    samples = [dataset[index] for index in range(10)]
+    assert [(image["key"], image["case"]) for image in kept["images"]] == [(s["key"], s["case"]) for s in samples]
+    for mode, metric in itertools.product(("standard", "fedfms"), ("dice", "iou")):
+        values = [image["scores"][mode]["disc"][metric] for image in kept["images"]]
+        known = [value for value in values if value is not None]
+        assert report["scores"][mode]["disc"][metric] == pytest.approx(math.fsum(known) / len(known))
+    told = json.dumps(report)
+    assert not any(s["key"] in told or s["case"] in told for s in samples)
+    site.evaluate(shared)  # as in a round: nothing is written
+    assert sorted(file.name for file in (tmp_path / "scores").iterdir()) == ["final.json"]
+
+
+@pytest.mark.parametrize(("study_asks", "site_asks"), [(3, 0), (1, 3), (3, 1)])
+def test_of_too_few_images_nothing_leaves_and_the_site_still_knows(
+    study_asks: int, site_asks: int, tmp_path: Path
+) -> None:
+    study = _study("fedmsa", f"federation.min_cases={study_asks}")
+    site = Site(study, "a", SiteSettings(min_cases=site_asks), tmp_path)
+    received = _shared(study)
+    result = site.train_round(0, received)
+    assert result.scores is not None
+    assert (result.scores["images"], result.scores["dice"], result.scores["min_cases"]) == (2, None, 3)
+    assert result.train_loss is not None  # of eight images
+    told = site.evaluate(received, overlays="final")["scores"]
+    assert {row["dice"] for mode in ("standard", "fedfms") for row in told[mode].values()} == {None}
+    assert len(json.loads((tmp_path / "scores" / "final.json").read_text())["images"]) == 2
+    state = StateStore(tmp_path / "state").load()
+    assert state is not None
+    assert state.best_dice is not None
+
+
+def test_a_loss_of_too_few_images_stays_too(tmp_path: Path) -> None:
+    study = _study("fedmsa", "federation.min_cases=9")
+    assert Site(study, "a", SiteSettings(), tmp_path).train_round(0, _shared(study)).train_loss is None
+
+
+@pytest.mark.parametrize(("min_cases", "known"), [(1, True), (3, False)])
+def test_a_pool_tells_of_each_member_and_of_the_whole_by_one_rule(min_cases: int, known: bool, tmp_path: Path) -> None:
+    """Two sites of two images each: four together, but the sum less one of them would be the other."""
+    study = _study("msa", "sites=[a, b]", "held_out=[]", f"federation.min_cases={min_cases}")
+    pool = Site(study, POOL, SiteSettings(), tmp_path)
+    report = pool.evaluate(_shared(study), overlays="final")
+    assert report["scores"]["images"] == 4
+    assert (report["scores"]["dice"] is not None) is known
+    assert [(report["by_site"][site]["scores"]["dice"] is not None) for site in "ab"] == [known, known]
+    for site in "ab":
+        kept = json.loads((tmp_path / site / "scores" / "final.json").read_text())
+        assert len(kept["images"]) == 2
 
 
 def test_a_model_of_another_study_is_refused(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from fedfms.flare.wire import (
 from fedfms.settings import load_settings
 from fedfms.study import Study
 from fedfms.training.site import Site
+from fedfms.training.told import withheld_text
 from fedfms.training.trainer import Aborted
 
 
@@ -100,7 +101,7 @@ class SiteExecutor(Executor):
         result = site.train_round(round_, received)
         self.log_info(
             fl_ctx,
-            f"fedfms: {_line(site, round_, of, result.scores)}, training loss {result.train_loss:.4f} "
+            f"fedfms: {_line(site, round_, of, result.scores)}, training loss {_loss(result.train_loss)} "
             f"on {result.update.samples} slices, {result.seconds:.1f} s",
             fire_event=False,
         )
@@ -151,6 +152,12 @@ def _line(site: Site, round_: int, of: int, scores: dict[str, Any] | None) -> st
 
 
 def _dice(scores: dict[str, Any] | None) -> str:
-    if not scores or scores["dice"] is None:
-        return "not scored (no image with a structure)"
+    if not scores:
+        return "not scored (no image)"
+    if scores["dice"] is None:
+        return withheld_text(scores)
     return f"Dice {scores['dice']:.3f} on {scores['images']} images"
+
+
+def _loss(value: float | None) -> str:
+    return "withheld" if value is None else f"{value:.4f}"

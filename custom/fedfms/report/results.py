@@ -9,7 +9,8 @@ from typing import Any
 
 from fedfms.methods import POOL, needed_sites, trainers
 from fedfms.report.records import Records
-from fedfms.report.scores import METRICS, MODES, mean
+from fedfms.report.scores import METRICS, mean, modes_of
+from fedfms.training.told import MIN_CASES
 
 FORMAT = 1
 NO_ANSWER, NO_RECORD = "did not answer", "no record of this round"
@@ -60,15 +61,18 @@ def make_results(records: Records, overlays: Sequence[Path] = ()) -> dict[str, A
 
 
 def summary(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Scores with the means over structures: {mode: {"dice", "iou"}, "images", "empty", "by_structure"}."""
+    """Scores, as a site tells them, with means over structures: {mode: {"dice", "iou"}, "by_structure", "images",
+    "min_cases", "empty"}.
+    """
     if not scores:
         return None
+    modes = modes_of([scores])
     out: dict[str, Any] = {
-        mode: {metric: mean(row[metric] for row in scores[mode].values()) for metric in METRICS} for mode in MODES
+        mode: {metric: mean(row[metric] for row in scores[mode].values()) for metric in METRICS} for mode in modes
     }
-    out["images"] = scores["images"]
+    out |= {key: scores[key] for key in ("images", MIN_CASES)}
     out["empty"] = {name: row["empty"] for name, row in scores["standard"].items()}
-    out["by_structure"] = {mode: scores[mode] for mode in MODES}
+    out["by_structure"] = {mode: scores[mode] for mode in modes}
     return out
 
 
@@ -126,23 +130,31 @@ def _model(records: Records, round_: int, rows: Mapping[str, Mapping[str, Any]])
         of_kind = [site for site, entry in sites.items() if entry["held_out"] == kind]
         means[key] = _mean_of(records, [sites[site]["scores"] for site in of_kind])
         # A mean over other sites would be no start to compare with.
-        scored = [site for site in of_kind if sites[site]["scores"]]
+        scored = [site for site in of_kind if _told(sites[site]["scores"])]
         means[f"{key}_before"] = _mean_of(records, [summary(first.get(site, {}).get("scores")) for site in scored])
     return {"round": round_, "sites": sites, **means}
 
 
 def _mean_of(records: Records, scores: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """Plain means over sites: {mode: {"dice", "iou"}, "by_structure", "scored" of "sites"}."""
-    known = [score for score in scores if score]
-    by_structure = {
-        mode: {
-            name: {metric: mean(score["by_structure"][mode][name][metric] for score in known) for metric in METRICS}
+    """Plain means over sites: {mode: {"dice", "iou"}, "by_structure", "scored" of "sites"}; of a mode, over the sites
+    that have it.
+    """
+    known = [score for score in scores if score and _told(score)]
+    means: dict[str, Any] = {}
+    by_structure: dict[str, Any] = {}
+    for mode in modes_of(known):
+        having = [score for score in known if mode in score]
+        means[mode] = {metric: mean(score[mode][metric] for score in having) for metric in METRICS}
+        by_structure[mode] = {
+            name: {metric: mean(score["by_structure"][mode][name][metric] for score in having) for metric in METRICS}
             for name in records.study.structure_names
         }
-        for mode in MODES
-    }
-    means = {mode: {metric: mean(score[mode][metric] for score in known) for metric in METRICS} for mode in MODES}
     return {**means, "by_structure": by_structure, "scored": len(known), "sites": len(scores)}
+
+
+def _told(score: Mapping[str, Any] | None) -> bool:
+    """Whether a site tells a number at all: of too few images it tells none."""
+    return bool(score) and score["fedfms"]["dice"] is not None  # type: ignore[index]
 
 
 def _participation(records: Records, rounds: Sequence[int]) -> dict[str, Any]:

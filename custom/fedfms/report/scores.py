@@ -6,8 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-MODES = ("standard", "fedfms")
+from fedfms.training.told import MIN_CASES, withheld
+
+MODES = ("standard", "fedfms")  # that every site tells
+VOLUME = "volume"  # that a site tells where a case has more than one slice
 METRICS = ("dice", "iou")
+_SDS = tuple(f"{metric}_sd" for metric in METRICS)
 
 
 def clean_number(value: Any) -> float | int | None:
@@ -18,13 +22,19 @@ def clean_number(value: Any) -> float | int | None:
 
 
 def clean_scores(raw: Any, structures: Sequence[str]) -> dict[str, Any] | None:
-    """The known keys of a `Scores.result()` of these structures; None if `raw` is not one."""
+    """The known keys of what `withhold` makes of a `Scores.result()` of these structures; None if `raw` is not that."""
     try:
-        out = {mode: {name: _row(raw[mode][name], mode) for name in structures} for mode in MODES}
-        images = _count(raw["images"])
+        modes = (*MODES, VOLUME) if VOLUME in raw else MODES
+        out = {mode: {name: _row(raw[mode][name], mode) for name in structures} for mode in modes}
+        counts = {"images": _count(raw["images"]), MIN_CASES: _count(raw.get(MIN_CASES, 0))}
     except (KeyError, TypeError, ValueError):
         return None
-    return out | {"images": images, "dice": mean(row["dice"] for row in out["standard"].values())}
+    return out | counts | {"dice": mean(row["dice"] for row in out["standard"].values())}
+
+
+def modes_of(scores: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The modes in which any of the scores are: by volume they may be or not."""
+    return (*MODES, VOLUME) if any(VOLUME in score for score in scores) else MODES
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -34,8 +44,15 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def _row(raw: Mapping[str, Any], mode: str) -> dict[str, Any]:
-    row: dict[str, Any] = {metric: _share(raw[metric]) for metric in METRICS} | {"images": _count(raw["images"])}
-    return row | {"empty": _count(raw["empty"])} if mode == "standard" else row
+    """A row with all of its numbers, or (withheld) with none; runs of earlier versions have no s.d."""
+    counts = ("images",) if mode == "fedfms" else ("images", "empty")
+    row: dict[str, Any] = {metric: raw[metric] for metric in METRICS} | {sd: raw.get(sd) for sd in _SDS}
+    row |= {key: raw[key] for key in counts}
+    if not withheld(row):
+        return {key: _count(value) if key in counts else _share(value) for key, value in row.items()}
+    if any(value is not None for value in row.values()):
+        raise ValueError("withheld in part")
+    return row
 
 
 def _share(value: Any) -> float | None:

@@ -11,16 +11,21 @@ from rich.table import Table
 from rich.text import Text
 
 from fedfms.report.mixing import mixing_line
+from fedfms.report.scores import MODES, VOLUME
+from fedfms.training.told import MIN_CASES, withheld_text
 
 _COLUMNS = (
     "site", "structure", "Dice before", "Dice", "IoU", "Dice (fedfms)", "IoU (fedfms)", "images", "empty",
 )  # fmt: skip
+_OF_VOLUMES = ("Dice (volume)", "IoU (volume)", "volumes")
+_UNKNOWN = "-"
 _LEGEND = (
     "Dice, IoU: sigmoid > 0.5, mean over images; an image that is empty in truth and prediction is left out and "
     "counted as empty. (fedfms): as the reference code of FedFMS computes them, over all images. before: of the model "
     "of round 0. Means over sites are plain means of the sites' means. best: among the models that the sites received "
     "in the rounds, by the mean of their Dice; the final model, which is made after the last round, is not one of them."
 )
+_LEGEND_OF_VOLUMES = " (volume): as Dice and IoU, of all slices of a case as one, mean over cases."
 _PARTS = {"val": "validation images", "test": "test images", "all": "all images"}
 
 
@@ -86,15 +91,15 @@ def title(results: Mapping[str, Any], model: str) -> str:
 def rows(results: Mapping[str, Any], model: str) -> Iterator[Row]:
     """Rows of the table of a model: sites by structure, then means over sites."""
     after, before = results["models"][model], results["before"]
-    structures = results["structures"]
+    of = (results["structures"], _columns(results))
     for site, entry in after["sites"].items():
         name = f"{site} (held out)" if entry["held_out"] else site
-        yield from _rows_of(name, entry["scores"], before["sites"][site]["scores"], structures)
+        yield from _rows_of(name, entry["scores"], before["sites"][site]["scores"], *of)
     for what, key in (("sites that train", "mean"), ("held-out sites", "mean_held_out")):
         mean = after[key]
         if mean["scored"] and mean["sites"] > 1:  # of one site, it would be that site's rows again
-            of = "" if mean["scored"] == mean["sites"] else f"{mean['scored']} of the {mean['sites']} "
-            yield from _rows_of(f"mean, {of}{what}", mean, after[f"{key}_before"], structures, bold=True)
+            some = "" if mean["scored"] == mean["sites"] else f"{mean['scored']} of the {mean['sites']} "
+            yield from _rows_of(f"mean, {some}{what}", mean, after[f"{key}_before"], *of, bold=True)
 
 
 def _rows_of(
@@ -102,28 +107,51 @@ def _rows_of(
     scores: Mapping[str, Any] | None,
     start: Mapping[str, Any] | None,
     structures: list[str],
+    columns: tuple[str, ...],
     *,
     bold: bool = False,
 ) -> Iterator[Row]:
     """A row a structure and, where there are several, one with their mean."""
     if scores is None:
-        yield Row((name, "no scores", *["-"] * (len(_COLUMNS) - 2)))
+        yield Row((name, "no scores", *[_UNKNOWN] * (len(columns) - 2)))
         return
     for structure in structures:
-        part = {mode: scores["by_structure"][mode][structure] for mode in ("standard", "fedfms")}
-        first = start["by_structure"]["standard"][structure]["dice"] if start else None
-        counts = [str(part["standard"].get(key, "")) for key in ("images", "empty")]
-        yield Row((name, structure, _number(first), *_numbers(part), *counts), bold)
+        part = {mode: of[structure] for mode, of in scores["by_structure"].items()}
+        first = start["by_structure"]["standard"][structure] if start else {}
+        yield _row(name, structure, _dice(first, start), part, scores, columns, bold=bold)
     if len(structures) > 1:
-        first = start["standard"]["dice"] if start else None
-        yield Row((name, "mean", _number(first), *_numbers(scores), "", ""), True)
+        first = start["standard"] if start else {}
+        yield _row(name, "mean", _dice(first, start), scores, scores, columns, bold=True)
+
+
+def _row(
+    name: str, structure: str, before: str, part: Mapping[str, Any], scores: Mapping[str, Any],
+    columns: tuple[str, ...], *, bold: bool,
+) -> Row:  # fmt: skip
+    """The row of `part`, {mode: {"dice", "iou", ...}}, of a site's or a mean's scores."""
+    cells = {"site": name, "structure": structure, "Dice before": before}
+    cells |= {key: _count(part["standard"], key) for key in ("images", "empty")}
+    for mode in (*MODES, VOLUME):
+        kind = "" if mode == "standard" else f" ({mode})"
+        row = part.get(mode, {})
+        of = "cases" if mode == VOLUME else "images"
+        cells |= {f"Dice{kind}": _dice(row, scores, of), f"IoU{kind}": _number(row.get("iou"))}
+    cells["volumes"] = _count(part.get(VOLUME, {}), "images")
+    return Row(tuple(cells[column] for column in columns), bold)
+
+
+def _columns(results: Mapping[str, Any]) -> tuple[str, ...]:
+    """The table's columns: those of volumes where a site has such."""
+    entries = [entry for model in results["models"].values() for entry in model["sites"].values()]
+    there = any(entry["scores"] and VOLUME in entry["scores"] for entry in entries)
+    return (*_COLUMNS, *_OF_VOLUMES) if there else _COLUMNS
 
 
 def rich_table(results: Mapping[str, Any], model: str) -> Table:
     """The table for a terminal. Names come from outside: as `Text`, so that no bracket in them is taken for markup."""
     caption = Text("images: counted; empty: left out, see table.md")
     table = Table(title=Text(title(results, model)), caption=caption, box=box.SIMPLE_HEAD, padding=0)
-    for index, column in enumerate(_COLUMNS):
+    for index, column in enumerate(_columns(results)):
         # In 80 columns only the site's name gives way: a number or a structure that is cut says nothing.
         header = column.replace(" ", "\n") if index else column
         table.add_column(
@@ -133,7 +161,9 @@ def rich_table(results: Mapping[str, Any], model: str) -> Table:
     for row in rows(results, model):
         same = row.cells[0] == previous
         cells = ("", *row.cells[1:]) if same else row.cells
-        table.add_row(*map(Text, cells), style="bold" if row.bold else None)
+        # Why a number is withheld does not fit beside the others.
+        short = ("withheld" if cell.startswith("withheld (") else cell for cell in cells)
+        table.add_row(*map(Text, short), style="bold" if row.bold else None)
         previous = row.cells[0]
     return table
 
@@ -141,10 +171,12 @@ def rich_table(results: Mapping[str, Any], model: str) -> Table:
 def markdown(results: Mapping[str, Any], models: Iterable[str]) -> str:
     """The whole report as Markdown."""
     lines = [f"# {_escape(results['title'] or results['study'])}", "", _escape(participation_line(results)), ""]
+    columns = _columns(results)
     for model in models:
-        lines += [f"## {_escape(title(results, model))}", "", _line(_COLUMNS), _line(("---",) * len(_COLUMNS))]
+        lines += [f"## {_escape(title(results, model))}", "", _line(columns), _line(("---",) * len(columns))]
         lines += [_line(tuple(map(_escape, row.cells))) for row in rows(results, model)] + [""]
-    for paragraph in (scored_on(results), _LEGEND, _cost(results), mixing_line(results["mixing"]), *footnotes(results)):
+    legend = _LEGEND + (_LEGEND_OF_VOLUMES if columns != _COLUMNS else "")
+    for paragraph in (scored_on(results), legend, _cost(results), mixing_line(results["mixing"]), *footnotes(results)):
         lines += [_escape(paragraph), ""] if paragraph else []
     return "\n".join(lines)
 
@@ -196,9 +228,19 @@ def _line(cells: tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _numbers(scores: Mapping[str, Any]) -> list[str]:
-    return [_number(scores[mode][metric]) for mode in ("standard", "fedfms") for metric in ("dice", "iou")]
+def _dice(row: Mapping[str, Any], scores: Mapping[str, Any] | None, of: str = "images") -> str:
+    """A Dice of the scores, or why it is not told: where `min_cases` rules, none is left out for another reason."""
+    if row and row["dice"] is None and scores and scores.get(MIN_CASES):
+        return withheld_text(scores, of)
+    return _number(row.get("dice"))
+
+
+def _count(row: Mapping[str, Any], key: str) -> str:
+    """A count of images; of means over structures or sites there is none."""
+    if key not in row:
+        return ""
+    return _UNKNOWN if row[key] is None else str(row[key])
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return _UNKNOWN if value is None else f"{value:.3f}"

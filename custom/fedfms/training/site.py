@@ -6,8 +6,9 @@ is on disk (`StateStore`), because a FLARE simulator with fewer threads than sit
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,20 +28,25 @@ from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
 from fedfms.training.learner import SiteLearner
+from fedfms.training.metrics import Scores, merge
 from fedfms.training.prefix import PrefixCache
 from fedfms.training.state import SiteState, StateStore, save_model
+from fedfms.training.told import withhold
 from fedfms.training.trainer import Stop, Trainer, batches, never
 
 _OVERLAYS = 4
+_SCORES_FORMAT = 1  # of the file of scores by image
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a site has to say after a round: its update, and how the model that it received did on its own data."""
+    """What a site has to say after a round: its update, and how the model that it received did on its own data, as far
+    as that may leave the site (`fedfms.training.told`).
+    """
 
     update: Update
     scores: dict[str, Any] | None  # of the received model, on the validation images; None where there are none
-    train_loss: float
+    train_loss: float | None
     seconds: float
 
 
@@ -82,6 +88,10 @@ class Site:
         return self.built.trained()
 
     @property
+    def _min_cases(self) -> int:
+        return max(self.study.federation.min_cases, self._settings.min_cases)
+
+    @property
     def samples(self) -> int:
         """Slices that this site trains on."""
         return len(self.data.parts["train"])
@@ -105,15 +115,17 @@ class Site:
         before = self._store.load(before=round_)
         start = self.built.method.receive(self._at_site(round_, before), received)
         self.built.load(start.tensors)
-        scores = self._score(self.data)
+        scores = [part.result() for part in self._score().values()]
         optimizer = self._trainer.optimizer(round_, None if before is None else before.optimizer)
         loss = self._fit(round_, optimizer, received)
         trained = self.built.trained()
-        dice = [before.best_dice if before else None, scores["dice"] if scores else None]
+        dice = [before.best_dice if before else None, merge(scores)["dice"] if scores else None]
         best = max((value for value in dice if value is not None), default=None)
         self._store.save(SiteState(round_, trained, optimizer.state_dict(), best, start.memory))
         update = Update(self.name, self.built.method.pack(round_, trained, received), self.samples)
-        return RoundResult(update, scores, loss, time.monotonic() - started)
+        told = self._together([withhold(part, self._min_cases) for part in scores])
+        told_loss = loss if self.samples >= self._min_cases else None
+        return RoundResult(update, told, told_loss, time.monotonic() - started)
 
     def _at_site(self, round_: int, before: SiteState | None) -> AtSite:
         own, memory = (self._initial, {}) if before is None else (before.trained, before.memory)
@@ -156,11 +168,13 @@ class Site:
         Args:
             received: shared tensors; private ones are the site's newest.
             overlays: a name under which to draw a few images, truths and predictions into the site's own folder,
-                and to save there the model that is the site's own, if the method makes such.
+                and to save there the scores of every image, and the model that is the site's own, if the method makes
+                such.
 
         Returns:
             {"scores": ..., "part": "val" | "test" | "all", "images": n, "held_out": bool}, and where the data of
-            several sites are pooled "by_site": the same of each of them.
+            several sites are pooled "by_site": the same of each of them. As far as it may leave the site
+            (`fedfms.training.told`).
 
         Raises:
             FedfmsError: with the site in `where`.
@@ -171,21 +185,23 @@ class Site:
             state = self._store.load() if self.built.method.personal else None
             own, memory = (self._initial, {}) if state is None else (state.trained, state.memory)
             self.built.load(self.built.method.personal_model(own, memory, received))
-            scores = self._score(self.data)
-            members = self.data.members if isinstance(self.data, PooledData) else ()
-            each = {member.site: self._told(member, self._score(member)) for member in members}
-            by_site = {"by_site": each} if each else {}
+            scores = self._score()
             if overlays is not None:
-                self._draw(overlays)
-                if self.built.method.personal and not self.held_out:
-                    save_model(self._folder / "models" / f"personal_{overlays}.pt", self.study, self.built.trained())
+                self._keep(overlays, scores)
         except FedfmsError as error:
             raise error.at(f"site {self.name}") from error
-        return self._told(self.data, scores) | by_site
+        told = {site: withhold(part.result(), self._min_cases) for site, part in scores.items()}
+        whole = self._report(self.data, self._together(list(told.values())))
+        each = {member.site: self._report(member, told.get(member.site)) for member in self._members}
+        return whole | ({"by_site": each} if self.pooled else {})
 
-    def _told(self, data: SiteData | PooledData, scores: dict[str, Any] | None) -> dict[str, Any]:
+    def _report(self, data: SiteData | PooledData, told: dict[str, Any] | None) -> dict[str, Any]:
         part = data.scored_part
-        return {"scores": scores, "part": part, "images": len(data.parts[part]), "held_out": self.held_out}
+        return {"scores": told, "part": part, "images": len(data.parts[part]), "held_out": self.held_out}
+
+    def _together(self, told: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """All members' scores, as far as they may leave: where one's are withheld, the whole would give them away."""
+        return withhold(merge(told), self._min_cases) if told else None
 
     def local_model(self) -> Tensors:
         """The shared tensors as this site last trained them.
@@ -198,12 +214,39 @@ class Site:
             raise TrainingError("there is no model yet: the site has not trained", where=f"site {self.name}")
         return {name: state.trained[name] for name in self.built.partition.shared}
 
-    def _score(self, data: SiteData | PooledData) -> dict[str, Any] | None:
-        part, model = data.scored_part, self.built.model
-        if not data.parts[part]:
-            return None
-        dataset = data.dataset(part, input_px=model.input_px, mask_px=model.mask_px)
-        return self._trainer.score(batches(dataset, self.study.train.batch_size))
+    @property
+    def _members(self) -> tuple[SiteData, ...]:
+        """The data of each site that is pooled here, or of this one alone."""
+        return self.data.members if isinstance(self.data, PooledData) else (self.data,)
+
+    def _score(self) -> dict[str, Scores]:
+        """How the model does at each of the members that have images to score it on; cases are one member's own."""
+        scores, model = {}, self.built.model
+        for data in self._members:
+            if data.parts[data.scored_part]:
+                dataset = data.dataset(data.scored_part, input_px=model.input_px, mask_px=model.mask_px)
+                scores[data.site] = self._trainer.score(batches(dataset, self.study.train.batch_size))
+        return scores
+
+    def _keep(self, model_name: str, scores: Mapping[str, Scores]) -> None:
+        """Put into the site's own folder what is for its own eyes: overlays, scores by image, a model of its own."""
+        self._draw(model_name)
+        for site, part in scores.items():
+            self._save_scores(model_name, part, self._folder / site if self.pooled else self._folder)
+        if self.built.method.personal and not self.held_out:
+            save_model(self._folder / "models" / f"personal_{model_name}.pt", self.study, self.built.trained())
+
+    def _save_scores(self, model_name: str, scores: Scores, place: Path) -> None:
+        content = {
+            "format": _SCORES_FORMAT,
+            "model": model_name,
+            "part": self.data.scored_part,
+            "structures": list(self.study.structure_names),
+            "images": scores.images(),
+        }
+        folder = place / "scores"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / f"{model_name}.json", json.dumps(content, indent=1, allow_nan=False), mode=0o600)
 
     def _draw(self, model_name: str) -> None:
         dataset = self._dataset(self.data.scored_part)

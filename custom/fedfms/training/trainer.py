@@ -61,7 +61,7 @@ def _collate(items: list[Any]) -> Any:
 
 
 class Trainer:
-    """Runs a built model over batches of {"image": (B,3,H,W), "label": (B,C,m,m), "key": [str]}."""
+    """Runs a built model over batches of {"image": (B,3,H,W), "label": (B,C,m,m), "key": [str], "case": [str]}."""
 
     def __init__(
         self,
@@ -132,13 +132,14 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def score(self, loader: Iterable[Batch]) -> dict[str, Any]:
-        """`Scores.result()` of the model over the batches."""
+    def score(self, loader: Iterable[Batch]) -> Scores:
+        """How the model does on the batches."""
         self._built.model.eval()  # an epoch that was broken off leaves it training
         scores = Scores(self._structures)
         for batch in self.until_stopped(loader):
-            scores.add(self._logits(batch, cached=True).float().cpu(), batch["label"])
-        return scores.result()
+            logits = self._logits(batch, cached=True).float().cpu()
+            scores.add(logits, batch["label"], batch["key"], batch["case"])
+        return scores
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> torch.Tensor:

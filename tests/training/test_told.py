@@ -1,0 +1,71 @@
+"""What a site tells of its scores, and what it keeps because it is of too few images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedfms.training.metrics import Scores
+from fedfms.training.told import withheld, withheld_text, withhold
+
+FULL, EMPTY = torch.ones(1, 1, 2, 4), torch.zeros(1, 1, 2, 4)
+
+
+def _result(full: int, empty: int = 0, *, slices: int = 1) -> dict[str, Any]:
+    """Of images of two structures: `disc` in the first `full` of them, `rim` in all; `slices` make a case."""
+    n = full + empty
+    disc = torch.cat([FULL] * full + [EMPTY] * empty)
+    truth = torch.cat([disc, torch.cat([FULL] * n)], 1)
+    scores = Scores(["disc", "rim"])
+    scores.add(10 * truth - 5, truth, cases=[str(index // slices) for index in range(n)])
+    return scores.result()
+
+
+def _numbers(value: Any) -> list[Any]:
+    return [x for inner in value.values() for x in _numbers(inner)] if isinstance(value, dict) else [value]
+
+
+def test_of_fewer_images_no_number_is_told_but_how_many_there_are() -> None:
+    told = withhold(_result(4), 5)
+    assert {row for mode in ("standard", "fedfms") for row in _numbers(told[mode])} == {None}
+    assert {key: told[key] for key in ("images", "dice", "min_cases")} == {"images": 4, "dice": None, "min_cases": 5}
+    assert withheld(told["fedfms"]["rim"])
+    assert withheld_text(told) == "withheld (fewer than 5 images)"
+
+
+def test_of_as_many_all_is_told() -> None:
+    result = _result(5)
+    assert withhold(result, 5) == result | {"min_cases": 5}
+
+
+def test_a_structure_in_few_images_is_withheld_in_every_mode_and_from_the_mean() -> None:
+    """`fedfms` counts the others as 1: its mean over all would tell the sum over the few."""
+    result = _result(2, 8)
+    result["standard"]["disc"]["dice"] = 0.0
+    told = withhold(result, 5)
+    assert withheld(told["standard"]["disc"])
+    assert withheld(told["fedfms"]["disc"])
+    assert told["standard"]["disc"].keys() == result["standard"]["disc"].keys()
+    assert told["standard"]["rim"] == result["standard"]["rim"]
+    assert told["dice"] == 1.0
+
+
+def test_volumes_are_counted_in_cases() -> None:
+    told = withhold(_result(8, slices=2), 5)
+    assert not withheld(told["standard"]["disc"])
+    assert withheld(told["volume"]["disc"])
+    assert not withheld(withhold(_result(10, slices=2), 5)["volume"]["disc"])
+
+
+@pytest.mark.parametrize("full", [0, 3, 7])
+def test_what_is_told_is_told_again_as_it_is(full: int) -> None:
+    once = withhold(_result(full, 7 - full), 5)
+    assert withhold(once, 5) == once
+
+
+def test_the_scores_themselves_are_left_as_they_are() -> None:
+    result = _result(2)
+    withhold(result, 5)
+    assert result == _result(2)
