@@ -78,6 +78,18 @@ def method_options(name: str) -> dict[str, Any]:
     }
 
 
+def twin(method: Method) -> str | None:
+    """The centralised method that trains on pooled data what `method` trains in a federation: its upper yardstick.
+
+    None where there is none, and of a centralised method.
+    """
+    if method.centralised:
+        return None
+    same = (method.family, method.adapters, method.trained_roles)
+    pooled = (other for other in _ALL if other.centralised)
+    return next((other.name for other in pooled if (other.family, other.adapters, other.trained_roles) == same), None)
+
+
 def trainers(study: Study) -> tuple[str, ...]:
     """The sites that train in a study's run: those that it names, or none where whoever takes part does."""
     return (POOL,) if study.method in METHODS and METHODS[study.method].centralised else study.sites
@@ -90,5 +102,5 @@ def needed_sites(study: Study) -> int:
 
 __all__ = [
     "METHODS", "POOL", "AtSite", "Layout", "Learner", "Method", "Partition", "Server", "Start", "Tensors", "Update",
-    "fitted", "make_method", "method_options", "needed_sites", "trainers",
+    "fitted", "make_method", "method_options", "needed_sites", "trainers", "twin",
 ]  # fmt: skip
