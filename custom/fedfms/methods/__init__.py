@@ -81,13 +81,16 @@ def method_options(name: str) -> dict[str, Any]:
 def twin(method: Method) -> str | None:
     """The centralised method that trains on pooled data what `method` trains in a federation: its upper yardstick.
 
-    None where there is none, and of a centralised method.
+    What a method adds to the model beside that (FedDBE's shift) is its own. None where there is no such method, and
+    of a centralised one.
     """
     if method.centralised:
         return None
-    same = (method.family, method.adapters, method.trained_roles)
-    pooled = (other for other in _ALL if other.centralised)
-    return next((other.name for other in pooled if (other.family, other.adapters, other.trained_roles) == same), None)
+    for other in _ALL:
+        same = (other.family, other.adapters) == (method.family, method.adapters)
+        if other.centralised and same and other.trained_roles <= method.trained_roles:
+            return other.name
+    return None
 
 
 def trainers(study: Study) -> tuple[str, ...]:

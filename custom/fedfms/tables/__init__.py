@@ -7,7 +7,7 @@ The same cells give the same bytes: no date and no path gets in but what a cell 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from fedfms.files import write_atomic
 from fedfms.methods import METHODS
 from fedfms.tables import sheets
 from fedfms.tables.cells import Cell, Key, TableError, read_cells
-from fedfms.tables.latex import latex
+from fedfms.tables.latex import latex_tables
 from fedfms.tables.longform import long_form
-from fedfms.tables.markdown import escape, markdown
-from fedfms.tables.page import Part, page
+from fedfms.tables.markdown import escape, markdown_tables
+from fedfms.tables.page import Part, make_page
 from fedfms.tables.plots import Figure, ablations, curves
 from fedfms.tables.published import compare
 from fedfms.tables.significance import paired_tests
@@ -44,13 +44,13 @@ class TableText:
         return buffer.getvalue()
 
 
-def write_tables(out: Path, command: str, planned: Collection[Key] = ()) -> TableText:
+def write_tables(out: Path, command: str, planned: Sequence[Key] = ()) -> TableText:
     """Read the cells below `out`, and write table.csv, table.md, table.tex, index.html, curves and ablations there.
 
     Args:
         command: the command line that made the cells, as it is told on the page.
-        planned: all cells that were to be run. Without it, every method and variant with every seed and held-out site
-            of which any cell is finished.
+        planned: all cells that were to be run, the held-out sites in the order of the columns. Without it, every
+            method and variant with every seed and site of which any cell is finished.
 
     Raises:
         TableError: there is no finished cell, one is damaged, or the files cannot be written.
@@ -66,8 +66,8 @@ def write_tables(out: Path, command: str, planned: Collection[Key] = ()) -> Tabl
     files: dict[str, bytes | str] = {
         "table.csv": long_form(cells.finished),
         "table.md": _markdown(title, parts, figures, command, made_with),
-        "table.tex": latex(sheet for part in parts for sheet in _all_sheets(part)),
-        "index.html": page(parts, drawn, command, made_with, title),
+        "table.tex": latex_tables(sheet for part in parts for sheet in _all_sheets(part)),
+        "index.html": make_page(parts, drawn, command, made_with, title),
     }
     for figure in figures:
         files |= {f"{figure.name}.png": figure.png, f"{figure.name}.svg": figure.svg}
@@ -98,7 +98,7 @@ def _markdown(
     texts = [f"# {escape(title)}\n"]
     for part in parts:
         notes = "".join(f"{escape(note)}\n\n" for note in (part.missing, *part.notes) if note)
-        texts.append(f"## {escape(part.name)}\n\n{notes}{markdown(_all_sheets(part))}")
+        texts.append(f"## {escape(part.name)}\n\n{notes}{markdown_tables(_all_sheets(part))}")
     texts += [f"![{escape(figure.words)}]({figure.name}.png)\n" for figure in figures]
     made = "".join(f"- {escape(name)}: {escape(value)}\n" for name, value in made_with)
     indented = "".join(f"    {line}\n" for line in command.splitlines())

@@ -14,7 +14,7 @@ _SPECIAL = {
 }  # fmt: skip
 
 
-def latex(sheets: Iterable[Sheet]) -> str:
+def latex_tables(sheets: Iterable[Sheet]) -> str:
     """A `table*` a sheet, as wide as the page at most."""
     return _HEAD + "".join(_table(sheet) for sheet in sheets)
 

@@ -9,7 +9,7 @@ from fedfms.tables.sheets import BEST, SECOND, Field, Sheet
 _SPECIAL = "\\|<>*_`[]#&~$"
 
 
-def markdown(sheets: Iterable[Sheet], *, level: int = 3) -> str:
+def markdown_tables(sheets: Iterable[Sheet], *, level: int = 3) -> str:
     """Each sheet as a heading, its caption and a table; best bold, second underlined."""
     parts = []
     for sheet in sheets:

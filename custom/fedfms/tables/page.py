@@ -58,7 +58,9 @@ class Part:
     cost: Sheet
 
 
-def page(parts: Sequence[Part], curves: Figure, command: str, made_with: Sequence[tuple[str, str]], title: str) -> str:
+def make_page(
+    parts: Sequence[Part], curves: Figure, command: str, made_with: Sequence[tuple[str, str]], title: str
+) -> str:
     """The page. All texts are escaped; the policy in its head lets no script run but its own."""
     environment = Environment(loader=PackageLoader("fedfms", "tables"), autoescape=True, undefined=StrictUndefined)
     environment.filters["svg"] = inline_svg

@@ -76,6 +76,8 @@ def _draw(axes: Any, series: Sequence[Series]) -> None:
     values = sorted({x for line in series for x in line.x})
     if values and values[0] > 0 and values[-1] >= _WIDE * values[0]:
         axes.set_xscale("log")
+        axes.set_xticks(values, [f"{x:g}" for x in values])  # what was tried, in place of powers of ten
+        axes.minorticks_off()
     elif all(float(x).is_integer() for x in values):
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

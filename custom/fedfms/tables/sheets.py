@@ -20,12 +20,12 @@ FEWER = "*"
 BEST, SECOND = "best", "second"
 METRIC_NAMES = {"dice": "Dice", "iou": "IoU"}
 MODE_NAMES = {
-    "standard": "standard mode: sigmoid > 0.5, mean over images, an image empty in truth and prediction left out",
+    "standard": "in standard mode: sigmoid > 0.5, mean over images, an image empty in truth and prediction left out",
     "fedfms": (
-        f"fedfms mode, as the paper's code: raw logit > {', '.join(map(str, THRESHOLDS))}, smoothed ratios averaged "
+        f"in fedfms mode, as the paper's code: raw logit > {', '.join(map(str, THRESHOLDS))}, smoothed ratios averaged "
         "over these thresholds, mean over images"
     ),
-    "volume": "volume mode: sigmoid > 0.5, of a whole case over all its slices, mean over cases",
+    "volume": "in volume mode: sigmoid > 0.5, of a whole case over all its slices, mean over cases",
 }
 PROTOCOL_NAMES = {
     "held-out": "each column: the model that was trained on the other sites, on all images of this one",
@@ -93,24 +93,25 @@ def caption(block: Block, grid: Grid) -> str:
     spread = "mean and sample s.d. over" if len(block.seeds) > 1 else "of"
     rounds = sorted({cell.rounds[grid.model] for cell in block.cells if grid.model in cell.rounds})
     after = f"{_span(rounds)} rounds" if rounds else "no rounds"
+    counts = {score.seeds for line in grid.lines for score in (*line.scores, line.average)} - {0, len(block.seeds)}
+    fewer = f", {FEWER} over fewer of them" if counts else ""
     parts = [
         f"{METRIC_NAMES[grid.metric]} of the {grid.model} model ({after}) on {block.title}",
         f"protocol {block.protocol}, {PROTOCOL_NAMES[block.protocol]}",
         MODE_NAMES[grid.mode],
-        f"{spread} {_many(len(block.seeds), 'seed')} ({seeds})",
+        f"{spread} {_many(len(block.seeds), 'seed')} ({seeds}){fewer}",
         "best of a column bold, second underlined",
     ]
-    if any(0 < score.seeds < len(block.seeds) for line in grid.lines for score in (*line.scores, line.average)):
-        parts.append(f"{FEWER} of fewer seeds than that")
     left = [column_name(block, column) for column in grid.columns if column not in grid.averaged]
     if left and grid.averaged:
         parts.append(f"the average is without {'; '.join(left)}, of which there is no score")
-    return ". ".join([*(part[0].upper() + part[1:] for part in parts), not_finished(block)]).rstrip(". ") + "."
+    parts += [told] if (told := not_finished(block)) else []
+    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
 
 
 def not_finished(block: Block) -> str:
     """How many cells are missing; empty if none is."""
-    return f"Not finished: {block.missing} of {_many(len(block.planned), 'cell')}" if block.missing else ""
+    return f"not finished: {block.missing} of {_many(len(block.planned), 'cell')}" if block.missing else ""
 
 
 def unlike(block: Block) -> list[str]:

@@ -110,12 +110,12 @@ class Block:
         return [cell for cell in self.cells if cell.key.line == line]
 
 
-def make_blocks(cells: Iterable[Cell], planned: Collection[Key] = (), order: Sequence[str] = ()) -> list[Block]:
+def make_blocks(cells: Iterable[Cell], planned: Sequence[Key] = (), order: Sequence[str] = ()) -> list[Block]:
     """The cells by study and protocol.
 
     Args:
-        planned: all cells that were to be run. Without it, every method and variant with every seed and site of which
-            any cell is finished.
+        planned: all cells that were to be run, the held-out sites in the order of the columns. Without it, every
+            method and variant with every seed and site of which any cell is finished.
         order: names of methods, for the order of the lines; others come after them.
     """
     groups: dict[tuple[str, str], list[Cell]] = {}
@@ -124,14 +124,15 @@ def make_blocks(cells: Iterable[Cell], planned: Collection[Key] = (), order: Seq
     return [_block(group, planned, order) for _, group in sorted(groups.items())]
 
 
-def _block(cells: Sequence[Cell], planned: Collection[Key], order: Sequence[str]) -> Block:
+def _block(cells: Sequence[Cell], planned: Sequence[Key], order: Sequence[str]) -> Block:
     study, protocol = cells[0].study, cells[0].protocol
     fitting = [key for key in planned if (key.held_out is None) == (protocol == "personal")]
     keys = {*fitting, *(cell.key for cell in cells)}
     lines = sorted({key.line for key in keys}, key=lambda line: _line_order(line, order))
     seeds = sorted({key.seed for key in keys})
     if protocol == "held-out":
-        sites = site_order({key.held_out for key in keys if key.held_out}, [cell.study.sites for cell in cells])
+        found = site_order({key.held_out for key in keys if key.held_out}, [cell.study.sites for cell in cells])
+        sites = list(dict.fromkeys([key.held_out for key in fitting if key.held_out] + found))
         where: list[str | None] = list(sites)
     else:
         known = {site for cell in cells for site in cell.models["final"]}
