@@ -78,6 +78,21 @@ def method_options(name: str) -> dict[str, Any]:
     }
 
 
+def twin(method: Method) -> str | None:
+    """The centralised method that trains on pooled data what `method` trains in a federation: its upper yardstick.
+
+    What a method adds to the model beside that (FedDBE's shift) is its own. None where there is no such method, and
+    of a centralised one.
+    """
+    if method.centralised:
+        return None
+    for other in _ALL:
+        same = (other.family, other.adapters) == (method.family, method.adapters)
+        if other.centralised and same and other.trained_roles <= method.trained_roles:
+            return other.name
+    return None
+
+
 def trainers(study: Study) -> tuple[str, ...]:
     """The sites that train in a study's run: those that it names, or none where whoever takes part does."""
     return (POOL,) if study.method in METHODS and METHODS[study.method].centralised else study.sites
@@ -90,5 +105,5 @@ def needed_sites(study: Study) -> int:
 
 __all__ = [
     "METHODS", "POOL", "AtSite", "Layout", "Learner", "Method", "Partition", "Server", "Start", "Tensors", "Update",
-    "fitted", "make_method", "method_options", "needed_sites", "trainers",
+    "fitted", "make_method", "method_options", "needed_sites", "trainers", "twin",
 ]  # fmt: skip

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Okabe and Ito's palette without its yellow, which is too light for a line; then again with another marker.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+MARKERS = ("o", "s", "^", "D")
 _MANY_SITES = 8  # more do not fit into a corner of the axes: the legend goes below both panels
 
 
@@ -53,8 +53,8 @@ def curves_png(results: Mapping[str, Any]) -> bytes:
 
 def _style(index: int, *, held_out: bool) -> dict[str, Any]:
     return {
-        "color": _COLOURS[index % len(_COLOURS)],
-        "marker": _MARKERS[index // len(_COLOURS) % len(_MARKERS)],
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index // len(COLOURS) % len(MARKERS)],
         "linestyle": "--" if held_out else "-",
         "linewidth": 1.2,
     }
