@@ -11,7 +11,7 @@ from fedfms.settings import SiteSettings
 
 SMALL = (
     "data.phantom_images=12", "data.phantom_px=64", "model.input_px=64", "train.rounds=3", "train.local_epochs=1",
-    "data.augment=none",
+    "data.augment=none", "federation.min_cases=1",
 )  # fmt: skip
 
 

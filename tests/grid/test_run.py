@@ -20,6 +20,7 @@ from fedfms.settings import SiteSettings
 from .make import grid, run
 
 pytestmark = pytest.mark.slow
+RUNS = ("one", "other")
 
 
 def _result(out: Path, name: str) -> dict[str, Any]:
@@ -92,14 +93,18 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.federation
-def test_the_simulator_gives_the_same_result(tmp_path: Path) -> None:
-    cells = grid(methods=("fedmsa",), held_out=("site-2",)).cells()
+@pytest.mark.parametrize(("method", "models"), [("fedmsa", {"final", "best"}), ("local", {"final"})])
+def test_the_simulator_gives_the_same_result(method: str, models: set[str], tmp_path: Path) -> None:
+    cells = grid(methods=(method,), held_out=("site-2",)).cells()
     assert run(cells, tmp_path / "one") == {}
     assert run(cells, tmp_path / "other", engine="simulator") == {}
-    one, other = (_result(tmp_path / name, cells[0].name) for name in ("one", "other"))
-    assert one["curve"] == other["curve"]
-    assert set(one["models"]) == set(other["models"]) == {"final", "best"}
+    one, other = (_result(tmp_path / name, cells[0].name) for name in RUNS)
+    if method != "local":  # the server has no model for the held-out site to score by round
+        assert [row["dice"] for row in one["curve"]] == [row["dice"] for row in other["curve"]]
+    assert set(one["models"]) == set(other["models"]) == models
     for name, model in one["models"].items():
         assert model["round"] == other["models"][name]["round"]
         for site, told in model["sites"].items():
-            assert told["scores"]["standard"] == other["models"][name]["sites"][site]["scores"]["standard"]
+            assert told["scores"] == other["models"][name]["sites"][site]["scores"]
+            by_image = [tmp_path / run / CELLS / cells[0].name / site / "scores" / f"{name}.json" for run in RUNS]
+            assert by_image[0].read_text() == by_image[1].read_text()

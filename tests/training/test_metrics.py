@@ -331,3 +331,17 @@ def test_results_of_different_structures_do_not_merge() -> None:
     for results in ([], [Scores(["disc"]).result(), Scores(["cup"]).result()]):
         with pytest.raises(ValueError, match="all of the same structures"):
             merge(results)
+
+
+def test_the_mean_of_several_models_is_taken_image_by_image() -> None:
+    masks = torch.zeros(2, 1, 2, 2)
+    masks[0, 0, 0] = 1
+    one, other = Scores(["disc"]), Scores(["disc"])
+    one.add(torch.where(masks > 0, 9.0, -9.0), masks, ["k0", "k1"], ["c", "c"])  # all right; the second image is empty
+    other.add(torch.full((2, 1, 2, 2), 9.0), masks, ["k0", "k1"], ["c", "c"])  # all marked: Dice 2/3 and 0
+    mean = Scores.mean([one, other])
+    assert [image["scores"]["standard"]["disc"]["dice"] for image in mean.images()] == [pytest.approx(5 / 6), 0.0]
+    assert mean.result()["dice"] == pytest.approx(5 / 12)
+    assert "volume" not in mean.result()
+    with pytest.raises(ValueError, match="same images"):
+        Scores.mean([one, Scores(["disc"])])

@@ -18,9 +18,12 @@ from fedfms.errors import TrainingError
 from fedfms.files import write_atomic
 from fedfms.flare.job import build_job
 from fedfms.grid.cell import write_result
-from fedfms.methods import trainers
+from fedfms.methods import Tensors, trainers
 from fedfms.settings import ENV, SiteSettings
 from fedfms.study import Study
+from fedfms.training.reference import others_scores
+from fedfms.training.state import read_tensors
+from fedfms.training.traffic import plan
 
 _ENGINE = "nvflare.private.fed.app.simulator.simulator"  # what `nvflare simulator` calls, without its notice
 
@@ -33,14 +36,14 @@ def run_simulated(place: Mapping[str, Any], study: Study, settings: SiteSettings
     """
     workspace, job = folder / "workspace", folder / "job"
     build_job(study, job)
-    site = folder / "site.yaml"
+    site_file = folder / "site.yaml"
     told = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items() if value}
-    write_atomic(site, yaml.safe_dump(told), mode=0o600)
+    write_atomic(site_file, yaml.safe_dump(told), mode=0o600)
     names = [*trainers(study), *study.held_out]
     at_once = min(len(names), os.cpu_count() or 1)  # fewer than sites: each task is a new process
     done = subprocess.run(
         [sys.executable, "-m", _ENGINE, str(job), "-w", str(workspace), "-c", ",".join(names), "-t", str(at_once)],
-        env={**os.environ, ENV: str(site)}, stdin=subprocess.DEVNULL, check=False,
+        env={**os.environ, ENV: str(site_file)}, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     found = list(workspace.glob("server/simulate_job/fedfms/final.json"))
     if done.returncode or not found:
@@ -51,7 +54,17 @@ def run_simulated(place: Mapping[str, Any], study: Study, settings: SiteSettings
     for name in names:
         for scores in workspace.glob(f"{name}/simulate_job/fedfms/scores"):
             shutil.copytree(scores, folder / name / "scores", dirs_exist_ok=True)
+    if not plan(study).shared:  # the server has no model that a held-out site could score
+        own = [_own_model(workspace, site) for site in study.sites]
+        for held_out in study.held_out:
+            models["final"]["sites"][held_out] = others_scores(study, held_out, settings, folder, own, "final")
     write_result(place, study, folder, models, _curve(rows), evaluate_s=None)
+
+
+def _own_model(workspace: Path, site: str) -> Tensors:
+    path = workspace / site / "simulate_job" / "fedfms" / "models" / "personal_final.pt"
+    tensors: Tensors = read_tensors(path, "the site's own model")["tensors"]
+    return tensors
 
 
 def _curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from fedfms.errors import TrainingError
 from fedfms.files import append_line, write_atomic
 from fedfms.grid.shift import shift
 from fedfms.machine import machine, versions
-from fedfms.methods import METHODS, Server, Tensors
+from fedfms.methods import METHODS, POOL, Server, Tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.reference import ReferenceRound, final_scores, rounds
@@ -124,6 +124,8 @@ def write_result(
         "machine": machine(),
         "versions": versions(),
     }
+    for scores in folder.glob(f"{POOL}/*/scores"):  # of one site of a pool: where a site by itself has them
+        shutil.copytree(scores, folder / scores.parent.name / "scores", dirs_exist_ok=True)
     write_atomic(folder / RESULT, json.dumps(content, indent=1))
     for state in folder.glob("*/state"):  # several times the model; a finished run never goes on
         shutil.rmtree(state)

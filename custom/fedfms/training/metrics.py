@@ -68,6 +68,23 @@ class Scores:
         self._pixels: list[torch.Tensor] = []  # (B, C, 2), int64: in both, in truth + in prediction
         self._names: list[tuple[str, str]] = []  # key and case of each image
 
+    @classmethod
+    def mean(cls, several: Sequence[Scores]) -> Scores:
+        """Scores of the same images by several models: of each image the mean over the models that it counts for.
+
+        By volume there is nothing.
+
+        Raises:
+            ValueError: there are none, or they are not of the same images in the same order.
+        """
+        if not several or any(scores._names != several[0]._names for scores in several):
+            raise ValueError("a mean needs scores, at least one, all of the same images in one order")
+        made = cls(several[0]._structures)
+        made._names = list(several[0]._names)
+        for key in made._values:
+            made._values[key] = [torch.stack([torch.cat(scores._values[key]) for scores in several]).nanmean(0)]
+        return made
+
     def add(
         self, logits: torch.Tensor, masks: torch.Tensor, keys: Sequence[str] = (), cases: Sequence[str] = ()
     ) -> None:
@@ -137,7 +154,7 @@ class Scores:
     def _by_case(self) -> dict[str, tuple[torch.Tensor, ...]]:
         """Dice and IoU (cases, C) of all pixels of a case; nothing where every image is a case of its own."""
         of = {case: index for index, case in enumerate(dict.fromkeys(case for _, case in self._names))}
-        if len(of) == len(self._names):
+        if len(of) == len(self._names) or not self._pixels:
             return {}
         pixels = torch.zeros(len(of), len(self._structures), 2, dtype=torch.int64)
         pixels.index_add_(0, torch.tensor([of[case] for _, case in self._names]), torch.cat(self._pixels))

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedfms.errors import TrainingError
 from fedfms.methods import METHODS, POOL, Server, Tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import build
 from fedfms.training.server import ServerStore
 from fedfms.training.site import RoundResult, Site
+from fedfms.training.state import StateStore
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,34 @@ def final_scores(
 ) -> dict[str, dict[str, Any]]:
     """How the model that each site would use does there, as `Site.evaluate` tells it; of a pool, for each site.
 
+    Where nothing is shared a held-out site has no model: the sites' own are scored there, each by itself.
+
     `name`, of the model, is that under which the sites keep what they drew and scored of it.
     """
+    scores: dict[str, dict[str, Any]] = {}
     if METHODS[study.method].centralised:
-        pool = Site(study, POOL, settings, folder / POOL).evaluate(server.shared, name)["by_site"]
+        scores = Site(study, POOL, settings, folder / POOL).evaluate(server.shared, name)["by_site"]
         sites = [site for site in sites if site in study.held_out]
-    else:
-        pool = {}
-    return pool | {
+    elif not server.shared:
+        held_out = [site for site in sites if site in study.held_out]
+        sites = [site for site in sites if site not in study.held_out]
+        own = [_own_model(folder / site) for site in sites] if held_out else []
+        scores = {site: others_scores(study, site, settings, folder, own, name) for site in held_out}
+    return scores | {
         site: Site(study, site, settings, folder / site).evaluate(server.per_site.get(site, server.shared), name)
         for site in sites
     }
+
+
+def others_scores(
+    study: Study, site: str, settings: SiteSettings, folder: Path, models: Sequence[Tensors], name: str | None
+) -> dict[str, Any]:
+    """How models of other sites do at a site: `Site.evaluate_others`."""
+    return Site(study, site, settings, folder / site).evaluate_others(models, name)
+
+
+def _own_model(folder: Path) -> Tensors:
+    state = StateStore(folder / "state").load()
+    if state is None:
+        raise TrainingError("there is no model yet: the site has not trained", where=f"site {folder.name}")
+    return state.trained

@@ -190,6 +190,29 @@ class Site:
                 self._keep(overlays, scores)
         except FedfmsError as error:
             raise error.at(f"site {self.name}") from error
+        return self._tell(scores)
+
+    def evaluate_others(self, models: Sequence[Tensors], name: str | None = None) -> dict[str, Any]:
+        """As `evaluate`, of models that other sites made, each by itself: means over them, image by image.
+
+        Args:
+            models: all trained tensors of each; at least one.
+            name: under which the scores of every image are kept at the site.
+
+        Raises:
+            FedfmsError: with the site in `where`.
+        """
+        several = []
+        for tensors in models:
+            self.built.load(tensors)
+            several.append(self._score())
+        scores = {site: Scores.mean([each[site] for each in several]) for site in several[0]}
+        if name is not None:
+            for part in scores.values():
+                self._save_scores(name, part, self._folder)
+        return self._tell(scores)
+
+    def _tell(self, scores: Mapping[str, Scores]) -> dict[str, Any]:
         told = {site: withhold(part.result(), self._min_cases) for site, part in scores.items()}
         whole = self._report(self.data, self._together(list(told.values())))
         each = {member.site: self._report(member, told.get(member.site)) for member in self._members}
