@@ -21,8 +21,8 @@ from typing import Any
 
 from benchmarks import compare, data, formats, pages, phantom, step
 from benchmarks import round as federated_round
-from benchmarks.machine import machine
 from fedfms.files import write_atomic
+from fedfms.machine import machine
 from fedfms.methods import METHODS
 from fedfms.report.overlay import as_png
 from fedfms.settings import SiteSettings
