@@ -92,7 +92,8 @@ def beside(study: Study, table: Mapping[str, Any], row: Mapping[str, Any], own: 
     """
     setting, (of, scale) = table["setting"], _UNITS[row["unit"]]
     step = (study.model.input_px, study.train.batch_size) == (setting["input_px"], setting["batch_size"])
-    value = getattr(own, of) if step or of in _PARAMETERS else None
+    of_parameters = of in _PARAMETERS
+    value: float | None = getattr(own, of) if step or of_parameters else None
     return {
         "source": table["source"],
         "label": row["label"],
@@ -101,6 +102,6 @@ def beside(study: Study, table: Mapping[str, Any], row: Mapping[str, Any], own: 
         "unit": row["unit"],
         "paper": row["value"],
         "ours": None if value is None else value / scale,
-        "paper_mb": row["value"] * scale * FLOAT32_BYTES / 1e6 if of in _PARAMETERS else None,
-        "ours_mb": value * FLOAT32_BYTES / 1e6 if of in _PARAMETERS else None,
+        "paper_mb": row["value"] * scale * FLOAT32_BYTES / 1e6 if of_parameters else None,
+        "ours_mb": getattr(own, of) * FLOAT32_BYTES / 1e6 if of_parameters else None,
     }
