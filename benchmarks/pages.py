@@ -9,9 +9,12 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+from fedfms.report.cost.show import VIEWS, View, markdown_rows
 
 PAGES = Path(__file__).parents[1] / "docs" / "results"
 _TABLE = re.compile(r"(?P<open><!-- table (?P<what>[^\n]*?) -->\n)(?P<body>.*?)(?P<close><!-- end -->)", re.DOTALL)
@@ -73,7 +76,15 @@ def _rows(runs: Runs) -> str:
     return _markdown(["", *keys], rows)
 
 
-KINDS: Mapping[str, Callable[[Runs], str]] = {"rounds": _by_round, "sites": _by_site, "rows": _rows}
+def _cost(view: View, runs: Runs) -> str:
+    """A table of `fedfms cost`, of all runs one under the other."""
+    return markdown_rows(view, [row for run in runs.values() for row in run[view.of]])
+
+
+KINDS: Mapping[str, Callable[[Runs], str]] = {
+    "rounds": _by_round, "sites": _by_site, "rows": _rows,
+    **{f"cost-{name}": partial(_cost, view) for name, view in VIEWS.items()},
+}  # fmt: skip
 
 
 def _dice(entry: Mapping[str, Any] | None) -> float | None:

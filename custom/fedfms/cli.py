@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 import fedfms
-from fedfms.commands import nnunet, table
+from fedfms.commands import cost, nnunet, sites, table
+from fedfms.commands.files import comma
 from fedfms.errors import FedfmsError, StudyError
 from fedfms.study import PHANTOM, Study, find_study, load_study
 
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_job(commands.add_parser("job", help="build NVFLARE jobs"))
     nnunet.add_commands(commands)
     table.add_commands(commands)
+    cost.add_commands(commands)
+    sites.add_commands(commands)
     report = commands.add_parser("report", help="table, curves and results.json of a run, made again")
     report.add_argument("workspace", type=Path, help="a simulator's workspace, or a run's folder")
     report.add_argument("--out", type=Path, help="where to write (default: in the run's folder)")
@@ -96,7 +99,7 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write a study's splits, or compare them with a file: numbers and digests, no image, no id."
     parser.add_argument("study", help="a YAML file, or a name in jobs/studies")
     parser.add_argument("--root", type=Path, help="the data root (default: the one in this site's settings)")
-    parser.add_argument("--sites", type=_comma, default=[], help="a,b,c (default: the study's, or the file's)")
+    parser.add_argument("--sites", type=comma, default=[], help="a,b,c (default: the study's, or the file's)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
     parser.add_argument("--protocol", action="append", choices=("held-out", "personal"),
                         help="default: both, or the file's")
@@ -106,10 +109,6 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--out", type=Path, metavar="FILE", help="write here (default: print)")
     where.add_argument("--check", type=Path, metavar="FILE", help="compare with it; exit code 1 if anything differs")
     parser.set_defaults(run=_splits)
-
-
-def _comma(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
 
 
 def _seeds(text: str) -> list[int]:
@@ -162,8 +161,8 @@ def _study_of(args: argparse.Namespace, method: str) -> Study:
     from fedfms.methods import METHODS
 
     path = find_study(args.study)
-    held_out = None if args.held_out is None else _comma(args.held_out)
-    sites = None if args.sites is None else _comma(args.sites)
+    held_out = None if args.held_out is None else comma(args.held_out)
+    sites = None if args.sites is None else comma(args.sites)
     base = load_study(path, preset=args.preset, overrides=args.set)
     if sites is None and held_out:
         sites = _without(held_out, base)

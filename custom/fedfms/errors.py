@@ -41,6 +41,10 @@ class DataError(FedfmsError):
     """Images, masks or a manifest are missing or do not fit each other."""
 
 
+class TooFewError(DataError):
+    """A site has too few patients to tell anything of them."""
+
+
 class TrainingError(FedfmsError):
     """Training or evaluation cannot go on (for instance a loss that is not finite)."""
 

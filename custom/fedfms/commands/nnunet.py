@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedfms.commands.files import read_json, write
 from fedfms.errors import DataError, StudyError
-from fedfms.files import write_atomic
 from fedfms.study import find_study, load_study
 
 
@@ -33,7 +33,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     Raises:
         StudyError: it cannot be read, or has none.
     """
-    content = _read(path)
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("plan"), dict):
         raise StudyError(f"{path.name} holds no plan", where="--plan", do="make it with `fedfms plan`")
     return dict(content["plan"])
@@ -47,7 +47,7 @@ def _fingerprint(args: argparse.Namespace) -> str:
     study = load_study(find_study(args.study), overrides=args.set)
     content = fingerprint(open_site(study, args.site, load_settings(named=args.site_settings))).to_dict()
     text = json.dumps(content, indent=1)
-    _write(args.out, text)
+    write(args.out, text + "\n")
     return f"{text}\n{args.out}: all that is above, and nothing else"
 
 
@@ -58,28 +58,13 @@ def _plan(args: argparse.Namespace) -> str:
     parts = []
     for path in args.fingerprints:
         try:
-            parts.append(Fingerprint.from_dict(_read(path)))
+            parts.append(Fingerprint.from_dict(read_json(path)))
         except DataError as error:
             raise error.at(path.name) from error
     merged = merge(parts)
     height_px, width_px = (merged.side(axis, 0.5) for axis in ("heights", "widths"))
     plan = plan_for(height_px, width_px, merged.images, len(merged.structures))
     text = json.dumps({"plan": plan.to_dict(), "made_of": merged.summary()}, indent=1)
-    _write(args.out, text)
+    write(args.out, text + "\n")
     return f"{text}\n{args.out}: {len(plan.strides)} stages at {plan.input_px} px"
 
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StudyError(f"{path.name} cannot be read ({error.strerror})", do="name a file that is there") from None
-    except ValueError:
-        raise StudyError(f"{path.name} is not JSON", do="name a file that `fedfms` wrote") from None
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_atomic(path, text + "\n")
-    except OSError as error:
-        raise StudyError(f"cannot write {path.name} ({error.strerror})", do="name another place") from None

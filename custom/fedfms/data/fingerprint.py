@@ -112,7 +112,7 @@ def fingerprint(data: SiteData) -> Fingerprint:
         images=len(items),
         heights=_binned([item.height_px for item in items]),
         widths=_binned([item.width_px for item in items]),
-        grey=_of_several(greys),
+        grey=of_several(greys, LEAST_IMAGES),
     )
 
 
@@ -141,19 +141,20 @@ def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image if image.ndim == 2 else np.rint(image.mean(axis=2)).astype(np.uint8)
 
 
-def _of_several(greys: NDArray[np.int64]) -> tuple[int, ...]:
-    """Pixels by image and bin (n, bins) -> by bin: bins in a row join until `LEAST_IMAGES` have pixels in them.
+def of_several(greys: NDArray[np.int64], least: int) -> tuple[int, ...]:
+    """Pixels by image and bin (n, bins) -> by bin: bins in a row join until `least` images have pixels in them.
 
     Their pixels are counted in the bin of their mean: the last of them may be a single image's.
     """
     ends, first = [], 0
-    for end in range(1, _GREY_BINS + 1):
-        if np.count_nonzero(greys[:, first:end].any(axis=1)) >= LEAST_IMAGES:
+    bins = greys.shape[1]
+    for end in range(1, bins + 1):
+        if np.count_nonzero(greys[:, first:end].any(axis=1)) >= least:
             ends.append(end)
             first = end
-    joined = [0] * _GREY_BINS
+    joined = [0] * bins
     first = 0
-    for end in [*ends[:-1], _GREY_BINS] if ends else []:  # what is left over joins the last
+    for end in [*ends[:-1], bins] if ends else []:  # what is left over joins the last
         pixels = greys[:, first:end].sum(axis=0)
         joined[round(np.average(np.arange(first, end), weights=pixels))] = int(pixels.sum())
         first = end

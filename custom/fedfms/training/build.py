@@ -10,7 +10,7 @@ import torch
 
 from fedfms.errors import CheckpointError, SettingsError
 from fedfms.methods import Layout, Method, Partition, Tensors, fitted, make_method
-from fedfms.models import SegmentationModel, build_model
+from fedfms.models import SegmentationModel, build_model, outline_model
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 
@@ -44,7 +44,7 @@ class BuiltModel:
         Raises:
             CheckpointError: a name or a shape differs from the model's.
         """
-        own = self._own()
+        own = self.own()
         if set(tensors) != self.partition.trained:
             odd = set(tensors) ^ self.partition.trained
             raise CheckpointError(f"{len(odd)} tensors of the model are not those of this study's", do=_ONE)
@@ -71,11 +71,12 @@ class BuiltModel:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
 
-    def _own(self) -> dict[str, torch.Tensor]:
+    def own(self) -> Tensors:
+        """The model's parameters and buffers by name: themselves, no copies."""
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     def _copy(self, names: tuple[str, ...]) -> Tensors:
-        own = self._own()
+        own = self.own()
         return {name: own[name].detach().to("cpu", copy=True) for name in names}
 
 
@@ -96,9 +97,27 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
         plan=method.plan,
     )
     method.attach(model)
+    return _bound(model.to(settings.torch_device), method, study.model)
+
+
+def outline(study: Study) -> BuiltModel:
+    """As `build`, on torch's meta device: names and shapes, without values, memory or a file of weights.
+
+    Raises:
+        StudyError: the model or the method of the study cannot be.
+    """
+    method = make_method(study.method, study.method_options)
+    study = fitted(study, method)
+    model = outline_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
+    with torch.device("meta"):
+        method.attach(model)
+    return _bound(model.to("meta"), method, study.model)
+
+
+def _bound(model: SegmentationModel, method: Method, spec: ModelSpec) -> BuiltModel:
     layout = Layout.of(model)
     method.bind(layout)
-    built = BuiltModel(model.to(settings.torch_device).eval(), method, method.partition(layout), study.model)
+    built = BuiltModel(model.eval(), method, method.partition(layout), spec)
     built.train_only(built.partition.trained)
     return built
 

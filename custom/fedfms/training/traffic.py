@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-import torch
-
-from fedfms.methods import Layout, Server, Tensors, fitted, make_method, needed_sites, trainers
-from fedfms.models import outline_model
+from fedfms.methods import Server, Tensors, needed_sites, trainers
 from fedfms.study import Study
+from fedfms.training.build import BuiltModel, outline
 
 
 @dataclass(frozen=True)
@@ -47,29 +45,33 @@ def plan(study: Study) -> Traffic:
     Raises:
         StudyError: the model or the method of the study cannot be.
     """
-    method = make_method(study.method, study.method_options)
-    study = fitted(study, method)
-    model = outline_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
-    with torch.device("meta"):
-        method.attach(model)
-    layout = Layout.of(model)
-    method.bind(layout)
-    partition = method.partition(layout)
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    shared = {name: own[name].detach().to("meta") for name in partition.shared}
-    sites = list(trainers(study)) or [f"site-{index + 1}" for index in range(needed_sites(study))]
+    built = outline(study)
+    method = built.method
+    shared = shared_tensors(built)
+    sites = planned_sites(study)
     up = down = 0
     for round_ in range(study.train.rounds):
-        sent = method.dispatch(Server(shared, round_, study.seed), sorted(sites))
+        sent = method.dispatch(Server(shared, round_, study.seed), sites)
         down += sum(_nbytes(shared, tensors) for tensors in sent.values())
         up += sum(_nbytes(shared, method.upward(round_, tuple(tensors))) for tensors in sent.values())
     visits = len(sites) * study.train.rounds
     return Traffic(
         sites=len(sites), rounds=study.train.rounds, up_mb=up / visits / 1e6, down_mb=down / visits / 1e6,
-        total_mb=(up + down) / 1e6, parameters=sum(p.numel() for p in model.parameters()),
-        trained=sum(own[name].numel() for name in partition.trained),
+        total_mb=(up + down) / 1e6, parameters=sum(p.numel() for p in built.model.parameters()),
+        trained=sum(tensor.numel() for name, tensor in built.own().items() if name in built.partition.trained),
         shared=sum(tensor.numel() for tensor in shared.values()),
     )  # fmt: skip
+
+
+def planned_sites(study: Study) -> list[str]:
+    """Names of the sites that train, sorted: those of the study, or as many as a round needs where it names none."""
+    return sorted(trainers(study)) or [f"site-{index + 1}" for index in range(needed_sites(study))]
+
+
+def shared_tensors(built: BuiltModel) -> Tensors:
+    """The shared tensors of an outlined model, which have shapes and no values."""
+    own = built.own()
+    return {name: own[name].detach() for name in built.partition.shared}
 
 
 def _nbytes(shared: Tensors, names: Iterable[str]) -> int:

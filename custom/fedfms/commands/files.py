@@ -1,0 +1,42 @@
+"""Reading and writing what a command names, with faults that a person can read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedfms.errors import StudyError
+from fedfms.files import write_atomic
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        StudyError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"{path.name} cannot be read ({error.strerror})", do="name a file that is there") from None
+    except ValueError:
+        raise StudyError(f"{path.name} is not JSON", do="name a file that `fedfms` wrote") from None
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Put the content there at once, into a folder that is made if it is not there.
+
+    Raises:
+        StudyError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        raise StudyError(f"cannot write {path.name} ({error.strerror})", do="name another place") from None
+
+
+def comma(text: str) -> list[str]:
+    """`a,b` -> its names."""
+    return [name for name in text.split(",") if name]
