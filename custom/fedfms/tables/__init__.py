@@ -26,7 +26,7 @@ from fedfms.tables.plots import Figure, ablations, curves
 from fedfms.tables.published import compare
 from fedfms.tables.significance import paired_tests
 from fedfms.tables.summary import Block, make_blocks, make_grids
-from fedfms.tables.terminal import rich_table
+from fedfms.tables.terminal import rich_table, turned
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def _group(parts: Sequence[Part], unfinished: int) -> Group:
     shown: list[object] = []
     for part in parts:
         shown.append(Text(part.name, style="bold"))
-        shown += [rich_table(sheet) for sheet in (*part.scores, *part.published, *part.tests[:1], part.cost)]
+        shown += [table for sheet in (*part.scores, *part.published) for table in turned(sheet)]
+        shown += [rich_table(sheet) for sheet in (*part.tests[:1], part.cost)]
         shown += [Text(note) for note in (*part.notes, part.missing) if note]
     if unfinished:
         shown.append(Text(f"Folders of cells without a result: {unfinished}"))

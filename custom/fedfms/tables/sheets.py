@@ -163,7 +163,7 @@ def significance_sheets(tests: Sequence[PairedTest]) -> list[Sheet]:
     sheets = []
     for title, chosen in (
         ("Federated against centralised, all sites", [test for test in tests if test.site == POOLED]),
-        ("Federated against centralised, by site", [test for test in tests if test.site != POOLED]),
+        ("Federated against centralised, by site", [test for test in tests if test.site != POOLED and test.images]),
     ):
         head = ("method", "against", "mode", "site", "images", "differ", "mean difference", "p", "p (Holm)", "how")
         rows = tuple(_test_row(test) for test in chosen)
