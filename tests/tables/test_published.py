@@ -155,10 +155,10 @@ def test_two_structures_are_one_in_fedsca(tmp_path: Path) -> None:
     [
         ("fedmsa", {"backbone": "vit_b", "checkpoint": "a.pth"}, "fedmsa", ""),
         ("fedmsa", {"backbone": "vit_l", "checkpoint": "a.pth"}, "fedmsa-l", ""),
-        ("fedmsa", {"backbone": "tiny_vit", "checkpoint": "a.pth"}, "fedmsa", "ours tiny_vit, theirs vit_b"),
+        ("fedmsa", {"backbone": "tiny_vit", "checkpoint": "a.pth"}, "fedmsa", "tiny_vit in place of vit_b"),
         ("fedmsa", {"backbone": "vit_b"}, "fedmsa-nopt", ""),
         ("sam", {"backbone": "vit_b"}, "sam-nopt", ""),
-        ("fedunet", {"backbone": "unet_tiny"}, "fedunet", "ours unet_tiny, theirs unet"),
+        ("fedunet", {"backbone": "unet_tiny"}, "fedunet", "unet_tiny in place of unet"),
     ],
 )
 def test_which_row_of_the_paper(tmp_path: Path, method: str, model: dict[str, str], theirs: str, note: str) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfms.tables.cells import Key, TableError, read_cells
-from fedfms.tables.sheets import BEST, SECOND, Sheet, caption, made_with, not_finished, score_sheet, unlike
+from fedfms.tables.notes import made_with, unlike
+from fedfms.tables.sheets import BEST, SECOND, Sheet, caption, not_finished, score_sheet
 from fedfms.tables.summary import Block, make_blocks, make_grid, mean_of, over_seeds, site_order
 from fedfms.tables.variants import parse_variant, variant_order
 from tests.tables.make import SITES, fill, put, result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,15 +11,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from fedfms.tables import latex, markdown, write_tables
 from fedfms.tables.cells import Key, TableError
 from fedfms.tables.sheets import BEST, SECOND, Field, Sheet
-from tests.tables.make import fill, put, result
+from tests.tables.make import BASE, fill, image_scores, put, result
 
 COMMAND = "fedfms table prostate --methods fedmsa,fedunet,msa --seeds 0,1"
 EVIL = "<script>alert(1)<x>"
-VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "rect"}
+VOID = {"meta", "wbr", "br", "hr", "img", "link", "input", "path", "use", "rect"}
 
 
 class Reader(HTMLParser):
@@ -88,8 +90,26 @@ def test_the_files_and_what_a_terminal_shows(tmp_path: Path) -> None:
     lines = told.text().splitlines()
     assert lines[0] == "Prostate in T2 MRI, protocol held-out"
     assert "not finished: 1 of 18 cells" in lines
-    assert any(re.match(r" ?fedmsa +0\.820 +0\.810 +0\.800 +0\.810 +2 +6 of 6", line) for line in lines)
-    assert any("paper, fedmsa" in line and "0.769" in line for line in lines)
+    assert any(re.match(r" BIDMC +0\.820±0\.028 +0\.520±0\.028 +0\.810±0\.028 +8", line) for line in lines)
+    assert any(re.match(r" BIDMC +0\.769 +0\.738±0\.025 +-0\.031", line) for line in lines)
+
+
+def test_eighty_columns_cut_no_number(tmp_path: Path) -> None:
+    sites = tuple(f"a_hospital_of_long_name_{i}" for i in range(7))
+    for method in ("fedmsa", "fedsca", "fedsam", "msa", "sam"):
+        for seed in (0, 1):
+            images = {site: image_scores([0.5 + BASE[method] * i / 20 for i in range(9)]) for site in sites}
+            put(tmp_path, result(method, seed, None, sites=sites), images)
+    told = write_tables(tmp_path, COMMAND)
+    buffer = io.StringIO()
+    Console(file=buffer, width=80, no_color=True, force_terminal=False).print(told.group)
+    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 80
+    for site in sites:
+        assert sum(line.startswith(f" {site} ") for line in lines) >= 4 * 2  # five methods need two tables each
+    assert not any("…" in line for line in lines)
+    numbers = [word for line in lines for word in line.split() if re.match(r"\d\.\d", word)]
+    assert all(re.fullmatch(r"\d\.\d{3}(±\d\.\d{3})?", word) for word in numbers)
 
 
 def test_the_same_cells_give_the_same_bytes(tmp_path: Path) -> None:

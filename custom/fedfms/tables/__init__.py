@@ -21,12 +21,13 @@ from fedfms.tables.cells import Cell, Key, TableError, read_cells
 from fedfms.tables.latex import latex_tables
 from fedfms.tables.longform import long_form
 from fedfms.tables.markdown import escape, markdown_tables
+from fedfms.tables.notes import made_with, unlike
 from fedfms.tables.page import Part, make_page
 from fedfms.tables.plots import Figure, ablations, curves
 from fedfms.tables.published import compare
 from fedfms.tables.significance import paired_tests
 from fedfms.tables.summary import Block, make_blocks, make_grids
-from fedfms.tables.terminal import rich_table
+from fedfms.tables.terminal import rich_table, turned
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ def write_tables(out: Path, command: str, planned: Sequence[Key] = ()) -> TableT
     parts = [_part(block) for block in blocks]
     drawn = curves(blocks)
     title = "; ".join(dict.fromkeys(block.title for block in blocks))
-    made_with = sheets.made_with(cells.finished)
+    made = made_with(cells.finished)
     figures = [drawn, *(figure for part in parts for figure in part.figures)]
     files: dict[str, bytes | str] = {
         "table.csv": long_form(cells.finished),
-        "table.md": _markdown(title, parts, figures, command, made_with),
+        "table.md": _markdown(title, parts, figures, command, made),
         "table.tex": latex_tables(sheet for part in parts for sheet in _all_sheets(part)),
-        "index.html": make_page(parts, drawn, command, made_with, title),
+        "index.html": make_page(parts, drawn, command, made, title),
     }
     for figure in figures:
         files |= {f"{figure.name}.png": figure.png, f"{figure.name}.svg": figure.svg}
@@ -78,7 +79,7 @@ def _part(block: Block) -> Part:
     return Part(
         name=f"{block.title}, protocol {block.protocol}",
         missing=sheets.not_finished(block),
-        notes=sheets.unlike(block),
+        notes=unlike(block),
         scores=[sheets.score_sheet(block, grid) for grid in make_grids(block, "final")],
         best=[sheets.score_sheet(block, grid) for grid in make_grids(block, "best") if "best" in block.models],
         published=[sheet for comparison in compare(block) for sheet in sheets.comparison_sheets(block, comparison)],
@@ -93,16 +94,16 @@ def _all_sheets(part: Part) -> list[sheets.Sheet]:
 
 
 def _markdown(
-    title: str, parts: Sequence[Part], figures: Sequence[Figure], command: str, made_with: Sequence[tuple[str, str]]
+    title: str, parts: Sequence[Part], figures: Sequence[Figure], command: str, made: Sequence[tuple[str, str]]
 ) -> str:
     texts = [f"# {escape(title)}\n"]
     for part in parts:
         notes = "".join(f"{escape(note)}\n\n" for note in (part.missing, *part.notes) if note)
         texts.append(f"## {escape(part.name)}\n\n{notes}{markdown_tables(_all_sheets(part))}")
     texts += [f"![{escape(figure.words)}]({figure.name}.png)\n" for figure in figures]
-    made = "".join(f"- {escape(name)}: {escape(value)}\n" for name, value in made_with)
+    machine = "".join(f"- {escape(name)}: {escape(value)}\n" for name, value in made)
     indented = "".join(f"    {line}\n" for line in command.splitlines())
-    return "\n".join([*texts, f"## How it was made\n\n{indented}\n{made}"])
+    return "\n".join([*texts, f"## How it was made\n\n{indented}\n{machine}"])
 
 
 def _group(parts: Sequence[Part], unfinished: int) -> Group:
@@ -110,7 +111,8 @@ def _group(parts: Sequence[Part], unfinished: int) -> Group:
     shown: list[object] = []
     for part in parts:
         shown.append(Text(part.name, style="bold"))
-        shown += [rich_table(sheet) for sheet in (*part.scores, *part.published, *part.tests[:1], part.cost)]
+        shown += [table for sheet in (*part.scores, *part.published) for table in turned(sheet)]
+        shown += [rich_table(sheet) for sheet in (*part.tests[:1], part.cost)]
         shown += [Text(note) for note in (*part.notes, part.missing) if note]
     if unfinished:
         shown.append(Text(f"Folders of cells without a result: {unfinished}"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fedfms.tables.plots import Figure
 from fedfms.tables.sheets import Sheet
@@ -63,11 +63,16 @@ def make_page(
 ) -> str:
     """The page. All texts are escaped; the policy in its head lets no script run but its own."""
     environment = Environment(loader=PackageLoader("fedfms", "tables"), autoescape=True, undefined=StrictUndefined)
-    environment.filters["svg"] = inline_svg
+    environment.filters |= {"svg": inline_svg, "breaks": breaks}
     return environment.get_template("page.html.jinja").render(
         parts=parts, curves=curves, command=command, made_with=made_with, title=title, script=Markup(_SCRIPT),
         script_hash=base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode(),
     )  # fmt: skip
+
+
+def breaks(name: str) -> Markup:
+    """A name that may be broken after what joins its parts."""
+    return Markup(re.sub(r"([_,/-])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def inline_svg(figure: Figure) -> Markup:

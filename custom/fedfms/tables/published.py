@@ -135,7 +135,7 @@ class _Beside:
         if row is None:
             return
         ours = cells[0].study.model.backbone
-        note = "" if ours == row["backbone"] else f"ours {ours}, theirs {row['backbone']}"
+        note = "" if ours == row["backbone"] else f"{ours} in place of {row['backbone']}"
         for metric in METRICS:
             by_seed = {
                 seed: [self.ours(line, seed, *column, metric) for column in self.columns] for seed in self.block.seeds

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +98,7 @@ def caption(block: Block, grid: Grid) -> str:
         f"{METRIC_NAMES[grid.metric]} of the {grid.model} model ({after}) on {block.title}",
         f"protocol {block.protocol}, {PROTOCOL_NAMES[block.protocol]}",
         MODE_NAMES[grid.mode],
-        f"{spread} {_many(len(block.seeds), 'seed')} ({seeds}){fewer}",
+        f"{spread} {many(len(block.seeds), 'seed')} ({seeds}){fewer}",
         "best of a column bold, second underlined",
     ]
     left = [column_name(block, column) for column in grid.columns if column not in grid.averaged]
@@ -111,23 +110,7 @@ def caption(block: Block, grid: Grid) -> str:
 
 def not_finished(block: Block) -> str:
     """How many cells are missing; empty if none is."""
-    return f"not finished: {block.missing} of {_many(len(block.planned), 'cell')}" if block.missing else ""
-
-
-def unlike(block: Block) -> list[str]:
-    """What of schedule and data is not the same in all cells, as notes; variants are meant to differ, and left out.
-
-    nnU-Net's augmentation is its own, so that of no method is looked at.
-    """
-    plain = [cell.study for cell in block.cells if not cell.key.variant]
-    notes = []
-    for section in ("train", "data"):
-        told = [dataclasses.asdict(getattr(study, section)) for study in plain]
-        for name in told[0] if told else ():
-            values = sorted({str(values[name]) for values in told})
-            if len(values) > 1 and name not in ("augment", "cache"):
-                notes.append(f"Not all cells were run alike: {section}.{name} is {' or '.join(values)}.")
-    return notes
+    return f"not finished: {block.missing} of {many(len(block.planned), 'cell')}" if block.missing else ""
 
 
 def comparison_sheets(block: Block, comparison: Comparison) -> list[Sheet]:
@@ -163,7 +146,7 @@ def significance_sheets(tests: Sequence[PairedTest]) -> list[Sheet]:
     sheets = []
     for title, chosen in (
         ("Federated against centralised, all sites", [test for test in tests if test.site == POOLED]),
-        ("Federated against centralised, by site", [test for test in tests if test.site != POOLED]),
+        ("Federated against centralised, by site", [test for test in tests if test.site != POOLED and test.images]),
     ):
         head = ("method", "against", "mode", "site", "images", "differ", "mean difference", "p", "p (Holm)", "how")
         rows = tuple(_test_row(test) for test in chosen)
@@ -218,28 +201,6 @@ def _total(cell: Cell) -> float | None:
     rounds = [value for value in _list(cell.seconds.get("rounds")) if clean_number(value) is not None]
     evaluate = clean_number(cell.seconds.get("evaluate"))
     return sum(rounds) + (evaluate or 0) if rounds else None
-
-
-def made_with(cells: Iterable[Cell]) -> list[tuple[str, str]]:
-    """Machines and versions of the cells, name by name; where cells differ, every value with its number of cells."""
-    told: dict[str, list[str]] = {}
-    for cell in cells:
-        for of in (cell.machine, cell.versions):
-            for name, value in _flat(of):
-                told.setdefault(name, []).append(value)
-    return [(name, values[0] if len({*values}) == 1 else _each(values)) for name, values in told.items()]
-
-
-def _each(values: Sequence[str]) -> str:
-    return "; ".join(f"{value} ({_many(values.count(value), 'cell')})" for value in sorted({*values}))
-
-
-def _flat(raw: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for name, value in raw.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}".replace("_", " "), NONE if value is None else str(value)
 
 
 def _marks(scores: Sequence[Score]) -> list[str]:
@@ -303,5 +264,6 @@ def _span(numbers: Sequence[int]) -> str:
     return str(numbers[0]) if numbers[0] == numbers[-1] else f"{numbers[0]}-{numbers[-1]}"
 
 
-def _many(count: int, what: str) -> str:
+def many(count: int, what: str) -> str:
+    """A count and what is counted."""
     return f"{count} {what}{'' if count == 1 else 's'}"
