@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedfms.commands.files import comma
 from fedfms.errors import SettingsError, TrainingError
 from fedfms.settings import SiteSettings, load_settings
 
@@ -44,11 +46,11 @@ def add_commands(commands: Any) -> None:
     table.add_argument("--on", metavar="STUDY", help="another study than the one that the table names")
     table.add_argument("--render", type=Path, metavar="OUT", help="write the tables of OUT's runs again, run nothing")
     table.add_argument("--out", type=Path, help="a folder for the runs and the tables; a cut run goes on there")
-    table.add_argument("--methods", type=_names, help="a,b (default: fedmsa,fedsam,fedunet,local,msa)")
+    table.add_argument("--methods", type=comma, help="a,b (default: fedmsa,fedsam,fedunet,local,msa)")
     table.add_argument("--protocol", choices=("held-out", "personal"), help="default: held-out")
     table.add_argument("--seeds", type=_numbers, help="0,1,2 (default: 0)")
-    table.add_argument("--sites", type=_names, help="a,b,c (default: the study's)")
-    table.add_argument("--held-out", type=_names, help="a,b: only these are held out, one at a time (default: each)")
+    table.add_argument("--sites", type=comma, help="a,b,c (default: the study's)")
+    table.add_argument("--held-out", type=comma, help="a,b: only these are held out, one at a time (default: each)")
     table.add_argument("--backbone", help="as `fedfms list` names them")
     table.add_argument("--rounds", type=int)
     table.add_argument("--preset", help="as `fedfms list` names them")
@@ -61,10 +63,6 @@ def add_commands(commands: Any) -> None:
     table.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
     table.add_argument("--no-estimate", action="store_true", help="start without timing a step first")
     table.set_defaults(run=_table)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -124,6 +122,7 @@ def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSe
         console.print(f"{len(cells) - len(left)} of {len(cells)} runs are there already")
     if args.no_estimate or not left:
         return
+    logging.getLogger("fedfms").setLevel(logging.ERROR)  # a phantom study has phantom images: no news here
     with console.status("timing a step") as status:
         told = estimate(left, settings, lambda name: status.update(f"timing a step of {name}"))
     console.print(told.text(args.jobs))

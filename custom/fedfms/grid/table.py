@@ -9,8 +9,7 @@ from pathlib import Path
 from fedfms.errors import StudyError
 from fedfms.files import write_atomic
 from fedfms.grid.plan import Cell, Grid
-from fedfms.tables import TableText, write_tables
-from fedfms.tables.cells import Key
+from fedfms.tables import Key, TableText, write_tables
 
 _FILE = "table.json"
 _FORMAT = 1

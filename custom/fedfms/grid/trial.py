@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from fedfms.data import open_site
 from fedfms.grid.plan import Cell
 from fedfms.methods import METHODS
+from fedfms.report.cost.timing import measure
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
-from fedfms.training.build import build
-from fedfms.training.prefix import PrefixCache
 from fedfms.training.traffic import plan
-from fedfms.training.trainer import Trainer
 
-_STEPS = 3  # the first fills caches, of the others the quicker one counts
+_STEPS = 3  # the first fills caches; the one in the middle counts
 
 
 @dataclass(frozen=True)
@@ -66,31 +61,11 @@ def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str]
 
 
 def seconds_a_slice(study: Study, settings: SiteSettings) -> tuple[float, float]:
-    """Seconds to train on a slice and to predict one, of random pixels, in batches of the study's size."""
-    built = build(study, settings)
-    size, model = study.train.batch_size, built.model
-    images = torch.rand(size, 3, model.input_px, model.input_px)
-    masks = (torch.rand(size, len(study.data.structures), model.mask_px, model.mask_px) > 0.5).float()
-    batch = {"image": images, "label": masks, "key": [f"{index:064d}" for index in range(size)]}
+    """Seconds to train on a slice, in batches of the study's size, and to predict one; pixels are random."""
+    kept = study.data.cache and study.data.augment == "none" and study.data.crop_px is None
     with tempfile.TemporaryDirectory() as folder:
-        kept = study.data.cache and PrefixCache.applies(built)
-        trainer = Trainer(built, study.train, study.structure_names, PrefixCache(built, Path(folder)) if kept else None)
-        augmented = study.data.augment != "none" or study.data.crop_px is not None
-        optimizer, shared = trainer.optimizer(0), built.shared()
-        train = _quickest(lambda: trainer.epoch([batch], optimizer, shared, cached=not augmented))
-        score = _quickest(lambda: trainer.score([batch]))
-    return train / size, score / size
-
-
-def _quickest(step: Callable[[], object]) -> float:
-    took = []
-    for _ in range(_STEPS):
-        started = time.perf_counter()
-        step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        took.append(time.perf_counter() - started)
-    return min(took[1:])
+        timing = measure(study, settings, _STEPS, Path(folder) if kept else None)
+    return timing.step_s / study.train.batch_size, timing.predict_s
 
 
 class _Counts:

@@ -127,7 +127,7 @@ def read_cells(out: Path) -> Cells:
     folders = sorted(path for path in (out / "cells").glob("*") if path.is_dir())
     done = [folder for folder in folders if (folder / "result.json").is_file()]
     if not done:
-        raise TableError("there is no finished cell", where="table", do="run `fedfms table` without --render-only")
+        raise TableError("there is no finished cell", where="table", do="run `fedfms table` without --render")
     cells = tuple(_read_cell(folder) for folder in done)
     seen: dict[Any, str] = {}
     for cell in cells:

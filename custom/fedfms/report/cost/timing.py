@@ -20,6 +20,7 @@ from fedfms.methods import Server
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
+from fedfms.training.prefix import PrefixCache
 from fedfms.training.traffic import planned_sites
 from fedfms.training.trainer import Trainer
 
@@ -42,10 +43,13 @@ class Timing:
     base_mib: int
 
 
-def measure(study: Study, settings: SiteSettings, steps: int) -> Timing:
+def measure(study: Study, settings: SiteSettings, steps: int, prefix: Path | None = None) -> Timing:
     """`steps` steps of the first round with the study's batch, after them as many predictions of one image.
 
     From random weights; the method's penalty is in a step, what it does before training and data loading are not.
+
+    Args:
+        prefix: a folder in which to keep the outputs of a frozen stage, where it pays: the first step computes them.
 
     Raises:
         FedfmsError: as `build`.
@@ -54,16 +58,18 @@ def measure(study: Study, settings: SiteSettings, steps: int) -> Timing:
     built = build(study, settings)
     card = settings.torch_device.type == "cuda"
     received = _receive(built, study)
-    trainer = Trainer(built, study.train, study.structure_names)
+    cache = PrefixCache(built, prefix) if prefix is not None and PrefixCache.applies(built) else None
+    trainer = Trainer(built, study.train, study.structure_names, cache)
     optimizer = trainer.optimizer(0)
     model, batch = built.model, study.train.batch_size
     images = torch.rand(batch, 3, model.input_px, model.input_px)
     masks = (torch.rand(batch, model.n_structures, model.mask_px, model.mask_px) > 0.5).float()
-    loader = [{"image": images, "label": masks}]
-    step_s = _median(lambda: trainer.epoch(loader, optimizer, received, cached=False), steps, card)
+    keys = [f"{index:064d}" for index in range(batch)]
+    loader = [{"image": images, "label": masks, "key": keys}]
+    step_s = _median(lambda: trainer.epoch(loader, optimizer, received, cached=cache is not None), steps, card)
     peak = torch.cuda.max_memory_allocated() if card else _peak_of_process()
     built.method.after_training(model)
-    predict_s = _median(lambda: trainer.predict({"image": images[:1]}), steps, card)
+    predict_s = _median(lambda: trainer.predict({"image": images[:1], "key": keys[:1]}), steps, card)
     return Timing(
         device=torch.cuda.get_device_name() if card else "cpu",
         steps=steps,
