@@ -61,6 +61,7 @@ def test_overrides_win_over_presets_and_arguments_over_both() -> None:
         ("train.lr=.inf", "train.lr is inf; it must be a finite number"),
         ("train.lr=.nan", "it must be a finite number"),
         ("train.beta1=2", "train.beta1 is 2.0; it must be below 1"),
+        ("federation.tracking=wandb", "federation.tracking is 'wandb'; one of"),
         ("federation.min_cases=0", "federation.min_cases is 0; it must be above 0"),
         ("federation.wait_s=-5", "federation.wait_s is -5; it must be 0 or more"),
         ("data.structures=[{name: a, values: []}]", "distinct label values from 1 to 255"),

@@ -24,6 +24,7 @@ _CHOICES = {
     "model.adapter_act": ("relu", "gelu"),
     "model.adapter_init": ("zero", "reference"),
     "train.loss": ("bce", "dice_bce"),
+    "federation.tracking": ("tensorboard", "mlflow", "none"),
 }
 _POSITIVE = (
     "model.input_px", "model.adapter_ratio", "train.rounds", "train.local_epochs", "train.batch_size", "train.lr",

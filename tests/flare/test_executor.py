@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE, AnalyticsData, AnalyticsDataType
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
-from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.apis.signal import Signal
+from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.flare.executor import SiteExecutor
 from fedfms.flare.wire import REASON, REPORT, SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE, to_arrays
@@ -35,7 +39,26 @@ def context(tmp_path: Path) -> FLContext:
     context.put(ReservedKey.IDENTITY_NAME, "a", private=False, sticky=True)
     context.get_workspace = lambda: workspace
     context.get_job_id = lambda: "job"
+    engine = SimpleNamespace(new_context=lambda: _new_context(engine), streamed=[])
+    engine.fire_event = lambda kind, own: engine.streamed.append((kind, own.get_prop(FLContextKey.EVENT_DATA)))
+    context.get_engine = lambda: engine
     return context
+
+
+@contextmanager
+def _new_context(engine: SimpleNamespace) -> Iterator[FLContext]:
+    context = FLContext()
+    context.get_engine = lambda: engine
+    yield context
+
+
+def _streamed(context: FLContext) -> dict[str, tuple[int, float]]:
+    """Round and value by tag of what was sent live."""
+    engine = context.get_engine()
+    assert {kind for kind, _ in engine.streamed} <= {ANALYTIC_EVENT_TYPE}
+    sent = [AnalyticsData.from_dxo(from_shareable(data)) for _, data in engine.streamed]
+    assert {data.data_type for data in sent} <= {AnalyticsDataType.SCALAR}
+    return {data.tag: (data.step, data.value) for data in sent}
 
 
 def _task() -> Shareable:
@@ -69,10 +92,39 @@ def test_what_is_withheld_chooses_no_model(context: FLContext) -> None:
     """By the selector's key too, no score of two images leaves."""
     told = from_shareable(_do(SiteExecutor(STUDY.to_dict()), TRAIN, _task(), context))
     assert told.get_meta_prop(MetaKey.INITIAL_METRICS) == {VAL_DICE: told.get_meta_prop(REPORT)["scores"]["dice"]}
-    strict = replace(STUDY, federation=replace(STUDY.federation, min_cases=3))
-    kept = from_shareable(_do(SiteExecutor(strict.to_dict()), TRAIN, _task(), context))
+    kept = from_shareable(_do(_with(min_cases=3), TRAIN, _task(), context))
     assert kept.get_meta_prop(MetaKey.INITIAL_METRICS) is None
     assert kept.get_meta_prop(REPORT)["scores"]["dice"] is None
+
+
+def _with(**federation: object) -> SiteExecutor:
+    return SiteExecutor(replace(STUDY, federation=replace(STUDY.federation, **federation)).to_dict())
+
+
+def test_a_rounds_numbers_are_sent_live(context: FLContext) -> None:
+    task = _task()
+    task.set_header(AppConstants.CURRENT_ROUND, 3)
+    told = from_shareable(_do(SiteExecutor(STUDY.to_dict()), TRAIN, task, context)).get_meta_prop(REPORT)
+    found = _streamed(context)
+    assert {step for step, _ in found.values()} == {3}
+    assert set(found) == {
+        "train/loss", "bytes/up", "bytes/down", "seconds/round", "validation/dice",
+        *(f"validation/{metric}{kind}/{structure}" for metric in ("dice", "iou") for kind in ("", "_fedfms")
+          for structure in ("disc", "cup")),
+    }  # fmt: skip
+    assert found["train/loss"][1] == told["train_loss"]
+    assert found["validation/iou/cup"][1] == told["scores"]["standard"]["cup"]["iou"]
+    assert found["bytes/down"][1] == told["bytes_down"] == found["bytes/up"][1]
+
+
+def test_what_is_withheld_is_not_sent_live_either(context: FLContext) -> None:
+    _do(_with(min_cases=5), TRAIN, _task(), context)  # four images train, two validate
+    assert set(_streamed(context)) == {"bytes/up", "bytes/down", "seconds/round"}
+
+
+def test_a_study_without_live_curves_sends_nothing(context: FLContext) -> None:
+    _do(_with(tracking="none"), TRAIN, _task(), context)
+    assert not context.get_engine().streamed
 
 
 def test_a_stop_is_answered_as_aborted(context: FLContext) -> None:

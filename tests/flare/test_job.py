@@ -116,6 +116,22 @@ def test_no_best_model_is_chosen_on_test_images(tmp_path: Path) -> None:
         assert ("AcceptedModelSelector" in (job / "app" / "config" / "config_fed_server.json").read_text()) == chosen
 
 
+def test_live_curves_are_nvflares_own_and_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def components(tracking: str) -> list[str]:
+        folder = build_job(load_study(PHANTOM, overrides=[f"federation.tracking={tracking}"]), tmp_path / tracking)
+        configs = [json.loads(path.read_text()) for path in sorted((folder / "app" / "config").iterdir())]
+        return [each["path"] for config in configs for each in config["components"] if each["id"] == "tracking"]
+
+    sender = "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent"
+    assert components("none") == []
+    assert components("tensorboard") == [sender, "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    assert components("mlflow") == [sender, "nvflare.app_opt.tracking.mlflow.mlflow_receiver.MLflowReceiver"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(StudyError, match=r"MLflow is not installed; install fedfms\[mlflow\]"):
+        components("mlflow")
+
+
 def test_every_site_held_out_is_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sites = ",".join(load_study(POLYP).sites)
     assert main(["job", "build", "fedmsa", "--study", "polyp", "--held-out", sites, "--out", str(tmp_path / "job")])

@@ -15,6 +15,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.errors import FedfmsError, TrainingError, UpdateError
 from fedfms.flare.cores import share_cores
+from fedfms.flare.tracking import numbers, stream
 from fedfms.flare.wire import (
     REPORT,
     SUBMIT_MODEL,
@@ -96,6 +97,7 @@ class SiteExecutor(Executor):
         received, bytes_down = _received(shareable)
         if site.held_out:
             report = site.evaluate(received) | {"bytes_down": bytes_down}
+            self._stream(site, report, round_, fl_ctx)
             self.log_info(fl_ctx, f"fedfms: {_line(site, round_, of, report['scores'])} (held out)", fire_event=False)
             return DXO(DataKind.METRICS, data={REPORT: report})
         result = site.train_round(round_, received)
@@ -112,9 +114,15 @@ class SiteExecutor(Executor):
             "bytes_down": bytes_down,
         }
         dice = result.scores["dice"] if result.scores else None
-        return update_dxo(
+        dxo = update_dxo(
             result.update.tensors, samples=result.update.samples, round_=round_, report=report, val_dice=dice
         )
+        self._stream(site, report | {"bytes_up": nbytes(dxo.data)}, round_, fl_ctx)
+        return dxo
+
+    def _stream(self, site: Site, report: dict[str, Any], round_: int, fl_ctx: FLContext) -> None:
+        if site.study.federation.tracking != "none":
+            stream(self, numbers(report, site.data.scored_part), round_, fl_ctx)
 
     def _validate(self, site: Site, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         owner = str(shareable.get_header(AppConstants.MODEL_OWNER, "model"))

@@ -13,6 +13,7 @@ from typing import Any
 
 import fedfms
 from fedfms.errors import StudyError
+from fedfms.flare.tracking import receiver, sender
 from fedfms.flare.wire import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
 from fedfms.methods import METHODS, fitted, make_method, needed_sites, trainers
 from fedfms.study import Study
@@ -36,8 +37,8 @@ def build_job(study: Study, out: Path, *, bundle_code: bool = False) -> Path:
         bundle_code: put a copy of this package into the job, for sites that have none.
 
     Raises:
-        StudyError: the study's method or backbone is unknown, or they do not go together; `out` holds something that
-            is no job.
+        StudyError: the study's method or backbone is unknown, or they do not go together; it wants MLflow, which is
+            not installed; `out` holds something that is no job.
     """
     method = make_method(study.method, study.method_options)
     study = fitted(study, method)
@@ -162,6 +163,7 @@ def _server(study: Study) -> dict[str, Any]:
                 "locator", "nvflare.app_opt.pt.file_model_locator.PTFileModelLocator", pt_persistor_id="persistor"
             ),
             _component("recorder", "fedfms.flare.recorder.Recorder"),
+            *receiver(study),
         ],
     }
 
@@ -180,7 +182,7 @@ def _client(study: Study) -> dict[str, Any]:
     return {
         "format_version": 2,
         "executors": [{"tasks": [TRAIN, VALIDATE, SUBMIT_MODEL], "executor": executor}],
-        "components": [],
+        "components": sender(study),
     }
 
 
