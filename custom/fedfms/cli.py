@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fedfms
-from fedfms.commands import nnunet
+from fedfms.commands import export, nnunet, predict
 from fedfms.errors import FedfmsError, StudyError
 from fedfms.study import PHANTOM, Study, find_study, load_study
 
@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_job(commands.add_parser("job", help="build NVFLARE jobs"))
     nnunet.add_commands(commands)
+    predict.add_commands(commands)
+    export.add_commands(commands)
     report = commands.add_parser("report", help="table, curves and results.json of a run, made again")
     report.add_argument("workspace", type=Path, help="a simulator's workspace, or a run's folder")
     report.add_argument("--out", type=Path, help="where to write (default: in the run's folder)")
