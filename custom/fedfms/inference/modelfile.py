@@ -139,11 +139,20 @@ def _read_export(folder: Path) -> ModelFile:
 
     if not (folder / TENSORS).is_file():
         raise CheckpointError(f"the folder holds no {TENSORS}", where=_WHERE, do=_DO)
-    about = _read_json(folder / ABOUT, "the export's model.json")
+    about = _read_about(folder)
     try:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError, ValueError):
         raise CheckpointError(f"{TENSORS} is damaged", where=_WHERE, do="export the model again") from None
+    counts = about["sites"]
+    return ModelFile(
+        about["kind"], Study.from_dict(about["study"]), tensors, "all", about["round"],
+        sites=(counts["trained"], counts["held_out"]), rule=InputRule.from_dict(about["input"]),
+    )  # fmt: skip
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    about = _read_json(folder / ABOUT, "the export's model.json")
     counts = about.get("sites")
     if (
         about.get("format") != FORMAT or about.get("kind") not in KINDS or not isinstance(about.get("study"), Mapping)
@@ -151,10 +160,7 @@ def _read_export(folder: Path) -> ModelFile:
         or not isinstance(about.get("input"), Mapping) or not isinstance(about.get("round"), int | None)
     ):  # fmt: skip
         raise CheckpointError(f"{ABOUT} is not one that this version wrote", where=_WHERE, do="export the model again")
-    return ModelFile(
-        about["kind"], Study.from_dict(about["study"]), tensors, "all", about["round"],
-        sites=(counts["trained"], counts["held_out"]), rule=InputRule.from_dict(about["input"]),
-    )  # fmt: skip
+    return about
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:

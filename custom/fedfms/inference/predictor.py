@@ -20,7 +20,7 @@ from fedfms.study import Structure
 def model_input(pixels: Pixels, input_px: int) -> torch.Tensor:
     """A slice, uint8 (H, W) or (H, W, 3) -> float32 (3, input_px, input_px) in 0..1, as training makes it."""
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    sample = {"image": torch.from_numpy(np.ascontiguousarray(channels_first))}
+    sample = {"image": torch.from_numpy(channels_first.copy())}  # torch wants it writable
     image: torch.Tensor = ResizeImaged(("image",), input_px)(sample)["image"]
     return image
 
