@@ -32,6 +32,6 @@ def _formats(text: str) -> list[str]:
 def _export(args: argparse.Namespace) -> str:
     from fedfms.inference.export import export
 
-    loaded, rule = load(args)
+    loaded, rule = load(args, on_cpu=True)  # a traced network remembers its device
     names = export(loaded, rule, args.out, formats=args.format, licence=args.licence)
     return "\n".join([f"{args.out}: {loaded.file.name()}", *names])

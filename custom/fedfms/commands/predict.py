@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=float, nargs=2, metavar=("CENTRE", "WIDTH"), help="volumes: of intensities")
 
 
-def load(args: argparse.Namespace) -> tuple[LoadedModel, InputRule]:
-    """The model that the options name, and how its volumes are cut; a warning goes to stderr.
+def load(args: argparse.Namespace, *, on_cpu: bool = False) -> tuple[LoadedModel, InputRule]:
+    """The model that the options name, on the site's device or `on_cpu`, and how its volumes are cut; a warning goes to
+    stderr.
 
     Raises:
         FedfmsError: see `read_model` and `load_model`.
@@ -59,7 +61,8 @@ def load(args: argparse.Namespace) -> tuple[LoadedModel, InputRule]:
     from fedfms.settings import load_settings
 
     file = read_model(args.model, study=args.study, overrides=args.set, run=args.run_folder)
-    loaded = load_model(file, load_settings(named=args.site_settings), args.checkpoint)
+    settings = load_settings(named=args.site_settings)
+    loaded = load_model(file, replace(settings, device="cpu") if on_cpu else settings, args.checkpoint)
     if loaded.note:
         Console(stderr=True).print(f"fedfms: warning: {loaded.note}", soft_wrap=True, highlight=False)
     given = {key: getattr(args, key) for key in ("depth", "neighbours", "window")}
