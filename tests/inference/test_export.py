@@ -72,6 +72,13 @@ def test_safetensors_are_the_whole_model_and_need_nothing_else(exported: tuple[L
         assert again.file.sites == (2, 0)
 
 
+@pytest.mark.parametrize("method", ["fednnunet", "fedunet", "feddbe"])
+def test_tensors_under_two_names_and_those_that_a_method_adds_come_back(method: str, tmp_path: Path) -> None:
+    own = loaded(global_file(tmp_path, tiny(method)))
+    export(own, InputRule(), tmp_path / "out", formats=["safetensors"], licence="-")
+    assert same(dict(loaded(tmp_path / "out").model.state_dict()), dict(own.model.state_dict()))
+
+
 def test_no_site_is_named_and_the_card_says_what_it_must(exported: tuple[LoadedModel, Path]) -> None:
     _, out = exported
     for path in out.rglob("*"):

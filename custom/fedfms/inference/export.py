@@ -16,7 +16,7 @@ from fedfms.files import replace_folder
 from fedfms.inference.bundle import FILES, write_bundle
 from fedfms.inference.card import model_card
 from fedfms.inference.inputs import InputRule
-from fedfms.inference.loading import LoadedModel
+from fedfms.inference.loading import LoadedModel, whole_state
 from fedfms.inference.modelfile import ABOUT, FORMAT, TENSORS
 from fedfms.inference.network import write_onnx
 
@@ -59,7 +59,7 @@ def _fill(
 
 
 def _write_tensors(loaded: LoadedModel, path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in loaded.model.state_dict().items()}, path)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in whole_state(loaded.model).items()}, path)
 
 
 def _about(loaded: LoadedModel, rule: InputRule, licence: str) -> dict[str, Any]:

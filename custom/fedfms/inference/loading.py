@@ -79,17 +79,23 @@ def _load(built: BuiltModel, file: ModelFile) -> None:
         raise error.at(_WHERE) from None
 
 
+def whole_state(model: SegmentationModel) -> dict[str, torch.Tensor]:
+    """Every tensor of a network by name, once: MONAI's DynUNet has most of its own under several names."""
+    once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in once}
+
+
 def _whole(file: ModelFile, settings: SiteSettings) -> SegmentationModel:
     """A network all of whose tensors are the file's."""
     spec = replace(file.study.model, checkpoint=None, checkpoint_sha256=None)
     model = build(replace(file.study, model=spec), settings).model
-    own = model.state_dict()
+    own = whole_state(model)
     odd = set(own) ^ set(file.tensors)
     odd |= {name for name in set(own) - odd if own[name].shape != file.tensors[name].shape}
     if odd:
         what = f"{len(odd)} tensors are not those of the study that it names"
         raise CheckpointError(what, where=_WHERE, do="export the model again")
-    model.load_state_dict(file.tensors)
+    model.load_state_dict(file.tensors, strict=False)  # an alias of one of them is not in the file
     return model
 
 
