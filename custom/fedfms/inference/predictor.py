@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedfms.data.labelmap import label_map, own_values
 from fedfms.data.native import is_inside, native_probabilities
-from fedfms.data.transforms import ResizeImaged
+from fedfms.data.transforms import ResizeImaged, Sample
 from fedfms.inference.inputs import Pixels
 from fedfms.models import SegmentationModel
 from fedfms.study import Structure
@@ -20,7 +20,7 @@ from fedfms.study import Structure
 def model_input(pixels: Pixels, input_px: int) -> torch.Tensor:
     """A slice, uint8 (H, W) or (H, W, 3) -> float32 (3, input_px, input_px) in 0..1, as training makes it."""
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    sample = {"image": torch.from_numpy(channels_first.copy())}  # torch wants it writable
+    sample: Sample = {"image": torch.from_numpy(channels_first.copy())}  # torch wants it writable
     image: torch.Tensor = ResizeImaged(("image",), input_px)(sample)["image"]
     return image
 
