@@ -19,8 +19,8 @@ import numpy as np
 from matplotlib.path import Path as Polygon
 from numpy.typing import NDArray
 
+from fedfms.data.imagefile import LOSSY, open_image
 from preprocessing.images import Fault, as_fault
-from preprocessing.opening import LOSSY, open_image
 from preprocessing.recipe import Pixels
 
 _OVAL_POINTS = 64

@@ -48,11 +48,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedfms.data.manifest import LabelClass
+from fedfms.data.niftifile import ENDINGS
+from fedfms.data.volume import DEPTHS
 from fedfms.errors import DataError
-from preprocessing.niftifile import ENDINGS
 from preprocessing.raw import refuse_outside, split_by_access
 from preprocessing.recipe import Found, RawCase, Recipe
-from preprocessing.volumes import DEPTHS, ValueRule, VolumeReader
+from preprocessing.volumes import ValueRule, VolumeReader
 
 NAME = "brain"
 HELP = "enhancing brain tumour in T1ce MRI: FeTS 2022 by institution"

@@ -21,10 +21,10 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from fedfms.data.intensity import Mask
+from fedfms.data.niftifile import MAX_BYTES, Array, check_place
 from preprocessing.dicomframe import SAME, Frame, frame_count, frames_of, padding_of, value_of
 from preprocessing.images import Fault, as_fault
-from preprocessing.intensity import Mask
-from preprocessing.niftifile import MAX_BYTES, Array, check_place
 from preprocessing.raw import is_folder, shown
 from preprocessing.volumes import Scan
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import FileDataset
 
+from fedfms.data.intensity import Mask
+from fedfms.data.niftifile import Array
 from preprocessing.images import Fault
-from preprocessing.intensity import Mask
-from preprocessing.niftifile import Array
 
 SAME = 1e-3  # mm, and for direction cosines
 _TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM's x and y run to the patient's left and back, NIfTI's right and front

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from pydicom import FileDataset
 from pydicom.uid import SegmentationStorage
 
+from fedfms.data.niftifile import read_nifti, stem_of
 from fedfms.errors import DataError
 from preprocessing.dicomfile import INDEX, Stack, decode, files_of, read_files, read_header, read_series
 from preprocessing.dicomframe import Frame, frames_of
 from preprocessing.images import Fault, as_fault
-from preprocessing.niftifile import read_nifti, stem_of
 from preprocessing.pairfiles import Listing, PairFinder
 from preprocessing.raw import RIGHTS, is_folder, reason, refuse_outside
 from preprocessing.recipe import Found, Pixels, RawCase

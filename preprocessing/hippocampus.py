@@ -37,8 +37,9 @@ from __future__ import annotations
 import argparse
 
 from fedfms.data.manifest import LabelClass
+from fedfms.data.volume import DEPTHS
 from preprocessing.recipe import Recipe
-from preprocessing.volumes import DEPTHS, ValueRule, VolumeFinder, VolumeReader, volume_sites
+from preprocessing.volumes import ValueRule, VolumeFinder, VolumeReader, volume_sites
 
 NAME = "hippocampus"
 HELP = "hippocampus in T1 MRI (MSD task 4): one hospital in three strata of intensity scale, NOT three hospitals"

@@ -1,21 +1,17 @@
-"""Raw files -> uint8 pixels, with every defect of a file as one `Fault` that names neither file nor folder."""
+"""Masks in image files -> label values; how images and their faults are read is `fedfms.data.imagefile`'s."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from preprocessing.opening import ENDINGS, LOSSY, Fault, open_image
+from fedfms.data.imagefile import COLOUR, ENDINGS, GREY, LOSSY, Fault, as_fault, open_image, read_image
 
 __all__ = ["ENDINGS", "Fault", "LabelRule", "as_fault", "read_image", "read_label"]
-
-_GREY, _COLOUR = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 @dataclass(frozen=True)
@@ -32,21 +28,6 @@ class LabelRule:
     palette_index: bool = False
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Pixels (H, W) of a grey image or (H, W, 3) of a colour one, EXIF orientation applied, alpha left out.
-
-    Raises:
-        Fault: damaged, too large, of several pages, or not of 8 bits.
-    """
-    with as_fault("image"):
-        opened, _ = open_image(path, "image")
-        if opened.mode in _GREY:
-            return np.asarray(opened.convert("L"))
-        if opened.mode in _COLOUR:
-            return np.asarray(opened.convert("RGB"))
-        raise Fault(f"the image has mode {opened.mode}, not 8 bits; window it to 8 bits first")
-
-
 def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
     """Label values (H, W), uint8, of a mask under a rule.
 
@@ -55,7 +36,7 @@ def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
     """
     with as_fault("mask"):
         opened, kind = open_image(path, "mask")
-        if opened.mode not in _GREY + _COLOUR:
+        if opened.mode not in GREY + COLOUR:
             raise Fault(f"the mask has mode {opened.mode}, not 8 bits")
         if rule.palette_index and opened.mode == "P":
             stored = np.asarray(opened)
@@ -77,23 +58,3 @@ def read_label(path: Path, rule: LabelRule) -> NDArray[np.uint8]:
         table[source] = value
     label: NDArray[np.uint8] = table[stored]
     return label
-
-
-@contextmanager
-def as_fault(what: str) -> Iterator[None]:
-    """Whatever goes wrong in reading one file (`what`: "image", "mask") is a `Fault` of this file.
-
-    The texts of the libraries' and the system's own errors may hold the path, so none is passed on.
-    """
-    try:
-        yield
-    except Fault:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Fault(f"the {what} has more than {Image.MAX_IMAGE_PIXELS} pixels") from error
-    except FileNotFoundError as error:
-        raise Fault(f"the {what} is missing") from error
-    except PermissionError as error:
-        raise Fault(f"the {what} cannot be read: this user has no right to") from error
-    except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything inside a library
-        raise Fault(f"the {what} cannot be read: damaged, cut short, or of an unknown kind") from error

@@ -11,14 +11,15 @@ from typing import Any
 
 import yaml
 
+from fedfms.data.intensity import Mask, Window, eight_bits
 from fedfms.data.manifest import LabelClass
+from fedfms.data.niftifile import Array
+from fedfms.data.volume import DEPTHS
 from fedfms.errors import DataError
 from preprocessing.images import LabelRule
-from preprocessing.intensity import Mask, Window, eight_bits
-from preprocessing.niftifile import Array
 from preprocessing.pairfiles import own_patient
 from preprocessing.recipe import Pixels
-from preprocessing.volumes import DEPTHS, ValueRule
+from preprocessing.volumes import ValueRule
 
 IMAGES, VOLUMES, DICOM = KINDS = ("images", "volumes", "dicom")
 FROM_HEADER = "dicom"  # the `patient` of which the files themselves say whose they are

@@ -60,9 +60,9 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from fedfms.data.niftifile import stem_of
 from fedfms.errors import DataError
 from preprocessing import pairrule
-from preprocessing.niftifile import stem_of
 from preprocessing.pairfiles import OneSite, PairFinder, PairReader, image_stem, list_files
 from preprocessing.pairrule import FROM_HEADER, IMAGES, VOLUMES
 from preprocessing.recipe import Found, Recipe

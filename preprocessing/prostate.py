@@ -46,8 +46,9 @@ from __future__ import annotations
 import argparse
 
 from fedfms.data.manifest import LabelClass
+from fedfms.data.volume import DEPTHS
 from preprocessing.recipe import Recipe
-from preprocessing.volumes import DEPTHS, ValueRule, VolumeFinder, VolumeReader, volume_sites
+from preprocessing.volumes import ValueRule, VolumeFinder, VolumeReader, volume_sites
 
 NAME = "prostate"
 HELP = "prostate in T2 MRI: BIDMC, HK, I2CVB, ISBI, ISBI_1.5, UCL"

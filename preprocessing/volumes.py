@@ -11,21 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from fedfms.data.manifest import Volume
+from fedfms.data.intensity import Mask, eight_bits
+from fedfms.data.niftifile import Array, read_nifti, stem_of
+from fedfms.data.volume import DEPTHS, Volume, cut, depth_axis
 from fedfms.errors import DataError
 from preprocessing.images import Fault
-from preprocessing.intensity import Mask, eight_bits
-from preprocessing.niftifile import Array, read_nifti, stem_of
 from preprocessing.pairfiles import IMAGES, LABELS
 from preprocessing.raw import RIGHTS, is_folder, reason, split_by_access, walk
 from preprocessing.recipe import Decoded, Found, Pixels, RawCase
 
-DEPTHS = ("coarsest", "third")
 _AFFINE_TOLERANCE = 1e-3  # mm; two programs' float32 matrices of one scan differ by less
-_SAME_SPACING = 0.99  # spacings closer than this count as equal, and then the third axis is taken
 _MOST_VALUES = 8  # above 0, in a segmentation; an image put in its place has hundreds
 _SUFFIX = "_segmentation"
 
@@ -112,10 +109,8 @@ class VolumeReader:
     """Reads a volume ("image") and its segmentation ("label"), and cuts both.
 
     Args:
-        depth: "coarsest" cuts across the axis of the coarsest spacing (the third where spacings are equal),
-            "third" across the third axis whatever the spacing.
-        neighbours: an image is the slices before, at and after a position as three channels; at either end of
-            the volume, the end slice again.
+        depth: the axis to cut across, as in `fedfms.data.volume.depth_axis`.
+        neighbours: an image is a position's slice and its two neighbours (`fedfms.data.volume.cut`).
         empty_every: of slices with no structure, those whose position is a multiple of this are kept.
         intensity: makes intensities 8 bits, by default `eight_bits`; padding is black whatever it makes of it.
         read: reads both files.
@@ -150,25 +145,10 @@ class VolumeReader:
         axis = depth_axis(affine, self.depth)
         planes = [np.take(label, i, axis) for i in range(label.shape[axis])]
         positions = tuple(i for i, plane in enumerate(planes) if plane.any() or i % self.empty_every == 0)
-        slices = tuple((self._image(pixels, i, axis), planes[i]) for i in positions)
+        slices = tuple((cut(pixels, i, axis, neighbours=self.neighbours), planes[i]) for i in positions)
         first, second, third = image.shape
         place = Volume((first, second, third), tuple(map(float, affine.reshape(-1))), axis, positions)
         return Decoded(slices, place)
-
-    def _image(self, pixels: Pixels, position: int, axis: int) -> Pixels:
-        if not self.neighbours:
-            return np.take(pixels, position, axis)
-        around = (position - 1, position, position + 1)
-        # "clip": the slice before the first is the first, the slice after the last is the last
-        return np.stack([np.take(pixels, i, axis, mode="clip") for i in around], axis=-1)
-
-
-def depth_axis(affine: NDArray[np.float64], depth: str) -> int:
-    """The axis (0, 1, 2) to cut across, by the affine (4, 4) of the volume; `depth` as in `VolumeReader`."""
-    if depth == "third":
-        return 2
-    spacing = voxel_sizes(affine)
-    return int(max(np.flatnonzero(spacing >= _SAME_SPACING * spacing.max())))
 
 
 def volume_sites(raw: Path) -> list[str]:

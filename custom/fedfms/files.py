@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 _BLOCK = 4096
@@ -33,6 +35,25 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644, sync: b
         temporary.unlink(missing_ok=True)  # there only if something went wrong, be it Ctrl-C
     if sync:
         _sync_folder(path.parent)
+
+
+def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a new folder beside `target`, then put it in the place of what is there.
+
+    Raises:
+        OSError: no folder, no permission, no room; and whatever `fill` raises; `target` is as it was.
+    """
+    target = target.resolve()
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        fill(fresh)
+        if target.exists():
+            shutil.rmtree(target)
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # there only if something went wrong
 
 
 def append_line(path: Path, line: str) -> None:

@@ -10,6 +10,8 @@ import torch
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.model import ModelLearnableKey
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
 
 from fedfms.flare.persistor import SharedModel, SharedModelPersistor
 from fedfms.study import Study
@@ -46,3 +48,16 @@ def test_a_checkpoint_of_another_study_ends_the_job(context: FLContext, tmp_path
     persistor.system_panic = lambda reason, fl_ctx: panics.append(reason)
     assert persistor.load_model(context) is None
     assert panics == ["fedfms: server: the saved model is not of this study; name another one"]
+
+
+def test_what_it_saves_tells_study_kind_and_rounds(context: FLContext, tmp_path: Path) -> None:
+    persistor = _persistor(SHARED, tmp_path)
+    persistor.study = Study(name="test")
+    persistor._initialize(context)
+    learnable = persistor.load_model(context)
+    context.set_prop(AppConstants.CURRENT_ROUND, 4)
+    persistor.handle_event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE, context)  # received in round 4: of four rounds
+    persistor.save_model(learnable, context)
+    told = [torch.load(tmp_path / f"{name}FL_global_model.pt", weights_only=True) for name in ("best_", "")]
+    assert [(file["kind"], file["round"]) for file in told] == [("best", 4), ("final", 5)]
+    assert all(Study.from_dict(file["study"]) == persistor.study for file in told)

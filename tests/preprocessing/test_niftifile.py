@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from preprocessing import niftifile
-from preprocessing.niftifile import read_nifti
+from fedfms.data import niftifile
+from fedfms.data.niftifile import read_nifti
 from tests.preprocessing.volume_layouts import AFFINE, READ, SHAPE, case_of, fault_of, made, put, scan, truth
 
 

@@ -9,14 +9,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from fedfms.data.intensity import eight_bits
 from fedfms.data.manifest import LabelClass, load_manifest
-from fedfms.data.volume import to_nifti
+from fedfms.data.volume import depth_axis, to_nifti
 from fedfms.errors import DataError
 from preprocessing.check import check_site
 from preprocessing.convert import convert_site
 from preprocessing.images import Fault
 from preprocessing.recipe import Recipe
-from preprocessing.volumes import ValueRule, VolumeFinder, VolumeReader, depth_axis, eight_bits, volume_sites
+from preprocessing.volumes import ValueRule, VolumeFinder, VolumeReader, volume_sites
 from tests.preprocessing.make import CANARY, as_sent
 from tests.preprocessing.volume_layouts import AFFINE, READ, SHAPE, fault_of, made, pair, put, scan, truth
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import Compose, MapTransform, RandFlipd, RandSpatialCropd
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from fedfms.data import nnunet
+from fedfms.data.native import centres
 from fedfms.data.photometric import photometric
 from fedfms.study import DataSpec, Structure
 
@@ -95,11 +95,6 @@ def make_transforms(spec: DataSpec, *, input_px: int, mask_px: int, augment: boo
     if augment and spec.augment == "nnunet":
         steps += nnunet.intensity(("image",))
     return Compose(steps)
-
-
-def centres(length: int, size_px: int) -> NDArray[np.int64]:
-    """Index of the source pixel under the centre of each of `size_px` target pixels, (size_px,)."""
-    return (2 * np.arange(size_px) + 1) * length // (2 * size_px)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where the slices of a case lie in the volume that they were cut from, and putting them back."""
+"""How a volume is cut into slices, where the slices of a case lie in it, and putting them back."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from fedfms.errors import DataError
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Image
+
+DEPTHS = ("coarsest", "third")
+_SAME_SPACING = 0.99  # spacings closer than this count as equal, and then the third axis is taken
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,29 @@ def parse_volume(raw: Any, where: str) -> Volume | None:
         axis=of(raw["axis"], int, where),
         positions=tuple(of(position, int, where) for position in of(raw["positions"], list, where)),
     )
+
+
+def depth_axis(affine: NDArray[np.float64], depth: str) -> int:
+    """The axis (0, 1, 2) to cut across, by the affine (4, 4) of the volume: `depth` "coarsest" is the axis of the
+    coarsest spacing (the third where spacings are equal), "third" the third axis whatever the spacing.
+    """
+    if depth == "third":
+        return 2
+    from nibabel.affines import voxel_sizes  # here: as in `to_nifti`
+
+    spacing = voxel_sizes(affine)
+    return int(max(np.flatnonzero(spacing >= _SAME_SPACING * spacing.max())))
+
+
+def cut(pixels: NDArray[np.uint8], position: int, axis: int, *, neighbours: bool) -> NDArray[np.uint8]:
+    """The slice (H, W) of a volume at a position, or with `neighbours` (H, W, 3): the slices before, at and after it;
+    at either end of the volume, the end slice again.
+    """
+    if not neighbours:
+        return np.take(pixels, position, axis)
+    around = (position - 1, position, position + 1)
+    # "clip": the slice before the first is the first, the slice after the last is the last
+    return np.stack([np.take(pixels, i, axis, mode="clip") for i in around], axis=-1)
 
 
 def to_nifti(volume: Volume, slices: Sequence[NDArray[np.uint8]]) -> Nifti1Image:

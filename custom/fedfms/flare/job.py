@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fedfms
 from fedfms.errors import StudyError
+from fedfms.files import replace_folder
 from fedfms.flare.tracking import receiver, sender
 from fedfms.flare.wire import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
 from fedfms.methods import METHODS, fitted, make_method, needed_sites, trainers
@@ -51,12 +53,7 @@ def build_job(study: Study, out: Path, *, bundle_code: bool = False) -> Path:
         target = out.resolve()
         if not _replaceable(target):
             raise StudyError(f"{out.name} holds something that is no job of ours", where="job build", do=_ELSEWHERE)
-        fresh = target.with_name(f".{target.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        _write(study, out.name, fresh, bundle_code)
-        if target.exists():
-            shutil.rmtree(target)
-        fresh.rename(target)
+        replace_folder(target, partial(_write, study, out.name, bundle_code))
     except OSError as error:
         raise StudyError(f"cannot write {out.name} ({error.strerror})", where="job build", do=_ELSEWHERE) from None
     return out
@@ -76,7 +73,7 @@ def _replaceable(folder: Path) -> bool:
     return not files or (ours <= files and not others)
 
 
-def _write(study: Study, name: str, folder: Path, bundle_code: bool) -> None:
+def _write(study: Study, name: str, bundle_code: bool, folder: Path) -> None:
     config, custom = folder / APP / "config", folder / APP / "custom"
     config.mkdir(parents=True)
     custom.mkdir()

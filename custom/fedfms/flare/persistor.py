@@ -9,6 +9,7 @@ import torch
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey
+from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 
 from fedfms.errors import FedfmsError
@@ -54,6 +55,7 @@ class SharedModelPersistor(PTFileModelPersistor):
         self.shared: Tensors = {}
         self.sizes: dict[str, float] = {}
         self.pixels: dict[str, int] = {}
+        self._round = 0  # rounds whose result the model is that NVFLARE saves next
 
     def handle_event(self, event: str, fl_ctx: FLContext) -> None:
         """Build the model before the parent class asks for it; a fault ends the job with one line."""
@@ -63,7 +65,22 @@ class SharedModelPersistor(PTFileModelPersistor):
             except FedfmsError as error:
                 self.system_panic(f"fedfms: server: {error.line()}", fl_ctx)
                 return
+        # In round r it is the best one's turn: the model that the sites received then, which is of r rounds.
+        self._round = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND, 0))
         super().handle_event(event, fl_ctx)
+
+    def save_model(self, ml: ModelLearnable, fl_ctx: FLContext) -> None:
+        """As NVFLARE's, after a round."""
+        self._round = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND, -1)) + 1
+        super().save_model(ml, fl_ctx)
+
+    def save_model_file(self, save_path: str) -> None:
+        """As NVFLARE's; the file tells by itself what it is: its study, which model, of how many rounds."""
+        if self.study is not None:
+            kind = "best" if Path(save_path).name == self.best_global_model_file_name else "final"
+            told = {"study": self.study.to_dict(), "kind": kind, "round": self._round}
+            self.persistence_manager.other_props.update(told)
+        super().save_model_file(save_path)
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
         """As NVFLARE's; what it loads, a checkpoint to go on from, is what the method starts with."""

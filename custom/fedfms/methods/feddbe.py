@@ -98,7 +98,7 @@ class FedDBE(FedMSA):
 
     def attach(self, model: SegmentationModel) -> None:
         """A shift of zeros, and no mean yet."""
-        model.extras = EmbeddingShift(model.embedding_shape, self._momentum)
+        model.extras = EmbeddingShift(model.embedding_shape(), self._momentum)
 
     def receive(self, site: AtSite, received: Tensors) -> Start:
         """As every method; refuses to measure a mean that is of hardly more than one image.

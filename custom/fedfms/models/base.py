@@ -84,7 +84,6 @@ class SegmentationModel(nn.Module, abc.ABC):
         """Names of the buffers that training moves: those of `extras`, and batch statistics where there are any."""
         return tuple(name for name, _ in self.named_buffers() if name.startswith(EXTRAS))
 
-    @property
     def embedding_shape(self) -> tuple[int, int, int]:
         """(dim, height, width) of the image embedding that `extras` gets.
 

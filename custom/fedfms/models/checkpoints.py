@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,19 +80,32 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it cannot be read, or holds anything but named tensors.
     """
-    try:
-        # Only the zip format can be mapped into memory; files older than torch 1.6 are read whole.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything inside torch
-        raise CheckpointError(
-            f"not a file of plain tensors, or damaged ({type(error).__name__})", where=path.name,
-            do="download it again, or save it with torch.save(model.state_dict())",
-        ) from None  # torch's own text has the whole path, and advice to switch the safety off  # fmt: skip
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
+    state = read_plain(path, where=path.name, do="download it again, or save it with torch.save(model.state_dict())")
+    if not is_state(state):
         raise CheckpointError("does not hold tensors by name", where=path.name, do="save a state dict")
     return dict(state)
+
+
+def read_plain(path: Path, *, where: str, do: str) -> Any:
+    """What `torch.save` wrote, of tensors, numbers, texts, lists and dicts; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds anything else.
+    """
+    try:
+        # Only the zip format can be mapped into memory; files older than torch 1.6 are read whole.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything inside torch
+        raise CheckpointError(
+            f"not a file of plain tensors, or damaged ({type(error).__name__})", where=where, do=do,
+        ) from None  # torch's own text has the whole path, and advice to switch the safety off  # fmt: skip
+
+
+def is_state(content: Any) -> bool:
+    """Whether it is tensors by name."""
+    return isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )
 
 
 def describe(state: Mapping[str, Tensor]) -> str | None:

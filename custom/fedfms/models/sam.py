@@ -113,7 +113,6 @@ class PromptFreeSam(SegmentationModel):
         """As the encoder says."""
         return self.image_encoder.prefix_is_costly
 
-    @property
     def embedding_shape(self) -> tuple[int, int, int]:
         """(dim, grid, grid)."""
         return self.mask_decoder.transformer_dim, self.image_encoder.grid, self.image_encoder.grid

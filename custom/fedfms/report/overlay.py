@@ -32,7 +32,14 @@ def overlay(
     """
     panels = [_pixels(image), draw(image, truth), draw(image, prediction)]
     pixels = np.concatenate(panels, axis=1)
-    return _with_caption(Image.fromarray(pixels), structures) if structures else Image.fromarray(pixels)
+    titles = ("", "truth", "prediction")
+    return _with_caption(Image.fromarray(pixels), structures, titles) if structures else Image.fromarray(pixels)
+
+
+def prediction_png(image: torch.Tensor, prediction: torch.Tensor, structures: Sequence[str]) -> bytes:
+    """As `overlay_png`, where there is no truth: image and prediction."""
+    panels = np.concatenate([_pixels(image), draw(image, prediction)], axis=1)
+    return as_png(_with_caption(Image.fromarray(panels), structures, ("", "prediction")))
 
 
 def overlay_png(image: torch.Tensor, truth: torch.Tensor, prediction: torch.Tensor, structures: Sequence[str]) -> bytes:
@@ -65,8 +72,9 @@ def draw(image: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
     return pixels.round().astype(np.uint8)
 
 
-def _with_caption(panels: Image.Image, structures: Sequence[str]) -> Image.Image:
-    width = panels.width // 3
+def _with_caption(panels: Image.Image, structures: Sequence[str], titles: Sequence[str]) -> Image.Image:
+    """Under the panels, one for each title: the structures' names, and the titles where these leave room."""
+    width = panels.width // len(titles)
     font = ImageFont.load_default(size=max(_CAPTION_PX, round(min(width, panels.height) * _CAPTION_PX_PER_IMAGE_PX)))
     ascent_and_descent = font.getbbox("Ápgj")[3]
     sheet = Image.new("RGB", (panels.width, int(ascent_and_descent) + panels.height + _GAP_PX), "black")
@@ -76,10 +84,10 @@ def _with_caption(panels: Image.Image, structures: Sequence[str]) -> Image.Image
     for name, colour in zip(structures, COLOURS * len(structures), strict=False):
         pen.text((x, y), name, fill=colour, font=font)
         x += pen.textlength(f"{name}  ", font=font)
-    for index, caption in ((1, "truth"), (2, "prediction")):
-        right = (index + 1) * width - pen.textlength(caption, font=font) - _GAP_PX
+    for index, title in enumerate(titles):
+        right = (index + 1) * width - pen.textlength(title, font=font) - _GAP_PX
         if right > x:  # else the structures' names need the room
-            pen.text((right, y), caption, fill="white", font=font)
+            pen.text((right, y), title, fill="white", font=font)
     return sheet
 
 

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.images import Fault, as_fault
+from fedfms.data.imagefile import Fault, as_fault
 
 Array = NDArray[Any]
 ENDINGS = (".nii.gz", ".nii")

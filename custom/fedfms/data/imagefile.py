@@ -1,11 +1,13 @@
-"""One image file -> a decoded, upright Pillow image: Pillow opens it, or tifffile, or it is an array of numpy's.
+"""One image file -> uint8 pixels, upright: Pillow opens it, or tifffile, or it is an array of numpy's.
 
-Whatever these libraries raise goes up as it is: `preprocessing.images` makes it a fault.
+Every defect of a file is one `Fault` that names neither file nor folder. Conversion and prediction read alike.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,27 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy"})
 LOSSY = ("JPEG", "MPO")  # formats, as Pillow names them
+GREY, COLOUR = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")  # modes of 8 bits
 _ORIENTATION = 0x0112  # the tag is the same in TIFF and EXIF
 
 
 class Fault(Exception):
     """A case that cannot be converted, and why; the text is safe to show."""
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Pixels (H, W) of a grey image or (H, W, 3) of a colour one, EXIF orientation applied, alpha left out.
+
+    Raises:
+        Fault: damaged, too large, of several pages, or not of 8 bits.
+    """
+    with as_fault("image"):
+        opened, _ = open_image(path, "image")
+        if opened.mode in GREY:
+            return np.asarray(opened.convert("L"))
+        if opened.mode in COLOUR:
+            return np.asarray(opened.convert("RGB"))
+        raise Fault(f"the image has mode {opened.mode}, not 8 bits; window it to 8 bits first")
 
 
 def open_image(path: Path, what: str) -> tuple[Image.Image, str]:
@@ -105,3 +123,23 @@ def _pages(what: str) -> Fault:
 def _refuse_bomb(pixels: int, what: str) -> None:
     if pixels > (Image.MAX_IMAGE_PIXELS or pixels):
         raise Fault(f"the {what} has more than {Image.MAX_IMAGE_PIXELS} pixels")
+
+
+@contextmanager
+def as_fault(what: str) -> Iterator[None]:
+    """Whatever goes wrong in reading one file (`what`: "image", "mask") is a `Fault` of this file.
+
+    The texts of the libraries' and the system's own errors may hold the path, so none is passed on.
+    """
+    try:
+        yield
+    except Fault:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Fault(f"the {what} has more than {Image.MAX_IMAGE_PIXELS} pixels") from error
+    except FileNotFoundError as error:
+        raise Fault(f"the {what} is missing") from error
+    except PermissionError as error:
+        raise Fault(f"the {what} cannot be read: this user has no right to") from error
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything inside a library
+        raise Fault(f"the {what} cannot be read: damaged, cut short, or of an unknown kind") from error

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.images import Fault
-from preprocessing.niftifile import Array
-from preprocessing.recipe import Pixels
+from fedfms.data.imagefile import Fault
+from fedfms.data.niftifile import Array
 
+Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 PERCENTILE = 99.0
 

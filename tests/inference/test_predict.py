@@ -1,0 +1,186 @@
+"""Masks of images and volumes: in their own size, orientation and affine, by the slices that training would make."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel.orientations import axcodes2ornt, ornt_transform
+from PIL import Image
+
+from fedfms.cli import main
+from fedfms.data import open_site
+from fedfms.data.intensity import eight_bits
+from fedfms.data.native import native_masks
+from fedfms.errors import DataError
+from fedfms.inference.inputs import Fault, InputRule, find_inputs
+from fedfms.inference.loading import LoadedModel
+from fedfms.inference.outputs import OutputFolder, mask_files
+from fedfms.inference.predict import predict
+from fedfms.inference.predictor import SliceMasks, model_input, probabilities
+from fedfms.settings import SiteSettings
+from tests.inference.make import global_file, loaded, picture, tiny
+
+CODES = ["".join(codes) for axes in itertools.permutations(("RL", "AP", "SI")) for codes in itertools.product(*axes)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return loaded(global_file(tmp_path_factory.mktemp("model"), tiny()))
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Iterator[str]:
+    yield str(global_file(tmp_path, tiny()))
+
+
+def test_a_slice_enters_the_model_as_in_training(model: LoadedModel) -> None:
+    of = tiny()
+    data = open_site(of, of.sites[0], SiteSettings())
+    item = data.parts["all"][0]
+    sample = data.dataset("all", input_px=64, mask_px=model.model.mask_px)[0]
+    assert torch.equal(model_input(data.source.read(item)[0], 64), sample["image"])
+
+
+def test_probabilities_do_not_hang_on_the_batch(model: LoadedModel, tmp_path: Path) -> None:
+    slices = [picture(tmp_path / "a.png", seed=seed, colour=seed != 1) for seed in range(3)]
+    one, two = (list(probabilities(model.model, slices, batch)) for batch in (1, 2))
+    np.testing.assert_allclose(one, two, atol=1e-6)
+    with torch.inference_mode():
+        due = torch.sigmoid(model.model(model_input(slices[0], 64)[None]))[0]
+    np.testing.assert_allclose(one[0], due, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])
+def test_an_image_gets_a_mask_of_its_own_size_by_the_label_values(
+    model: LoadedModel, name: str, tmp_path: Path
+) -> None:
+    picture(tmp_path / name)
+    inputs = find_inputs(tmp_path / name, InputRule(), tmp_path / "out")
+    outcome = predict(model, inputs, OutputFolder(tmp_path / "out", {}), batch_size=2)[0]
+    written = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
+    found = next(probabilities(model.model, inputs[0].read().slices, 1))
+    cup = native_masks(found, (50, 70))[1]
+    assert (written.shape, written.dtype) == ((50, 70), np.uint8)
+    np.testing.assert_array_equal(written == 2, cup)
+    assert outcome.pixels == {"disc": int((written > 0).sum()), "cup": int(cup.sum())}
+    assert 0 < cup.sum() < cup.size
+    assert stat.S_IMODE((tmp_path / "out" / "a_mask.png").stat().st_mode) == 0o600
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(CODES), st.integers(0, 2), st.booleans())
+def test_a_volume_of_any_orientation_gets_its_mask_voxel_by_voxel(
+    tmp_path_factory: pytest.TempPathFactory, codes: str, coarse: int, packed: bool
+) -> None:
+    """What is bright in the volume is what is marked in the written one: same voxels, same affine, any axis cut."""
+    folder = tmp_path_factory.mktemp("volume")
+    rng = np.random.default_rng(coarse)
+    data = rng.integers(0, 2, (5, 6, 7)).astype(np.int16) * 100
+    spacing = np.where(np.arange(3) == coarse, 3.0, 1.0)
+    plain = nibabel.Nifti1Image(data, np.diag([*spacing, 1.0]) + np.pad([[-3.5], [2], [9]], ((0, 1), (3, 0))))
+    turned = plain.as_reoriented(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes)))
+    path = folder / ("v.nii.gz" if packed else "v.nii")
+    nibabel.save(turned, path)
+    native = find_inputs(path, InputRule(), folder / "out")[0].read()
+    found = [SliceMasks(pixels[None] > 127, (pixels > 127).astype(np.uint8)) for pixels in native.slices]
+    (name, content), = mask_files("v", native, found, ["structure"]).items()
+    (folder / name).write_bytes(content)
+    back = nibabel.load(folder / name)
+    assert (name, back.shape, nibabel.aff2axcodes(back.affine)) == ("v_mask.nii.gz", turned.shape, tuple(codes))
+    np.testing.assert_array_equal(back.affine, nibabel.load(path).affine)
+    np.testing.assert_array_equal(np.asarray(back.dataobj) > 0, np.asarray(turned.dataobj) > 0)
+    assert len(native.slices) == turned.shape[int(np.argmax(nibabel.affines.voxel_sizes(back.affine)))]
+
+
+def test_a_volume_is_cut_by_the_rule(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 900, (4, 5, 6)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(data, np.diag([5, 1, 1, 1])), tmp_path / "v.nii")
+
+    def slices(rule: InputRule) -> tuple[np.ndarray, ...]:
+        return find_inputs(tmp_path / "v.nii", rule, tmp_path)[0].read().slices
+
+    np.testing.assert_array_equal(slices(InputRule())[1], eight_bits(data)[1])
+    np.testing.assert_array_equal(slices(InputRule(depth="third"))[1], eight_bits(data)[:, :, 1])
+    around = slices(InputRule(neighbours=True))[0]
+    np.testing.assert_array_equal(around, eight_bits(data)[[0, 0, 1]].transpose(1, 2, 0))
+    assert {int(v) for v in np.unique(slices(InputRule(window=(450, 2)))[0])} <= {0, 64, 128, 191, 255}
+
+
+def test_structures_that_no_map_holds_get_a_file_each(tmp_path: Path) -> None:
+    parts = "{name: a, values: [1]}, {name: b, values: [2]}"
+    of = tiny("fedmsa", f"data.structures=[{{name: whole, values: [1, 2]}}, {parts}]")
+    picture(tmp_path / "x.png")
+    inputs = find_inputs(tmp_path / "x.png", InputRule(), tmp_path / "out")
+    predict(loaded(global_file(tmp_path, of)), inputs, OutputFolder(tmp_path / "out", {}), batch_size=1)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["x_a.png", "x_b.png", "x_whole.png"]
+
+
+def test_the_command_on_a_folder_says_what_it_could_not_read_and_goes_on(
+    model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "in" / "out"
+    (folder / "more").mkdir(parents=True)
+    picture(folder / "a.png")
+    picture(folder / "a.jpg", seed=1)
+    (folder / "jane_doe.png").write_bytes(b"no image")
+    nibabel.save(nibabel.Nifti1Image(np.arange(60.0).reshape(3, 4, 5), np.eye(4)), folder / "more" / "v.nii.gz")
+    (folder / "notes.txt").write_text("no image")
+    command = ["predict", "--model", model_path, "--input", str(folder), "--out", str(out), "--overlay"]
+    for _ in range(2):  # a second time, over its own files, and not on them as inputs
+        assert main(command) == 1
+        said = capsys.readouterr()
+        assert "input 3 of 4: the image cannot be read" in said.err and "jane" not in said.err + said.out
+        assert "3 of 4 inputs, 7 slices" in " ".join(said.out.split())
+    files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert {"a.png_mask.png", "a.jpg_mask.png", "a.png_overlay.png", "more/v_mask.nii.gz"} <= files
+    line = json.loads((out / "predictions.jsonl").read_text().splitlines()[1])
+    assert line["input"] == "a.jpg" and set(line["pixels"]) == {"disc", "cup"}
+    assert Image.open(out / "a.png_overlay.png").size[0] == 140
+
+
+def test_a_file_that_no_prediction_made_is_not_touched(model_path: str, tmp_path: Path, capsys) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a_mask.png").write_bytes(b"mine")
+    assert main(["predict", "--model", model_path, "--input", str(tmp_path / "a.png"), "--out", str(tmp_path)]) == 1
+    assert "that no prediction made" in capsys.readouterr().err
+    assert (tmp_path / "a_mask.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("record", ["no json\n", "{}\n", '{"format": 1, "files": ["../a.png"]}\n'])
+def test_a_record_of_another_kind_is_refused(record: str, tmp_path: Path) -> None:
+    (tmp_path / "predictions.jsonl").write_text(record)
+    with pytest.raises(DataError, match="none of ours"):
+        OutputFolder(tmp_path, {})
+
+
+def test_faults_are_one_line_without_names(model_path: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "jane_doe.txt").touch()
+    (tmp_path / "jane_file").touch()
+    picture(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    for source, out, says in (
+        ("jane_doe.txt", "out", "neither an image nor a NIfTI volume"),
+        ("jane_none.png", "out", "no such file or folder"),
+        ("empty", "out", "holds no image or volume"),
+        ("a.png", "jane_file/out", "cannot be written"),
+    ):
+        command = ["predict", "--model", model_path, "--input", str(tmp_path / source), "--out", str(tmp_path / out)]
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert says in said and said.count("\n") == 1 and "jane" not in said
+
+
+def test_a_damaged_volume_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "v.nii.gz").write_bytes(b"\x1f\x8bnothing")
+    with pytest.raises(Fault):
+        find_inputs(tmp_path / "v.nii.gz", InputRule(), tmp_path)[0].read()
