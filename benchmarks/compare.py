@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -18,12 +17,10 @@ from typing import Any
 
 import torch
 
-from fedfms.files import write_atomic
+from fedfms.grid.cell import RESULT, run_cell
 from fedfms.methods import METHODS, fitted, make_method
 from fedfms.settings import SiteSettings
 from fedfms.study import find_study, load_study
-from fedfms.training.reference import final_scores, rounds
-from fedfms.training.traffic import plan
 
 
 def measure(
@@ -47,31 +44,20 @@ def _cell(
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     folder = work / f"{method}-{seed}"
-    result = folder / "result.json"
-    if result.is_file():
-        kept: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        return kept
-    made = load_study(find_study(study), overrides=overrides, method=method, seed=seed)
-    made = fitted(made, make_method(method, made.method_options))
-    seconds = []
-    started = time.perf_counter()
-    server = None
-    for round_ in rounds(made, made.sites, settings, folder):
-        server = round_.server
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    if server is None:
-        raise RuntimeError(f"{folder.name} has all its rounds and no result; remove it and run again")
-    scores = final_scores(made, made.sites, settings, folder, server)
-    cell = {
-        "dice": {site: scores[site]["scores"]["dice"] for site in made.sites},
-        "images": sum(scores[site]["images"] for site in made.sites),
-        "round_s": statistics.median(seconds),
-        "traffic": plan(made).to_dict(),
-        "study": made.to_dict(),
+    if not (folder / RESULT).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = load_study(find_study(study), overrides=overrides, method=method, seed=seed)
+        made = fitted(made, make_method(method, made.method_options))
+        place = {"method": method, "variant": "", "seed": seed, "held_out": None}
+        run_cell(place, made, settings, folder, lambda: None)
+    content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    final = content["models"]["final"]["sites"]
+    return {
+        "dice": {site: final[site]["scores"]["dice"] for site in content["study"]["sites"]},
+        "images": sum(entry["images"] for entry in final.values()),
+        "round_s": statistics.median(content["seconds"]["rounds"]),
+        "traffic": content["traffic"],
     }
-    write_atomic(result, json.dumps(cell))
-    return cell
 
 
 def _row(method: str, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_a_killed_run_ends_with_the_same_bits_and_a_finished_one_is_not_run_agai
     assert not (folder / RESULT).exists()
     assert run(cells, tmp_path / "cut") == {}
     assert _result(tmp_path / "cut", name) == _result(tmp_path / "whole", name)
-    assert [row["round"] for row in _result(tmp_path / "cut", name)["curve"]] == [0, 1, 2]
+    assert [row["round"] for row in _result(tmp_path / "cut", name)["curve"]] == [0, 1, 2, 3]
     assert not list(folder.glob("*/state"))
     written = (folder / RESULT).stat().st_mtime_ns
     assert run(cells, tmp_path / "cut") == {}
@@ -99,8 +99,9 @@ def test_the_simulator_gives_the_same_result(method: str, models: set[str], tmp_
     assert run(cells, tmp_path / "one") == {}
     assert run(cells, tmp_path / "other", engine="simulator") == {}
     one, other = (_result(tmp_path / name, cells[0].name) for name in RUNS)
-    if method != "local":  # the server has no model for the held-out site to score by round
-        assert [row["dice"] for row in one["curve"]] == [row["dice"] for row in other["curve"]]
+    assert [row["dice"] for row in one["curve"]] == [row["dice"] for row in other["curve"]]
+    assert "site-2" in one["curve"][-1]["dice"]
+    assert ("site-2" in one["curve"][0]["dice"]) == (method != "local"), "nobody sends it a model"
     assert set(one["models"]) == set(other["models"]) == models
     for name, model in one["models"].items():
         assert model["round"] == other["models"][name]["round"]

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fedfms.tables.cells import read_cells
-from fedfms.tables.plots import Series, _curves, ablations, curves, line_plot
+from fedfms.tables.plots import Series, _curves, ablations, curves, line_plot, shifts
 from fedfms.tables.summary import Block, make_blocks
 from tests.tables.make import fill, put, result
 
@@ -34,7 +34,7 @@ def test_curves_by_hand(tmp_path: Path) -> None:
     assert fedmsa.spread[3] == pytest.approx((sum(d * d for d in (1, 3, 2, 2, 3, 1)) / 5) ** 0.5 / 100)
     figure = curves([block])
     assert figure.png.startswith(PNG)
-    assert {"fedmsa", "fedunet", "msa", "rounds done", "Dice of the received model"} <= set(texts(figure.svg))
+    assert {"fedmsa", "fedunet", "msa", "rounds done", "Dice"} <= set(texts(figure.svg))
     assert "fedmsa from 0.000 at 0 to 0.810 at 3" in figure.words
 
 
@@ -99,3 +99,16 @@ def test_many_lines_have_their_own_marks_and_the_same_bytes() -> None:
     first, second = (line_plot("f", "t", [("p", series)], "x", "y") for _ in range(2))
     assert (first.png, first.svg) == (second.png, second.svg)
     assert {f"method {i}" for i in range(14)} <= set(texts(first.svg))
+
+
+def test_how_far_layers_move_is_a_figure_where_it_is_told(tmp_path: Path) -> None:
+    put(tmp_path, result("fedmsa", 4, "HK"))
+    assert shifts(block_of(tmp_path)) == []
+    moved = [{"blocks.0": 0.25, "mask_decoder": 0.5}, {"blocks.0": 0.75, "mask_decoder": 0.5}]
+    content = result("fedmsa", 5, "HK")
+    for point, shift in zip(content["curve"], moved, strict=False):
+        point["shift"] = shift
+    put(tmp_path, content)
+    (figure,) = shifts(block_of(tmp_path))
+    assert figure.name.startswith("shift-")
+    assert "fedmsa from 0.500 at 1 to 0.500 at 2" in figure.words

@@ -8,20 +8,20 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedfms.errors import TrainingError
 from fedfms.files import append_line, write_atomic
-from fedfms.grid.shift import shift
 from fedfms.machine import machine, versions
 from fedfms.methods import METHODS, POOL, Server, Tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.reference import ReferenceRound, final_scores, rounds
 from fedfms.training.server import ServerStore
+from fedfms.training.shift import shift
 from fedfms.training.state import read_tensors, write_tensors
 from fedfms.training.traffic import plan
 
@@ -112,14 +112,15 @@ def write_result(
         rows: one a round: {"round", "dice": {site: Dice of the received model}, "seconds", and where it is known
             "shift"}.
     """
+    sent = plan(study)
     content = {
         "format": FORMAT,
         "cell": dict(place),
         "study": study.to_dict(),
         "protocol": study.data.protocol,
         "models": models,
-        "curve": [{key: value for key, value in row.items() if key != "seconds"} for row in rows],
-        "traffic": plan(study).to_dict(),
+        "curve": _curve(rows, models["final"], () if sent.shared else study.held_out),
+        "traffic": sent.to_dict(),
         "seconds": {"rounds": [row["seconds"] for row in rows], "evaluate": evaluate_s},
         "machine": machine(),
         "versions": versions(),
@@ -129,6 +130,23 @@ def write_result(
     write_atomic(folder / RESULT, json.dumps(content, indent=1))
     for state in folder.glob("*/state"):  # several times the model; a finished run never goes on
         shutil.rmtree(state)
+
+
+def _curve(
+    rows: Sequence[Mapping[str, Any]], final: Mapping[str, Any], without: Collection[str]
+) -> list[dict[str, Any]]:
+    """Rows of the received models, and one of the final model, which nobody receives; `without` sites that had none
+    (where nothing is shared, a held-out site receives nothing).
+    """
+    told = [
+        {
+            **{key: value for key, value in row.items() if key != "seconds"},
+            "dice": {site: dice for site, dice in row["dice"].items() if site not in without},
+        }
+        for row in rows
+    ]
+    dice = {site: (entry["scores"] or {}).get("dice") for site, entry in final["sites"].items()}
+    return [*told, {"round": final["round"], "dice": dice}]
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:

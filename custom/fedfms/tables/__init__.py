@@ -23,7 +23,7 @@ from fedfms.tables.longform import long_form
 from fedfms.tables.markdown import escape, markdown_tables
 from fedfms.tables.notes import made_with, unlike
 from fedfms.tables.page import Part, make_page
-from fedfms.tables.plots import Figure, ablations, curves
+from fedfms.tables.plots import Figure, ablations, curves, shifts
 from fedfms.tables.published import compare
 from fedfms.tables.significance import paired_tests
 from fedfms.tables.summary import Block, make_blocks, make_grids
@@ -84,7 +84,7 @@ def _part(block: Block) -> Part:
         best=[sheets.score_sheet(block, grid) for grid in make_grids(block, "best") if "best" in block.models],
         published=[sheet for comparison in compare(block) for sheet in sheets.comparison_sheets(block, comparison)],
         tests=sheets.significance_sheets(paired_tests(block)),
-        figures=ablations(block),
+        figures=[*ablations(block), *shifts(block)],
         cost=sheets.cost_sheet(block),
     )
 

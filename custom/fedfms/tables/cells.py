@@ -17,6 +17,7 @@ from typing import Any
 from fedfms.errors import FedfmsError
 from fedfms.report.scores import clean_number
 from fedfms.study import Study
+from fedfms.training.shift import mean_over_rounds
 
 FORMAT = 1
 MODES = ("standard", "fedfms", "volume")  # the last only where a case has several slices
@@ -97,6 +98,7 @@ class Cell:
     models: Mapping[str, Mapping[str, SiteScores]]  # "final", perhaps "best" -> site
     rounds: Mapping[str, int]  # of each model
     curve: tuple[tuple[int, Mapping[str, float | None]], ...]  # round, Dice of the received model by site
+    shift: Mapping[str, float]  # by layer: how far a round moves it, mean over rounds
     traffic: Mapping[str, Any]
     seconds: Mapping[str, Any]
     machine: Mapping[str, Any]
@@ -160,6 +162,7 @@ def _read_cell(folder: Path) -> Cell:
         name=folder.name, key=key, study=study, protocol=raw["protocol"], models=sites,
         rounds={name: _count(model.get("round"), where, "round") or 0 for name, model in models.items()},
         curve=_curve(raw.get("curve"), where),
+        shift=_shift(raw.get("curve") or (), where),
         traffic=_object(raw.get("traffic") or {}, where, "traffic"),
         seconds=_object(raw.get("seconds") or {}, where, "seconds"),
         machine=_object(raw.get("machine") or {}, where, "machine"),
@@ -217,6 +220,13 @@ def _curve(raw: Any, where: str) -> tuple[tuple[int, Mapping[str, float | None]]
         _check(round_ is not None and round_ not in points, where, "the curve's rounds are not one after the other")
         points[round_ or 0] = {site: _share(value, where, "dice of the curve") for site, value in dice.items()}
     return tuple(sorted(points.items()))
+
+
+def _shift(rounds: Iterable[Mapping[str, Any]], where: str) -> Mapping[str, float]:
+    told = [_object(entry["shift"], where, "shift of the curve") for entry in rounds if "shift" in entry]
+    fine = all(isinstance(value, float) and value >= 0 for row in told for value in row.values())
+    _check(fine, where, "shift of the curve holds what is no number")
+    return mean_over_rounds(told)
 
 
 def _all_images(

@@ -12,6 +12,7 @@ from fedfms.tables.cells import Cell
 from fedfms.tables.sheets import METRIC_NAMES
 from fedfms.tables.summary import Block, line_name, make_grid, mean_of, over_seeds
 from fedfms.tables.variants import parse_variant
+from fedfms.training.shift import mean_over_rounds
 
 _LINES = ("-", "--", "-.", ":")
 _MANY = 8  # more lines do not fit into a corner of the axes: the legend goes below
@@ -103,7 +104,7 @@ def curves(blocks: Sequence[Block]) -> Figure:
     """Dice of the received model by round, a line a method and variant, a panel a study and protocol."""
     panels = [(f"{block.title}, protocol {block.protocol}", _curves(block)) for block in blocks]
     what = "Dice by round: the held-out sites, or the mean over the sites; mean over cells, bar: s.d."
-    return line_plot("curves", what, panels, "rounds done", "Dice of the received model")
+    return line_plot("curves", what, panels, "rounds done", "Dice")
 
 
 def _curves(block: Block) -> list[Series]:
@@ -147,6 +148,22 @@ def ablations(block: Block, model: str = "final") -> list[Figure]:
     ]
 
 
+def shifts(block: Block) -> list[Figure]:
+    """How far a round moves each layer, a line a method and variant, a panel a network; nothing where none is told."""
+    lines: dict[tuple[str, ...], list[Series]] = {}
+    for line in block.lines:
+        told = [cell.shift for cell in block.of_line(line) if cell.shift]
+        if told:
+            moved = mean_over_rounds(told)
+            x = tuple(float(index + 1) for index in range(len(moved)))
+            lines.setdefault(tuple(moved), []).append(Series(line_name(*line), x, tuple(moved.values())))
+    panels = [(f"layers 1 to {len(layers)}, {layers[0]} to {layers[-1]}", series) for layers, series in lines.items()]
+    if not panels:
+        return []
+    what = f"{block.title}: root mean square change of a layer's parameters in a round"
+    return [line_plot(f"shift-{_plain(block.study)}", what, panels, "layer, from input to output", "change")]
+
+
 def _ablation(
     block: Block, model: str, name: str, methods: Mapping[str, Sequence[tuple[float, tuple[str, str]]]]
 ) -> Figure:
@@ -167,6 +184,11 @@ def _ablation(
                         )  # fmt: skip
                     )
         panels.append((metric_name, series))
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in f"{block.study}-{name}")
+    safe = _plain(f"{block.study}-{name}")
     title = f"{block.title}, protocol {block.protocol}: average over the columns, bar: s.d. over seeds"
     return line_plot(f"ablation-{safe}", title, panels, name, "average, 0..1")
+
+
+def _plain(text: str) -> str:
+    """For a file's name."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)

@@ -35,7 +35,7 @@ def _of_site(received: Tensors, made: Tensors) -> dict[str, float]:
         total, count = squares.get(layer_of(name), (0.0, 0))
         change = made[name].double() - received[name].double()
         squares[layer_of(name)] = total + float(change.square().sum()), count + change.numel()
-    return {layer: math.sqrt(total / count) for layer, (total, count) in sorted(squares.items()) if count}
+    return {layer: math.sqrt(total / count) for layer, (total, count) in squares.items() if count}
 
 
 def _mean(values: list[float]) -> float:
