@@ -12,7 +12,7 @@ from rich.table import Table
 
 import fedfms
 from fedfms.commands import cost, export, nnunet, predict, sites, table
-from fedfms.commands.files import comma
+from fedfms.commands.files import comma, settings_here
 from fedfms.errors import FedfmsError, StudyError
 from fedfms.study import PHANTOM, Study, find_study, load_study
 
@@ -121,10 +121,9 @@ def _seeds(text: str) -> list[int]:
 
 def _splits(args: argparse.Namespace) -> int:
     from fedfms.data import splitfile
-    from fedfms.settings import SiteSettings, load_settings
 
     study = load_study(find_study(args.study), overrides=args.set)
-    settings = load_settings() if args.root is None else SiteSettings(data_root=args.root)
+    settings = settings_here(args.root)
     if args.check is not None:
         content = splitfile.load_splits(args.check)
         found = splitfile.compare_splits(study, settings, content, args.sites, args.protocol or (), args.seeds)

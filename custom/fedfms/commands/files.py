@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedfms.errors import StudyError
 from fedfms.files import write_atomic
+
+if TYPE_CHECKING:
+    from fedfms.settings import SiteSettings
 
 
 def read_json(path: Path) -> Any:
@@ -35,6 +39,14 @@ def write(path: Path, content: str | bytes) -> None:
         write_atomic(path, content)
     except OSError as error:
         raise StudyError(f"cannot write {path.name} ({error.strerror})", do="name another place") from None
+
+
+def settings_here(root: Path | None, named: Path | None = None) -> SiteSettings:
+    """The settings of this site (`fedfms.settings.load_settings`), with another data root where one is given."""
+    from fedfms.settings import load_settings
+
+    settings = load_settings(named=named)
+    return settings if root is None else replace(settings, data_root=root.resolve())
 
 
 def comma(text: str) -> list[str]:

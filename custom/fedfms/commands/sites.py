@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedfms.commands.files import comma, read_json, write
+from fedfms.commands.files import comma, read_json, settings_here, write
 from fedfms.errors import DataError, StudyError, TooFewError
 from fedfms.study import PHANTOM, find_study, load_study
 
@@ -39,7 +39,7 @@ def add_commands(commands: Any) -> None:
     sites.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
     sites.add_argument(
         "--min-cases", type=_at_least_two, default=None, metavar="N",
-        help="nothing is told of fewer patients (default 5); with --merge: take no profile that tells of fewer",
+        help="nothing is told of fewer patients (default: the study's rule, 5); with --merge: take no profile that tells of fewer",
     )  # fmt: skip
     sites.add_argument("--site", metavar="NAME", help="this site alone, for --out-file")
     sites.add_argument("--out-file", type=Path, metavar="FILE", help="where to write what this site hands over: JSON")
@@ -61,18 +61,17 @@ def _sites(args: argparse.Namespace) -> str | None:
     if bool(args.merge) == bool(args.study) or (args.site is None) != (args.out_file is None):
         ways = "STUDY, STUDY --site NAME --out-file FILE, or --merge FILE ..."
         raise StudyError("one of three ways is needed", where="fedfms sites", do=ways)
-    least = args.min_cases or MIN_CASES
     if args.site is not None:
-        return _hand_over(args, least)
-    profiles, notes = (_merged(args.merge, least), []) if args.merge else _all_here(args, least)
+        return _hand_over(args)
+    profiles, notes = (_merged(args.merge, args.min_cases or MIN_CASES), []) if args.merge else _all_here(args)
     _show(args, profiles, notes)
     return None
 
 
-def _hand_over(args: argparse.Namespace, least: int) -> str:
+def _hand_over(args: argparse.Namespace) -> str:
     """At a site: what is printed is what the file holds, and nothing else."""
     study, settings = _opened(args)
-    text = json.dumps(_profile(study, args.site, settings, least).to_dict(), indent=1)
+    text = json.dumps(_profile(study, args.site, settings, args.min_cases).to_dict(), indent=1)
     write(args.out_file, text + "\n")
     return f"{text}\n{args.out_file}: all that is above, and nothing else"
 
@@ -95,7 +94,7 @@ def _merged(paths: list[Path], least: int) -> list[Profile]:
     return profiles
 
 
-def _all_here(args: argparse.Namespace, least: int) -> tuple[list[Profile], list[str]]:
+def _all_here(args: argparse.Namespace) -> tuple[list[Profile], list[str]]:
     """Profiles of all sites whose data are here, and a note of each that has too few patients."""
     study, settings = _opened(args)
     names = args.sites or [*study.sites, *study.held_out]
@@ -106,26 +105,25 @@ def _all_here(args: argparse.Namespace, least: int) -> tuple[list[Profile], list
     profiles, notes = [], []
     for name in names:
         try:
-            profiles.append(_profile(study, name, settings, least))
+            profiles.append(_profile(study, name, settings, args.min_cases))
         except TooFewError as error:
             notes.append(error.line())
     return profiles, notes
 
 
 def _opened(args: argparse.Namespace) -> tuple[Study, SiteSettings]:
-    from fedfms.settings import SiteSettings, load_settings
-
     study = load_study(find_study(args.study), overrides=args.set)
-    settings = load_settings(named=args.site_settings) if args.root is None else SiteSettings(data_root=args.root)
+    settings = settings_here(args.root, args.site_settings)
     # Each image is read once: none is kept.
     return dataclasses.replace(study, data=dataclasses.replace(study.data, cache=False)), settings
 
 
-def _profile(study: Study, site: str, settings: SiteSettings, least: int) -> Profile:
+def _profile(study: Study, site: str, settings: SiteSettings, least: int | None) -> Profile:
+    """Of no fewer patients than the command line says, else the study; nor than the site's own settings say."""
     from fedfms.data import open_site
     from fedfms.data.profile import profile
 
-    return profile(open_site(study, site, settings), least)
+    return profile(open_site(study, site, settings), max(least or study.federation.min_cases, settings.min_cases, 2))
 
 
 def _show(args: argparse.Namespace, profiles: list[Profile], notes: list[str]) -> None:

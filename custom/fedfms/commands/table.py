@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedfms.commands.files import comma
+from fedfms.commands.files import comma, settings_here
 from fedfms.errors import SettingsError, TrainingError
-from fedfms.settings import SiteSettings, load_settings
+from fedfms.settings import SiteSettings
 
 if TYPE_CHECKING:
     from fedfms.grid.plan import Cell, Grid
@@ -103,9 +103,7 @@ def _grid(args: argparse.Namespace) -> Grid:
 
 
 def _settings(args: argparse.Namespace) -> SiteSettings:
-    settings = load_settings()
-    if args.root is not None:
-        settings = replace(settings, data_root=args.root.resolve())
+    settings = settings_here(args.root)
     if args.checkpoint is not None:
         settings = replace(settings, checkpoints=args.checkpoint.resolve().parent)
     if settings.cache is None:  # runs that begin alike share the features of the frozen stage
