@@ -39,7 +39,7 @@ def add_commands(commands: Any) -> None:
     sites.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
     sites.add_argument(
         "--min-cases", type=_at_least_two, default=None, metavar="N",
-        help="nothing is told of fewer patients (default: the study's rule, 5); with --merge: no profile of fewer is taken",
+        help="nothing is told of fewer patients (default: the study's rule, 5); with --merge: none of fewer is taken",
     )  # fmt: skip
     sites.add_argument("--site", metavar="NAME", help="this site alone, for --out-file")
     sites.add_argument("--out-file", type=Path, metavar="FILE", help="where to write what this site hands over: JSON")
