@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from fedfms.data import open_site
+from fedfms.errors import TrainingError
 from fedfms.grid.plan import Cell
 from fedfms.methods import METHODS
-from fedfms.report.cost.timing import measure
+from fedfms.report.cost.timing import apart
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.traffic import plan
 
 _STEPS = 3  # the first fills caches; the one in the middle counts
+_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Estimate:
     runs: int
     rounds: int
     sent_mb: float
-    seconds: float  # one run after another
+    seconds: float | None  # one run after another; None where a step could not be timed
+    fault: str = ""  # why not
 
     def text(self, jobs: int) -> str:
         """One line for people."""
+        told = f"{self.runs} runs, {self.rounds} rounds; a federation would send {self.sent_mb:,.1f} MB; "
+        if self.seconds is None:
+            return f"{told}how long it takes is not known: {self.fault}"
         hours = self.seconds / jobs / 3600
-        took = f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"
-        return (
-            f"{self.runs} runs, {self.rounds} rounds; a federation would send {self.sent_mb:,.1f} MB; about {took} "
-            f"here, {jobs} at once"
-        )
+        return f"{told}about {f'{hours:.1f} h' if hours >= 1 else f'{hours * 60:.0f} min'} here, {jobs} at once"
 
 
 def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str], None]) -> Estimate:
@@ -47,24 +47,33 @@ def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str]
         FedfmsError: a study, a checkpoint or a site's data cannot be used: better now than after hours.
     """
     counts = _Counts(settings)
+    slices = [_slices(cell.study, counts) for cell in cells]
+    sent = sum(plan(cell.study).total_mb for cell in cells if not METHODS[cell.method].centralised)
+    rounds = sum(cell.study.train.rounds for cell in cells)
     speeds: dict[tuple[str, str], tuple[float, float]] = {}
-    seconds, sent = 0.0, 0.0
-    for cell in cells:
+    seconds = 0.0
+    for cell, (trained, scored) in zip(cells, slices, strict=True):
         kind = cell.method, cell.variant
         if kind not in speeds:
             told(" ".join(part for part in kind if part))
-            speeds[kind] = seconds_a_slice(cell.study, settings)
-        seconds += _seconds(cell.study, speeds[kind], counts)
-        if not METHODS[cell.method].centralised:
-            sent += plan(cell.study).total_mb
-    return Estimate(len(cells), sum(cell.study.train.rounds for cell in cells), sent, seconds)
+            try:
+                speeds[kind] = seconds_a_slice(cell.study, str(settings.torch_device))
+            except TrainingError as error:
+                return Estimate(len(cells), rounds, sent, None, error.line())
+        train_s, score_s = speeds[kind]
+        seconds += trained * train_s + scored * score_s
+    return Estimate(len(cells), rounds, sent, seconds)
 
 
-def seconds_a_slice(study: Study, settings: SiteSettings) -> tuple[float, float]:
-    """Seconds to train on a slice, in batches of the study's size, and to predict one; pixels are random."""
+def seconds_a_slice(study: Study, device: str) -> tuple[float, float]:
+    """Seconds to train on a slice, in batches of the study's size, and to predict one; pixels and weights are random.
+
+    Raises:
+        TrainingError: it could not be measured; there is too little memory, for instance.
+    """
     kept = study.data.cache and study.data.augment == "none" and study.data.crop_px is None
-    with tempfile.TemporaryDirectory() as folder:
-        timing = measure(study, settings, _STEPS, Path(folder) if kept else None)
+    bare = replace(study, model=replace(study.model, checkpoint=None, checkpoint_sha256=None))
+    timing = apart(bare, device, _STEPS, _TIMEOUT_S, prefix=kept)
     return timing.step_s / study.train.batch_size, timing.predict_s
 
 
@@ -84,14 +93,9 @@ class _Counts:
         return self._known[key]
 
 
-def _seconds(study: Study, speed: tuple[float, float], counts: _Counts) -> float:
-    """Of one run: its rounds, and the final and the best model scored at the end."""
-    train_s, score_s = speed
-    trained = scored = 0
-    for site in study.sites:
-        to_train, to_score = counts(study, site)
-        trained, scored = trained + to_train, scored + to_score
+def _slices(study: Study, counts: _Counts) -> tuple[int, int]:
+    """How often one run trains on a slice, and how often it scores one, the final and the best model among them."""
+    trained, scored = (sum(of) for of in zip(*(counts(study, site) for site in study.sites), strict=True))
     scored += sum(counts(study, site)[1] for site in study.held_out)
     models = 2 if study.data.protocol == "held-out" else 1
-    rounds = study.train.rounds
-    return rounds * study.train.local_epochs * trained * train_s + (rounds + models) * scored * score_s
+    return study.train.rounds * study.train.local_epochs * trained, (study.train.rounds + models) * scored

@@ -8,6 +8,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -80,13 +81,16 @@ def measure(study: Study, settings: SiteSettings, steps: int, prefix: Path | Non
     )
 
 
-def apart(study: Study, device: str, steps: int, timeout_s: float) -> Timing:
+def apart(study: Study, device: str, steps: int, timeout_s: float, *, prefix: bool = False) -> Timing:
     """As `measure`, in a process of its own, whose peak memory is therefore its own.
+
+    Args:
+        prefix: keep the outputs of a frozen stage where it pays, as a site does that augments nothing.
 
     Raises:
         TrainingError: it did not end in time, or not well (no memory, for instance).
     """
-    order = json.dumps({"study": study.to_dict(), "device": device, "steps": steps})
+    order = json.dumps({"study": study.to_dict(), "device": device, "steps": steps, "prefix": prefix})
     try:
         done = subprocess.run(
             [sys.executable, "-c", _CHILD], input=order, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -107,7 +111,9 @@ def child() -> None:
     """`measure` for `apart`: an order on standard input, the result as the last line on standard output."""
     order = json.load(sys.stdin)
     try:
-        timing = measure(Study.from_dict(order["study"]), SiteSettings(device=order["device"]), order["steps"])
+        with tempfile.TemporaryDirectory() as folder:
+            study, settings = Study.from_dict(order["study"]), SiteSettings(device=order["device"])
+            timing = measure(study, settings, order["steps"], Path(folder) if order["prefix"] else None)
     except FedfmsError as error:
         sys.stderr.write(f"{error.line()}\n")
         sys.exit(_FAULT)
