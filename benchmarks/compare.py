@@ -71,8 +71,8 @@ def _row(method: str, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "dice_sd": round(statistics.stdev(means), 3) if len(means) > 1 else None,
         **{f"dice {site}": _mean([cell["dice"][site] for cell in cells]) for site in sites},
         "images": cells[0]["images"],
-        "up_mb": round(traffic["up_mb"], 3),
-        "down_mb": round(traffic["down_mb"], 3),
+        "up_mb": round(traffic["up_mb"], 3) if traffic else None,
+        "down_mb": round(traffic["down_mb"], 3) if traffic else None,
         "round_s": round(statistics.median(cell["round_s"] for cell in cells), 1),
         "kind": _kind(method),
     }

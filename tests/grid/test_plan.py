@@ -77,6 +77,18 @@ def test_what_cannot_be_is_told_in_one_line(values: dict[str, object], says: str
         grid(**values).cells()
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["seeds: 3", "seeds: [a]", "methods: fedmsa", "methods: [[a]]", "overrides: 3", "sites: 3", "held_out: [[a]]",
+     "study: 5", "variants: {a: {1: 2}}", "variants: {a: {method: local}}", "variants: [a]", "sites: [one]"],
+)  # fmt: skip
+def test_a_table_that_cannot_be_read_is_told_in_one_line(line: str, tmp_path: Path) -> None:
+    lines = {"study": "study: phantom", "methods": "methods: [fedmsa]", line.split(":")[0]: line}
+    (tmp_path / "table.yaml").write_text("\n".join(lines.values()))
+    with pytest.raises(StudyError):
+        load_grid(str(tmp_path / "table.yaml")).cells()
+
+
 def test_a_table_of_yaml_and_the_command_line_over_it(tmp_path: Path) -> None:
     path = tmp_path / "levels.yaml"
     path.write_text("study: phantom\nprotocol: personal\nmethods: [fedsca]\nvariants: {a: {train.lr: 1.0e-3}, b: }\n")

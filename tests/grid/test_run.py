@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from fedfms.errors import StudyError, TrainingError
 from fedfms.grid.cell import RESULT, ROUNDS, curve
-from fedfms.grid.run import CELLS, locked, prepare
+from fedfms.grid.run import CELLS, check, locked, prepare
 from fedfms.settings import SiteSettings
 
 from .make import grid, run
@@ -29,7 +30,7 @@ def _result(out: Path, name: str) -> dict[str, Any]:
 
 
 def _kill_after_a_round(folder: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "fedfms.grid.run", str(folder)])
+    process = subprocess.Popen([sys.executable, "-m", "fedfms.grid.run", str(folder), str(os.getpid())])
     limit = time.monotonic() + 120
     while not curve(folder) and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
@@ -82,9 +83,25 @@ def test_another_study_under_the_same_name_is_refused(tmp_path: Path) -> None:
     prepare(cell, tmp_path, settings, "reference", 2)
     with pytest.raises(StudyError, match="another study"):
         prepare(other, tmp_path, settings, "reference", 1)
+    with pytest.raises(StudyError, match="another --engine"):
+        check([cell], tmp_path, "simulator")
     task = json.loads((tmp_path / CELLS / cell.name / "cell.json").read_text())
     assert task["threads"] == 1, "sums of another number of threads differ in the last bit"
     assert (tmp_path / CELLS / cell.name / "cell.json").stat().st_mode & 0o777 == 0o600
+    (tmp_path / CELLS / cell.name / "cell.json").write_text("{")
+    with pytest.raises(StudyError, match="damaged"):
+        check([cell], tmp_path, "reference")
+
+
+def test_a_run_whose_table_was_killed_ends_by_itself(tmp_path: Path) -> None:
+    (cell,) = grid(methods=("fedmsa",), held_out=("site-1",)).cells()
+    prepare(cell, tmp_path, SiteSettings(), "reference", 1)
+    folder = tmp_path / CELLS / cell.name
+    nobody = subprocess.Popen(["true"])
+    nobody.wait()
+    done = subprocess.run([sys.executable, "-m", "fedfms.grid.run", str(folder), str(nobody.pid)], check=False)
+    assert done.returncode == 1
+    assert not (folder / ROUNDS).exists()
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:

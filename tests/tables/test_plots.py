@@ -7,11 +7,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from fedfms.grid.plan import load_grid
+from fedfms.tables import write_tables
 from fedfms.tables.cells import read_cells
 from fedfms.tables.plots import Series, _curves, ablations, curves, line_plot, shifts
 from fedfms.tables.summary import Block, make_blocks
 from tests.tables.make import fill, put, result
 
+TABLES = (Path(__file__).parents[2] / "jobs" / "studies" / "tables").glob("*.yaml")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -112,3 +115,12 @@ def test_how_far_layers_move_is_a_figure_where_it_is_told(tmp_path: Path) -> Non
     (figure,) = shifts(block_of(tmp_path))
     assert figure.name.startswith("shift-")
     assert "fedmsa from 0.500 at 1 to 0.500 at 2" in figure.words
+
+
+def test_the_labels_of_every_committed_table_can_be_drawn_and_written(tmp_path: Path) -> None:
+    labels = {label for path in TABLES for label in load_grid(str(path)).variants}
+    assert {"", "-PT", "L=4", "decoder shared", "l2"} <= labels
+    for label in sorted(labels):
+        put(tmp_path, result("fedsca", 0, None, variant=label))
+    assert write_tables(tmp_path, "a command").missing == 0
+    assert len(list(tmp_path.glob("ablation-*-L.svg"))) == len(list(tmp_path.glob("ablation-*-beta.svg"))) == 1

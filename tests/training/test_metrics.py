@@ -312,7 +312,7 @@ def test_a_part_without_images_changes_nothing() -> None:
     logits, masks = _random(4, 6, 2)
     whole, nothing = _result(logits, masks, batch=6), Scores(["disc", "cup"]).result()
     merged = merge([nothing, whole])
-    assert list(merged) == ["standard", "fedfms", "images", "dice"]  # of volumes, one of the two tells nothing
+    assert list(merged) == ["standard", "fedfms", "images", "dice", "shown"]  # of volumes, one of the two tells nothing
     assert _flat(merged) == pytest.approx(_flat({key: whole[key] for key in merged}), rel=1e-12)
 
 
@@ -345,3 +345,15 @@ def test_the_mean_of_several_models_is_taken_image_by_image() -> None:
     assert "volume" not in mean.result()
     with pytest.raises(ValueError, match="same images"):
         Scores.mean([one, Scores(["disc"])])
+
+
+def test_images_of_the_same_pixels_have_keys_of_their_own() -> None:
+    scores = Scores(["disc"])
+    scores.add(torch.ones(3, 1, 2, 2), torch.ones(3, 1, 2, 2), ["black", "other", "black"], ["a", "a", "b"])
+    assert [image["key"] for image in scores.images()] == ["black", "other", "black#2"]
+
+
+def test_of_some_slices_of_a_case_there_is_no_volume() -> None:
+    scores = Scores(["disc"])
+    scores.add(torch.ones(2, 1, 2, 2), torch.ones(2, 1, 2, 2), ["k0", "k1"], ["a", "a"], by_case=False)
+    assert "volume" not in scores.result()

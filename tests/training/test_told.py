@@ -37,7 +37,20 @@ def test_of_fewer_images_no_number_is_told_but_how_many_there_are() -> None:
 
 def test_of_as_many_all_is_told() -> None:
     result = _result(5)
-    assert withhold(result, 5) == result | {"min_cases": 5}
+    told = withhold(result, 5)
+    assert told == {key: value for key, value in result.items() if key != "shown"} | {"min_cases": 5}
+
+
+def test_false_alarms_are_no_cover_for_the_one_image_that_shows_it() -> None:
+    """Eight images count, seven of them 0: eight times their mean would be that one image's own score."""
+    truth = torch.cat([FULL * (torch.arange(8).view(1, 1, 2, 4) < 3), *[EMPTY] * 7])
+    scores = Scores(["disc"])
+    scores.add(torch.full((8, 1, 2, 4), 9.0), truth, cases=[str(index // 2) for index in range(8)])
+    assert scores.result()["standard"]["disc"]["images"] == 8
+    told = withhold(scores.result(), 2)
+    assert {row for mode in ("standard", "fedfms", "volume") for row in _numbers(told[mode])} == {None}
+    assert told["dice"] is None
+    assert "shown" not in told
 
 
 def test_a_structure_in_few_images_is_withheld_in_every_mode_and_from_the_mean() -> None:

@@ -58,7 +58,8 @@ def add_commands(commands: Any) -> None:
     table.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
     table.add_argument("--root", type=Path, help="the data root (default: the one in this site's settings)")
     table.add_argument("--engine", choices=("reference", "simulator"), default="reference",
-                       help="reference: in one process, quick; simulator: NVFLARE's. The numbers are the same")
+                       help="reference: a process a run, quick; simulator: NVFLARE's, to the same scores, where a cut "
+                       "run begins anew and how far layers move is not told")
     table.add_argument("--jobs", type=int, default=1, help="runs at once (default 1)")
     table.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
     table.add_argument("--no-estimate", action="store_true", help="start without timing a step first")
@@ -129,7 +130,7 @@ def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSe
 def _run(
     args: argparse.Namespace, grid: Grid, cells: Sequence[Cell], settings: SiteSettings, console: Console
 ) -> int:
-    from fedfms.grid.run import locked, run_cells
+    from fedfms.grid.run import check, locked, run_cells
     from fedfms.grid.table import save_grid
 
     threads = settings.threads or max(1, (os.cpu_count() or 1) // args.jobs)
@@ -138,7 +139,8 @@ def _run(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with locked(args.out), Progress(*columns, console=console) as progress:
-        save_grid(args.out, grid, cells, " ".join(["fedfms", *map(shlex.quote, sys.argv[1:])]))
+        check(cells, args.out, args.engine)
+        save_grid(args.out, grid, cells, _command(args))
         bar = progress.add_task("rounds", total=total)
         faults = run_cells(
             cells, args.out, settings, engine=args.engine, jobs=args.jobs, threads=threads,
@@ -149,6 +151,14 @@ def _run(
     if len(faults) == len(cells):
         raise TrainingError(f"none of {len(cells)} runs was finished", do="mend that and type the same command again")
     return _render(args.out, console)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command line as it may be printed beside a result: without this machine's folders."""
+    told = {str(args.root): "DATA", str(args.out): "OUT"}
+    if args.checkpoint is not None:
+        told[str(args.checkpoint)] = args.checkpoint.name
+    return " ".join(["fedfms", *(shlex.quote(told.get(text, text)) for text in sys.argv[1:])])
 
 
 def _render(out: Path, console: Console) -> int:

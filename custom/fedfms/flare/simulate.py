@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,14 @@ from fedfms.training.traffic import plan
 _ENGINE = "nvflare.private.fed.app.simulator.simulator"  # what `nvflare simulator` calls, without its notice
 
 
-def run_simulated(place: Mapping[str, Any], study: Study, settings: SiteSettings, folder: Path) -> None:
+def run_simulated(
+    place: Mapping[str, Any], study: Study, settings: SiteSettings, folder: Path, lock: int
+) -> None:
     """Run the study in the simulator below `folder`, from its beginning, and write its result there.
+
+    Args:
+        lock: a descriptor that the simulator's processes keep open, so that nobody else works in `folder` while any
+            of them lives.
 
     Raises:
         TrainingError: the simulator failed, or the run has no final scores.
@@ -41,12 +49,17 @@ def run_simulated(place: Mapping[str, Any], study: Study, settings: SiteSettings
     write_atomic(site_file, yaml.safe_dump(told), mode=0o600)
     names = [*trainers(study), *study.held_out]
     at_once = min(len(names), os.cpu_count() or 1)  # fewer than sites: each task is a new process
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", _ENGINE, str(job), "-w", str(workspace), "-c", ",".join(names), "-t", str(at_once)],
-        env={**os.environ, ENV: str(site_file)}, stdin=subprocess.DEVNULL, check=False,
+        env={**os.environ, ENV: str(site_file)}, stdin=subprocess.DEVNULL, pass_fds=(lock,), start_new_session=True,
     )  # fmt: skip
+    try:
+        returned = process.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the sites' processes with it
     found = list(workspace.glob("server/simulate_job/fedfms/final.json"))
-    if done.returncode or not found:
+    if returned or not found:
         raise TrainingError("the simulator ended without final scores", where=folder.name, do="look at its log.txt")
     run = found[0].parent
     models = json.loads(found[0].read_text(encoding="utf-8"))["models"]

@@ -120,7 +120,7 @@ def write_result(
         "protocol": study.data.protocol,
         "models": models,
         "curve": _curve(rows, models["final"], () if sent.shared else study.held_out),
-        "traffic": sent.to_dict(),
+        "traffic": {} if METHODS[study.method].centralised else sent.to_dict(),  # a pool sends nothing
         "seconds": {"rounds": [row["seconds"] for row in rows], "evaluate": evaluate_s},
         "machine": machine(),
         "versions": versions(),
@@ -152,12 +152,13 @@ def _curve(
 def curve(folder: Path) -> list[dict[str, Any]]:
     """The rows of `rounds.jsonl`, one a round: of a round that was done twice, the later."""
     path = folder / ROUNDS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
     by_round: dict[int, dict[str, Any]] = {}
     for line in lines:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
+        except ValueError:  # the last line of a run that was killed while it wrote
             continue
-        by_round[row["round"]] = row
+        if isinstance(row, dict) and type(row.get("round")) is int:
+            by_round[row["round"]] = row
     return [by_round[round_] for round_ in sorted(by_round)]

@@ -18,6 +18,8 @@ from fedfms.methods import METHODS, fitted, make_method, method_options
 from fedfms.study import PHANTOM, Study, find_study, load_study
 
 PROTOCOLS = ("held-out", "personal")
+_LISTS = ("methods", "seeds", "sites", "held_out", "overrides")
+_OWN = ("method", "seed", "sites", "held_out", "data.protocol")  # what the table itself sets
 PHANTOM_SITES = ("site-1", "site-2", "site-3")  # any name is a phantom's
 
 
@@ -107,6 +109,8 @@ class Grid:
         unknown = sorted(set(self.held_out) - set(sites))
         if unknown:
             raise StudyError(f"--held-out names {unknown}", where="table", do=f"one of {list(sites)}")
+        if len(sites) < 2:
+            raise StudyError("a site is held out, and none is left that trains", where="table", do="name two sites")
         return self.held_out or tuple(sites)
 
     def _study(
@@ -154,7 +158,7 @@ def load_grid(name: str, **values: Any) -> Grid:
             raise StudyError(f"{path.name} cannot be read as YAML", where="table") from None
         if isinstance(content, dict) and "study" in content:
             raw = {"title": path.stem, **content}
-    overrides = [*raw.get("overrides", ()), *(values.pop("overrides", None) or ())]
+    overrides = [*_frozen("overrides", raw.get("overrides")), *(values.pop("overrides", None) or ())]
     raw |= {key: value for key, value in values.items() if value is not None} | {"overrides": overrides}
     known = {f.name for f in dataclasses.fields(Grid)}
     if unknown := sorted(str(key) for key in set(raw) - known):
@@ -174,7 +178,25 @@ def _find(name: str) -> Path | None:
 
 def _frozen(key: str, value: Any) -> Any:
     if key == "variants":
-        if not isinstance(value, dict) or not all(isinstance(each or {}, dict) for each in value.values()):
-            raise StudyError("variants must be a mapping of overrides by label", where="table")
-        return {str(label): dict(changes or {}) for label, changes in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+        return _variants(value)
+    if key in _LISTS:
+        kind = int if key == "seeds" else str
+        value = [] if value is None else value
+        if not isinstance(value, list | tuple) or not all(type(each) is kind for each in value):
+            raise StudyError(f"{key} is {value!r}", where="table", do=f"a list of {kind.__name__}")
+        return tuple(value)
+    if value is not None and not isinstance(value, str):
+        raise StudyError(f"{key} is {value!r}", where="table", do="a text")
+    return value
+
+
+def _variants(value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict) or not all(isinstance(each or {}, dict) for each in value.values()):
+        raise StudyError("variants must be a mapping of overrides by label", where="table")
+    made = {str(label): dict(changes or {}) for label, changes in value.items()}
+    for label, changes in made.items():
+        for key in changes:
+            if not isinstance(key, str) or key in _OWN:
+                what = f"variant {label!r} sets {key!r}"
+                raise StudyError(what, where="table", do="a key of the study that the table itself does not set")
+    return made

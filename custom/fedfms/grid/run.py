@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def run_cells(
         told: called with the rounds done by run, whenever that has changed.
 
     Raises:
-        StudyError: `out` holds a run of another study under the same name.
+        StudyError: as `check`.
     """
     for cell in cells:
         prepare(cell, out, settings, engine, threads)
@@ -74,8 +75,42 @@ def _folder(out: Path, cell: Cell) -> Path:
     return out / CELLS / cell.name
 
 
+def check(cells: Sequence[Cell], out: Path, engine: str) -> None:
+    """Whether the runs that are below `out` are these.
+
+    Raises:
+        StudyError: there is one of the same name that is of another study or engine, or a damaged one.
+    """
+    for cell in cells:
+        _standing(cell, out, engine)
+
+
+def _standing(cell: Cell, out: Path, engine: str) -> dict[str, Any] | None:
+    """What stands in the run's folder as its task, if anything does."""
+    path = _folder(out, cell) / TASK
+    if not path.is_file():
+        return None
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        threads = old["threads"]
+    except (OSError, ValueError, TypeError, KeyError):
+        threads = None
+    if type(threads) is not int:
+        raise StudyError(f"{TASK} of {cell.name} is damaged", where="table", do="remove the run's folder")
+    wanted = {"format": _FORMAT, "cell": cell.place(), "study": cell.study.to_dict()}
+    if any(old.get(key) != json.loads(json.dumps(value)) for key, value in wanted.items()):
+        raise StudyError(f"{cell.name} is there of another study", where="table", do="name another --out")
+    if old.get("engine") != engine:
+        raise StudyError(f"{cell.name} is there of another --engine", where="table", do="name another --out")
+    return dict(old)
+
+
 def prepare(cell: Cell, out: Path, settings: SiteSettings, engine: str, threads: int) -> None:
-    """Write down what the run's process is to do, unless it stands there already."""
+    """Write down what the run's process is to do; a run that was begun keeps its number of threads.
+
+    Raises:
+        StudyError: as `check`.
+    """
     folder = _folder(out, cell)
     folder.mkdir(parents=True, exist_ok=True)
     task = {
@@ -86,13 +121,9 @@ def prepare(cell: Cell, out: Path, settings: SiteSettings, engine: str, threads:
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()},
         "threads": threads,
     }
-    path = folder / TASK
-    if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if any(old.get(key) != json.loads(json.dumps(task[key])) for key in ("format", "cell", "study", "engine")):
-            raise StudyError(f"{cell.name} is there of another study", where="table", do="name another --out")
+    if (old := _standing(cell, out, engine)) is not None:
         task["threads"] = old["threads"]  # sums of another number of threads differ in the last bit
-    write_atomic(path, json.dumps(task, indent=1), mode=0o600)  # the settings are paths of this machine
+    write_atomic(folder / TASK, json.dumps(task, indent=1), mode=0o600)  # the settings are paths of this machine
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
@@ -100,7 +131,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
     threads = json.loads((folder / TASK).read_text(encoding="utf-8"))["threads"]
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "fedfms.grid.run", str(folder)],
+            [sys.executable, "-m", "fedfms.grid.run", str(folder), str(os.getpid())],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
 
@@ -121,50 +152,57 @@ def rounds_done(folder: Path, of: int) -> int:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """No other process works in `folder` meanwhile.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[int]:
+    """No other process works in `folder` meanwhile; gives the lock's descriptor, which keeps it as long as any process
+    has it.
 
     Raises:
-        TrainingError: one does.
+        TrainingError: one does, and it is not waited for; the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise TrainingError(f"cannot use {folder.name} ({error.strerror})", do="name another folder") from None
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise TrainingError(
                 "another process works in this folder", where=folder.name, do="wait for it, or stop it"
             ) from None
-        yield
+        yield file.fileno()
 
 
-def _main(folder: Path) -> int:
-    """The process of one run."""
+def _main(folder: Path, parent: int) -> int:
+    """The process of one run, which process `parent` has asked for."""
     import torch
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what it has started is ended, too
     task = json.loads((folder / TASK).read_text(encoding="utf-8"))
     torch.set_num_threads(task["threads"])
-    parent = os.getppid()
 
     def go_on() -> None:
-        if os.getppid() != parent:  # whoever started it was killed: a run goes on when it is asked for again
+        if os.getppid() != parent:  # it was killed: a run goes on when it is asked for again
             raise SystemExit(1)
 
     try:
-        with locked(folder):
-            _run(task, folder, go_on)
+        # Of a table that was killed, a run may still be in its last round; the table's own lock keeps others out.
+        with locked(folder, wait=True) as lock:
+            go_on()
+            _run(task, folder, go_on, lock)
     except FedfmsError as error:
         write_atomic(folder / FAULT, error.line())
         return 1
     return 0
 
 
-def _run(task: dict[str, Any], folder: Path, go_on: Callable[[], None]) -> None:
+def _run(task: dict[str, Any], folder: Path, go_on: Callable[[], None], lock: int) -> None:
     study, settings = Study.from_dict(task["study"]), _settings(task["settings"])
     if task["engine"] == "simulator":
         from fedfms.flare.simulate import run_simulated
 
-        run_simulated(task["cell"], study, settings, folder)
+        run_simulated(task["cell"], study, settings, folder, lock)
     else:
         run_cell(task["cell"], study, settings, folder, go_on)
 
@@ -175,4 +213,4 @@ def _settings(raw: dict[str, Any]) -> SiteSettings:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1])))
+    sys.exit(_main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -32,6 +32,9 @@ def render(out: Path) -> TableText:
     """
     try:
         content = json.loads((out / _FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise StudyError(f"{out.name} holds no table", where="table", do="name the --out of a `fedfms table`") from None
-    return write_tables(out, content["command"], [Key(**place) for place in content["cells"]])
+        command, planned = str(content["command"]), [Key(**place) for place in content["cells"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StudyError(
+            f"{out.resolve().name} holds no table", where="table", do="name the --out of a `fedfms table`"
+        ) from None
+    return write_tables(out, command, planned)

@@ -82,7 +82,7 @@ def read_model(
         raise _foreign()
     round_ = content.get("round")
     round_ = round_ if type(round_) is int and round_ >= 0 else None
-    best = content.get("kind", "best" if path.name.startswith("best_") else "final") == "best"
+    best = content.get("kind", "best" if path.stem.startswith("best") else "final") == "best"
     return ModelFile(_kind(of, round_, best), of, dict(tensors), "shared", round_, records)
 
 

@@ -65,8 +65,8 @@ def twin_line(block: Block, line: tuple[str, str]) -> tuple[str, str] | None:
     None where there is none, or where its model section is another.
     """
     cells = block.of_line(line)
-    if not cells or cells[0].study.method not in METHODS:
-        return None
+    if not cells or cells[0].study.method not in METHODS or not cells[0].traffic.get("shared", 1):
+        return None  # what shares nothing is no federation
     study = cells[0].study
     name = twin(make_method(study.method, study.method_options))
     for variant in dict.fromkeys((line[1], "")):

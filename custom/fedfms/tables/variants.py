@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import math
 
-from fedfms.tables.cells import TableError
-
 
 def parse_variant(text: str) -> tuple[str, int | float | str] | None:
-    """Name and value of a variant; None for "", the method as it is.
+    """Name and value of a variant; None for one that is a name alone, or "", the method as it is.
 
-    "L=4" -> ("L", 4), "beta=1e-3" -> ("beta", 0.001), "act=gelu" -> ("act", "gelu").
-
-    Raises:
-        TableError: there is no name or no value.
+    "L=4" -> ("L", 4), "beta=1e-3" -> ("beta", 0.001), "act=gelu" -> ("act", "gelu"), "-PT" -> None.
     """
-    if not text:
-        return None
     name, equals, value = (part.strip() for part in text.partition("="))
-    if not (name and equals and value):
-        raise TableError(f"variant {text!r} is not name=value", where="table", do="as in L=4")
-    return name, _value(value)
+    return (name, _value(value)) if name and equals and value else None
 
 
 def variant_order(text: str) -> tuple[str, float, str]:

@@ -9,6 +9,7 @@ there only where a case has more than one.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ class Scores:
             f"{mode} {metric}": [] for mode in MODES for metric in METRICS
         }  # each (B, C)
         self._pixels: list[torch.Tensor] = []  # (B, C, 2), int64: in both, in truth + in prediction
+        self._shown: list[torch.Tensor] = []  # (B, C), bool: the truth has the structure
         self._names: list[tuple[str, str]] = []  # key and case of each image
 
     @classmethod
@@ -80,19 +82,21 @@ class Scores:
         if not several or any(scores._names != several[0]._names for scores in several):
             raise ValueError("a mean needs scores, at least one, all of the same images in one order")
         made = cls(several[0]._structures)
-        made._names = list(several[0]._names)
+        made._names, made._shown = list(several[0]._names), list(several[0]._shown)
         for key in made._values:
             made._values[key] = [torch.stack([torch.cat(scores._values[key]) for scores in several]).nanmean(0)]
         return made
 
     def add(
-        self, logits: torch.Tensor, masks: torch.Tensor, keys: Sequence[str] = (), cases: Sequence[str] = ()
-    ) -> None:
+        self, logits: torch.Tensor, masks: torch.Tensor, keys: Sequence[str] = (), cases: Sequence[str] = (),
+        *, by_case: bool = True,
+    ) -> None:  # fmt: skip
         """Count a batch: logits and binary masks (B, C, h, w), C the number of structures.
 
         Args:
             keys: a name of each image, for `images`.
             cases: the case that each image is a slice of; by default each is a case of its own.
+            by_case: all slices of the cases come; if not, there is nothing by volume.
 
         Raises:
             ValueError: the shapes differ, or there is not a channel for every structure, or a name for every image.
@@ -103,15 +107,19 @@ class Scores:
         first = len(self._names)
         default = [f"image {first + index}" for index in range(len(logits))]
         self._names += zip(keys or default, cases or default, strict=True)
+        self._shown.append((masks > 0.5).flatten(2).any(-1).cpu())
         for key, value in zip(self._values, (*standard(logits, masks), *fedfms(logits, masks)), strict=True):
             self._values[key].append(value.double().cpu())
+        if not by_case:
+            return
         predicted, truth = (logits > 0).flatten(2), (masks > 0.5).flatten(2)
         both, either = (predicted & truth).sum(-1), predicted.sum(-1) + truth.sum(-1)
         self._pixels.append(torch.stack([both, either], -1).cpu())
 
     def result(self) -> dict[str, Any]:
         """{"standard": {structure: row}, "fedfms": ..., "images": n, "dice": mean over structures of the standard
-        one}, and "volume" where a case has more than one image.
+        one}, "volume" where a case has more than one image, and for `fedfms.training.told` "shown": {"image" | "case":
+        {structure: number of those whose truth has it}}.
 
         A row is {"dice", "iou", "dice_sd", "iou_sd", "images"}: means, sample s.d. and number of the images (of
         "volume": cases) counted; of standard and volume "empty" too, the number of those left out. None where there
@@ -123,13 +131,28 @@ class Scores:
             for index, name in enumerate(self._structures):
                 columns = [_known(values[:, index]) for values in metrics]
                 result[mode][name] = _row(columns, len(metrics[0]), mode)
-        return result | {"images": len(self._names), "dice": mean_over_structures(result["standard"], "dice")}
+        dice = mean_over_structures(result["standard"], "dice")
+        return result | {"images": len(self._names), "dice": dice, "shown": self._in_truth()}
+
+    def _in_truth(self) -> dict[str, dict[str, int]]:
+        shown = torch.cat([torch.zeros(0, len(self._structures), dtype=torch.bool), *self._shown]).T.tolist()
+        cases = [case for _, case in self._names]
+        return {
+            "image": {name: sum(row) for name, row in zip(self._structures, shown, strict=True)},
+            "case": {
+                name: len({case for case, has in zip(cases, row, strict=True) if has})
+                for name, row in zip(self._structures, shown, strict=True)
+            },
+        }
 
     def images(self) -> list[dict[str, Any]]:
         """The scores of every image, in the order in which they came: {"key", "case", "scores": {mode: {structure:
         {"dice", "iou"}}}}; None where an image is empty in truth and prediction. For the site's own eyes.
+
+        Of images with the same pixels (black slices, mostly) the second has a key with #2 after it, and so on.
         """
-        by_mode = self._by_image()
+        by_mode, seen = self._by_image(), Counter[str]()
+        keys = [key if (count := _next(seen, key)) == 1 else f"{key}#{count}" for key, _ in self._names]
         return [
             {
                 "key": key,
@@ -142,7 +165,7 @@ class Scores:
                     for mode, values in by_mode.items()
                 },
             }
-            for row, (key, case) in enumerate(self._names)
+            for row, (key, (_, case)) in enumerate(zip(keys, self._names, strict=True))
         ]
 
     def _by_image(self) -> dict[str, tuple[torch.Tensor, ...]]:
@@ -182,7 +205,13 @@ def merge(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for mode in modes
     }
     images = sum(result["images"] for result in results)
-    return merged | {"images": images, "dice": mean_over_structures(merged["standard"], "dice")}
+    merged |= {"images": images, "dice": mean_over_structures(merged["standard"], "dice")}
+    if all("shown" in result for result in results):
+        merged["shown"] = {
+            unit: {name: sum(result["shown"][unit][name] for result in results) for name in of}
+            for unit, of in results[0]["shown"].items()
+        }
+    return merged
 
 
 def mean_over_structures(by_structure: Mapping[str, Mapping[str, Any]], metric: str) -> float | None:
@@ -239,6 +268,11 @@ def _sd(values: Sequence[float]) -> float | None:
         return None
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _next(seen: Counter[str], key: str) -> int:
+    seen[key] += 1
+    return seen[key]
 
 
 def _or_none(value: torch.Tensor) -> float | None:

@@ -52,7 +52,7 @@ def rounds(
     while server.round < study.train.rounds:
         sent = method.dispatch(server, sorted(names))
         results = {site.name: site.train_round(server.round, sent[site.name]) for site in training}
-        scores = {site.name: site.evaluate(server.shared) for site in held_out}
+        scores = {site.name: site.evaluate(server.shared) for site in held_out if server.shared}
         after = method.combine([result.update for result in results.values()], server)
         done = ReferenceRound(server.round, sent, results, after, scores)
         if record is not None:

@@ -203,13 +203,16 @@ class Site:
             FedfmsError: with the site in `where`.
         """
         several = []
-        for tensors in models:
-            self.built.load(tensors)
-            several.append(self._score())
-        scores = {site: Scores.mean([each[site] for each in several]) for site in several[0]}
-        if name is not None:
-            for part in scores.values():
-                self._save_scores(name, part, self._folder)
+        try:
+            for tensors in models:
+                self.built.load(tensors)
+                several.append(self._score())
+            scores = {site: Scores.mean([each[site] for each in several]) for site in several[0]}
+            if name is not None:
+                for part in scores.values():
+                    self._save_scores(name, part, self._folder)
+        except FedfmsError as error:
+            raise error.at(f"site {self.name}") from error
         return self._tell(scores)
 
     def _tell(self, scores: Mapping[str, Scores]) -> dict[str, Any]:
@@ -248,7 +251,9 @@ class Site:
         for data in self._members:
             if data.parts[data.scored_part]:
                 dataset = data.dataset(data.scored_part, input_px=model.input_px, mask_px=model.mask_px)
-                scores[data.site] = self._trainer.score(batches(dataset, self.study.train.batch_size))
+                loader = batches(dataset, self.study.train.batch_size)
+                # A study of some images has some slices of a case, which are no volume.
+                scores[data.site] = self._trainer.score(loader, whole_cases=self.study.data.max_images is None)
         return scores
 
     def _keep(self, model_name: str, scores: Mapping[str, Scores]) -> None:

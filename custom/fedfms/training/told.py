@@ -12,23 +12,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedfms.training.metrics import VOLUME
+
+SHOWN = "shown"  # how many images and cases have a structure: for this rule alone, and never told
 MIN_CASES = "min_cases"  # key of the rule that told scores went through
 
 
 def withhold(scores: Mapping[str, Any], min_cases: int) -> dict[str, Any]:
     """`Scores.result()` with every row None, its counts with it, that is of fewer than `min_cases` images.
 
-    Where a structure is in too few images, it is withheld in all modes: `fedfms` counts 1 for what is empty, and so
-    would tell of the same few. The number of all images scored stays (a site tells how many it has anyway), and the
-    rule is told with it; "dice" is the mean over the structures that are left, None where none is.
+    Images that do not show the structure are no cover: a false alarm in one of them counts 0, and so the mean of
+    seven such and one that shows it is an eighth of that one's own score. So the structure must be in the truth of
+    `min_cases` images (by volume: cases) too. Where it is in too few images, it is withheld in all modes: `fedfms`
+    counts 1 for what is empty, and so would tell of the same few. The number of all images scored stays (a site
+    tells how many it has anyway), and the rule is told with it; "dice" is the mean over the structures that are left,
+    None where none is.
     """
+    shown = scores.get(SHOWN, {"image": {}, "case": {}})  # no longer there where it was looked at before
     few = {name for name, row in scores["standard"].items() if _few(row, min_cases)}
-    told: dict[str, Any] = {
-        key: {name: dict.fromkeys(row) if name in few or _few(row, min_cases) else dict(row)
-              for name, row in value.items()}
-        if isinstance(value, Mapping) else value
-        for key, value in scores.items()
-    }  # fmt: skip
+    few |= {name for name, count in shown["image"].items() if count < min_cases}
+    of_few_cases = few | {name for name, count in shown["case"].items() if count < min_cases}
+    told: dict[str, Any] = {}
+    for key, value in scores.items():
+        if isinstance(value, Mapping) and key != SHOWN:
+            kept = of_few_cases if key == VOLUME else few
+            told[key] = {
+                name: dict.fromkeys(row) if name in kept or _few(row, min_cases) else dict(row)
+                for name, row in value.items()
+            }
+        elif key != SHOWN:
+            told[key] = value
     known = [row["dice"] for row in told["standard"].values() if row["dice"] is not None]
     return told | {"dice": sum(known) / len(known) if known else None, MIN_CASES: min_cases}
 

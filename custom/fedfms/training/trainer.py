@@ -132,13 +132,13 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def score(self, loader: Iterable[Batch]) -> Scores:
-        """How the model does on the batches."""
+    def score(self, loader: Iterable[Batch], *, whole_cases: bool = True) -> Scores:
+        """How the model does on the batches, by case too where the slices of each case are all among them."""
         self._built.model.eval()  # an epoch that was broken off leaves it training
         scores = Scores(self._structures)
         for batch in self.until_stopped(loader):
             logits = self._logits(batch, cached=True).float().cpu()
-            scores.add(logits, batch["label"], batch["key"], batch["case"])
+            scores.add(logits, batch["label"], batch["key"], batch["case"], by_case=whole_cases)
         return scores
 
     @torch.no_grad()
