@@ -80,7 +80,7 @@ def _parse(path: Path) -> SiteSettings:
     for key in ("workers", "threads", "min_cases"):
         if type(raw.get(key, 0)) is not int or raw.get(key, 0) < 0:
             raise SettingsError(f"{path.name}: {key} must be a number, 0 or more", do="0 is a good start")
-    _check_device(str(raw.get("device") or ""), path.name)
+    check_device(str(raw.get("device") or ""), path.name)
     return SiteSettings(
         data_root=raw.get("data_root"),
         checkpoints=raw.get("checkpoints"),
@@ -114,8 +114,12 @@ def _absolute(text: str, where: str) -> Path:
     return path
 
 
-def _check_device(name: str, file: str) -> None:
-    """A job must not be what finds out that the card it is to train on is not there."""
+def check_device(name: str, file: str) -> None:
+    """A job must not be what finds out that the card it is to train on is not there.
+
+    Raises:
+        SettingsError: `file` names no device of this machine.
+    """
     try:
         device = torch.device(name or "cpu")
     except RuntimeError:

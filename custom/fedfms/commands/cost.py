@@ -52,8 +52,10 @@ def _cost(args: argparse.Namespace) -> None:
 
     from fedfms.report.cost import Timed, make_cost
     from fedfms.report.cost.show import markdown, rich_tables
+    from fedfms.settings import check_device
 
     studies = _studies(args)
+    check_device(args.device, "--device")
     timed = None if args.no_time else Timed(args.steps, args.timeout, args.device)
     with Console(stderr=True).status("") as status:
         cost = make_cost(studies, timed, lambda text: status.update(text))

@@ -108,6 +108,8 @@ def _all_here(args: argparse.Namespace) -> tuple[list[Profile], list[str]]:
             profiles.append(_profile(study, name, settings, args.min_cases))
         except TooFewError as error:
             notes.append(error.line())
+    if not profiles:
+        raise TooFewError("; ".join(notes))
     return profiles, notes
 
 
