@@ -12,11 +12,10 @@ from rich.table import Table
 
 import fedfms
 from fedfms.commands import cost, export, nnunet, predict, sites, table
-from fedfms.commands.files import comma, settings_here
+from fedfms.commands.files import comma, numbers, settings_here
 from fedfms.errors import FedfmsError, StudyError
-from fedfms.study import PHANTOM, Study, find_study, load_study
+from fedfms.study import PHANTOM, PHANTOM_SITES, Study, find_study, load_study
 
-POOLED_PHANTOMS = ("site-1", "site-2", "site-3")
 _EXAMPLES = """\
 examples:
   fedfms job build fedmsa --study phantom --out jobs/fedmsa
@@ -105,18 +104,12 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
     parser.add_argument("--protocol", action="append", choices=("held-out", "personal"),
                         help="default: both, or the file's")
-    parser.add_argument("--seeds", type=_seeds, default=[], help="default 0,1,2, or the file's")
+    parser.add_argument("--seeds", type=numbers, default=[], help="default 0,1,2, or the file's")
     parser.add_argument("--of", default="", metavar="TEXT", help="which images these are, for readers of the file")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, metavar="FILE", help="write here (default: print)")
     where.add_argument("--check", type=Path, metavar="FILE", help="compare with it; exit code 1 if anything differs")
     parser.set_defaults(run=_splits)
-
-
-def _seeds(text: str) -> list[int]:
-    if not all(seed.isdecimal() for seed in text.split(",")):
-        raise argparse.ArgumentTypeError("must be numbers, as in 0,1,2")
-    return [int(seed) for seed in text.split(",")]
 
 
 def _splits(args: argparse.Namespace) -> int:
@@ -171,7 +164,7 @@ def _study_of(args: argparse.Namespace, method: str) -> Study:
     if pools and not sites and not base.sites and (args.phantom or base.data.dataset == PHANTOM):
         apart = base.held_out if held_out is None else held_out
         # any name is a phantom's; a pool must know which
-        sites = [site for site in POOLED_PHANTOMS if site not in apart]
+        sites = [site for site in PHANTOM_SITES if site not in apart]
     return load_study(
         path,
         preset=args.preset,

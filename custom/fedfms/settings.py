@@ -14,7 +14,7 @@ Read from the file named by FEDFMS_SITE, or from `local/fedfms_site.yaml` in the
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class SiteSettings:
     workers: int = 0
     threads: int = 0
     min_cases: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, paths as text: what a file of settings holds."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
     @property
     def torch_device(self) -> torch.device:

@@ -19,6 +19,7 @@ from fedfms.errors import StudyError
 from fedfms.study_rules import check
 
 PHANTOM = "phantom"
+PHANTOM_SITES = ("site-1", "site-2", "site-3")  # of a study that names none; any name is a phantom's
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Study:
         return study
 
 
+_FOLDERS = (Path("jobs/studies"), Path(__file__).parents[2] / "jobs" / "studies")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # FedFMS (MICCAI 2024), section 4: ViT-B at 1024, batch 6, Adam 1e-4, 100 rounds of one local epoch.
     "paper": {
@@ -152,20 +154,22 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def find_yaml(name: str, kind: str = "") -> Path | None:
+    """The file of that name, or the YAML of that name in `jobs/studies/kind`; None where there is neither."""
+    places = (Path(name), *(folder / kind / f"{name}.yaml" for folder in _FOLDERS))
+    return next((path for path in places if path.is_file()), None)
+
+
 def find_study(name: str) -> Path:
     """The YAML of a study: a file, or a name in `jobs/studies` of this folder or of the package's checkout.
 
     Raises:
         StudyError: there is none of that name.
     """
-    path = Path(name)
-    if path.is_file():
+    path = find_yaml(name)
+    if path is not None:
         return path
-    folders = [Path("jobs/studies"), Path(__file__).parents[2] / "jobs" / "studies"]
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    known = sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.yaml")})
     raise StudyError(f"no study {name!r}", where="--study", do=f"a YAML file, or one of {known}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -52,3 +53,10 @@ def settings_here(root: Path | None, named: Path | None = None) -> SiteSettings:
 def comma(text: str) -> list[str]:
     """`a,b` -> its names."""
     return [name for name in text.split(",") if name]
+
+
+def numbers(text: str) -> list[int]:
+    """`0,1,2` -> its numbers; an argument that is none is told as argparse does."""
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError("must be numbers, as in 0,1,2")
+    return [int(part) for part in text.split(",")]

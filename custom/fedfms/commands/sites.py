@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from fedfms.commands.files import comma, read_json, settings_here, write
 from fedfms.errors import DataError, StudyError, TooFewError
-from fedfms.study import PHANTOM, find_study, load_study
+from fedfms.study import PHANTOM, PHANTOM_SITES, find_study, load_study
 
 if TYPE_CHECKING:
     from fedfms.data.profile import Profile
     from fedfms.settings import SiteSettings
     from fedfms.study import Study
 
-_PHANTOMS = ("site-1", "site-2", "site-3")  # of a study that names none: any name is a phantom's
 _EXAMPLES = """\
 examples:
   fedfms sites polyp --root DATA --out REPORT                  all sites' data on one machine
@@ -101,7 +100,7 @@ def _all_here(args: argparse.Namespace) -> tuple[list[Profile], list[str]]:
     if not args.sites and not study.sites:
         if study.data.dataset != PHANTOM:
             raise StudyError("the study names no sites", where=study.name, do="name them with --sites a,b,c")
-        names = [*_PHANTOMS, *study.held_out]
+        names = [*PHANTOM_SITES, *study.held_out]
     profiles, notes = [], []
     for name in names:
         try:

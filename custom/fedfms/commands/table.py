@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedfms.commands.files import comma, settings_here
+from fedfms.commands.files import comma, numbers, settings_here
 from fedfms.errors import SettingsError, TrainingError
 from fedfms.settings import SiteSettings
 
@@ -49,7 +49,7 @@ def add_commands(commands: Any) -> None:
     table.add_argument("--out", type=Path, help="a folder for the runs and the tables; a cut run goes on there")
     table.add_argument("--methods", type=comma, help="a,b (default: fedmsa,fedsam,fedunet,local,msa)")
     table.add_argument("--protocol", choices=("held-out", "personal"), help="default: held-out")
-    table.add_argument("--seeds", type=_numbers, help="0,1,2 (default: 0)")
+    table.add_argument("--seeds", type=numbers, help="0,1,2 (default: 0)")
     table.add_argument("--sites", type=comma, help="a,b,c (default: the study's)")
     table.add_argument("--held-out", type=comma, help="a,b: only these are held out, one at a time (default: each)")
     table.add_argument("--backbone", help="as `fedfms list` names them")
@@ -65,12 +65,6 @@ def add_commands(commands: Any) -> None:
     table.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
     table.add_argument("--no-estimate", action="store_true", help="start without timing a step first")
     table.set_defaults(run=_table)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError("must be numbers, as in 0,1,2")
-    return tuple(int(part) for part in text.split(","))
 
 
 def _table(args: argparse.Namespace) -> int:

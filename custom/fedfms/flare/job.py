@@ -17,7 +17,7 @@ from fedfms.errors import StudyError
 from fedfms.files import replace_folder
 from fedfms.flare.tracking import receiver, sender
 from fedfms.flare.wire import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
-from fedfms.methods import METHODS, fitted, make_method, needed_sites, trainers
+from fedfms.methods import fitted, has_best, make_method, needed_sites, trainers
 from fedfms.study import Study
 
 APP = "app"
@@ -166,10 +166,7 @@ def _server(study: Study) -> dict[str, Any]:
 
 
 def _selector(study: Study) -> list[dict[str, Any]]:
-    """The best model by validation Dice; none in the personal protocol, whose only scored images are the test's, nor
-    where a site's private tensors belong to the model: they are those of the last round.
-    """
-    if study.data.protocol == "personal" or METHODS[study.method].personal:
+    if not has_best(study):
         return []
     return [_component("selector", "fedfms.flare.selector.AcceptedModelSelector", key_metric=VAL_DICE)]
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def run_simulated(
     workspace, job = folder / "workspace", folder / "job"
     build_job(study, job)
     site_file = folder / "site.yaml"
-    told = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items() if value}
+    told = {key: value for key, value in settings.to_dict().items() if value}
     write_atomic(site_file, yaml.safe_dump(told), mode=0o600)
     names = [*trainers(study), *study.held_out]
     at_once = min(len(names), os.cpu_count() or 1)  # fewer than sites: each task is a new process

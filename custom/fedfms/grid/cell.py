@@ -16,7 +16,8 @@ from typing import Any
 from fedfms.errors import TrainingError
 from fedfms.files import append_line, write_atomic
 from fedfms.machine import machine, versions
-from fedfms.methods import METHODS, POOL, Server, Tensors
+from fedfms.methods import METHODS, POOL, Server, Tensors, has_best
+from fedfms.report.scores import mean
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.reference import ReferenceRound, final_scores, rounds
@@ -68,33 +69,29 @@ def run_cell(
     server = ServerStore(folder / "server.pt").load()
     if server is None:
         raise TrainingError("the run has no rounds", where=folder.name, do="set train.rounds to 1 or more")
-    models = {"final": _scored(study, settings, folder, server, "final", server.round)}
+    models = {"final": _scored(study, settings, folder, server, "final")}
     best = _load_best(folder / BEST)
     if best is not None:
         at_best = Server(best.shared, best.round, study.seed)
-        models["best"] = _scored(study, settings, folder, at_best, "best", best.round)
+        models["best"] = _scored(study, settings, folder, at_best, "best")
     write_result(place, study, folder, models, curve(folder), round(time.perf_counter() - started, 3))
 
 
-def _scored(
-    study: Study, settings: SiteSettings, folder: Path, server: Server, name: str, round_: int
-) -> dict[str, Any]:
+def _scored(study: Study, settings: SiteSettings, folder: Path, server: Server, name: str) -> dict[str, Any]:
     return {
-        "round": round_,
+        "round": server.round,
         "sites": final_scores(study, (*study.sites, *study.held_out), settings, folder, server, name),
     }
 
 
 def _keep_best(path: Path, study: Study, done: ReferenceRound, before: Server) -> None:
     """Keep the model received in this round where it is the best: as NVFLARE's selector, not the first one."""
-    if study.data.protocol == "personal" or METHODS[study.method].personal or not done.round:
+    if not has_best(study) or not done.round:
         return
-    scores = [result.scores["dice"] for result in done.results.values() if result.scores]
-    known = [dice for dice in scores if dice is not None]
+    dice = mean(result.scores["dice"] for result in done.results.values() if result.scores)
     old = _load_best(path)
-    if known and (old is None or sum(known) / len(known) > old.dice):
-        content = {"round": done.round, "dice": sum(known) / len(known), "shared": before.shared}
-        write_tensors(path, content)
+    if dice is not None and (old is None or dice > old.dice):
+        write_tensors(path, {"round": done.round, "dice": dice, "shared": before.shared})
 
 
 def _load_best(path: Path) -> _Best | None:

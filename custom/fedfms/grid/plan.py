@@ -8,19 +8,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fedfms.errors import StudyError
 from fedfms.methods import METHODS, fitted, make_method, method_options
-from fedfms.study import PHANTOM, Study, find_study, load_study
+from fedfms.study import PHANTOM, PHANTOM_SITES, Study, find_study, find_yaml, load_study
 
 PROTOCOLS = ("held-out", "personal")
 _LISTS = ("methods", "seeds", "sites", "held_out", "overrides")
 _OWN = ("method", "seed", "sites", "held_out", "data.protocol")  # what the table itself sets
-PHANTOM_SITES = ("site-1", "site-2", "site-3")  # any name is a phantom's
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def load_grid(name: str, **values: Any) -> Grid:
     Raises:
         StudyError: neither; an unknown key; a value that cannot be.
     """
-    path = _find(name)
+    path = find_yaml(name, "tables")
     raw: dict[str, Any] = {"study": name}
     if path is not None:
         try:
@@ -164,16 +162,6 @@ def load_grid(name: str, **values: Any) -> Grid:
     if unknown := sorted(str(key) for key in set(raw) - known):
         raise StudyError(f"unknown keys {unknown}", where="table", do=f"known ones: {sorted(known)}")
     return Grid(**{key: _frozen(key, value) for key, value in raw.items()})
-
-
-def _find(name: str) -> Path | None:
-    path = Path(name)
-    if path.is_file():
-        return path
-    for folder in (Path("jobs/studies/tables"), Path(__file__).parents[3] / "jobs" / "studies" / "tables"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    return None
 
 
 def _frozen(key: str, value: Any) -> Any:

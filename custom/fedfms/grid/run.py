@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,7 @@ def prepare(cell: Cell, out: Path, settings: SiteSettings, engine: str, threads:
         "cell": cell.place(),
         "study": cell.study.to_dict(),
         "engine": engine,
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()},
+        "settings": settings.to_dict(),
         "threads": threads,
     }
     if (old := _standing(cell, out, engine)) is not None:

@@ -98,6 +98,14 @@ def trainers(study: Study) -> tuple[str, ...]:
     return (POOL,) if study.method in METHODS and METHODS[study.method].centralised else study.sites
 
 
+def has_best(study: Study) -> bool:
+    """Whether a run keeps the best of its global models, by validation Dice. Not in the personal protocol, whose only
+    scored images are the test's, nor where a site's private tensors belong to the model: they are those of the last
+    round.
+    """
+    return study.data.protocol != "personal" and not METHODS[study.method].personal
+
+
 def needed_sites(study: Study) -> int:
     """Sites whose update a round needs."""
     return 1 if trainers(study) == (POOL,) else study.min_sites
@@ -105,5 +113,5 @@ def needed_sites(study: Study) -> int:
 
 __all__ = [
     "METHODS", "POOL", "AtSite", "Layout", "Learner", "Method", "Partition", "Server", "Start", "Tensors", "Update",
-    "fitted", "make_method", "method_options", "needed_sites", "trainers", "twin",
+    "fitted", "has_best", "make_method", "method_options", "needed_sites", "trainers", "twin",
 ]  # fmt: skip

@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedfms.training.metrics import METRICS, MODES, VOLUME
 from fedfms.training.told import MIN_CASES, withheld
 
-MODES = ("standard", "fedfms")  # that every site tells
-VOLUME = "volume"  # that a site tells where a case has more than one slice
-METRICS = ("dice", "iou")
 _SDS = tuple(f"{metric}_sd" for metric in METRICS)
 
 

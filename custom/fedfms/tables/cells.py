@@ -17,11 +17,12 @@ from typing import Any
 from fedfms.errors import FedfmsError
 from fedfms.report.scores import clean_number
 from fedfms.study import Study
+from fedfms.training.metrics import METRICS, VOLUME
+from fedfms.training.metrics import MODES as BY_IMAGE
 from fedfms.training.shift import mean_over_rounds
 
 FORMAT = 1
-MODES = ("standard", "fedfms", "volume")  # the last only where a case has several slices
-METRICS = ("dice", "iou")
+MODES = (*BY_IMAGE, VOLUME)  # the last only where a case has several slices
 MODELS = ("final", "best")
 PROTOCOLS = ("held-out", "personal")
 _AGAIN = "remove this cell's folder and run the table again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Iterable, Mapping
 
 from fedfms.methods import Tensors
@@ -26,7 +27,7 @@ def shift(pairs: Iterable[tuple[Tensors, Tensors]]) -> dict[str, float]:
     """
     by_site = [_of_site(received, made) for received, made in pairs]
     layers = {layer: None for each in by_site for layer in each}
-    return {layer: _mean([each[layer] for each in by_site if layer in each]) for layer in layers}
+    return {layer: statistics.fmean([each[layer] for each in by_site if layer in each]) for layer in layers}
 
 
 def _of_site(received: Tensors, made: Tensors) -> dict[str, float]:
@@ -38,12 +39,8 @@ def _of_site(received: Tensors, made: Tensors) -> dict[str, float]:
     return {layer: math.sqrt(total / count) for layer, (total, count) in squares.items() if count}
 
 
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def mean_over_rounds(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Mean over rounds of what `shift` gave for each, by layer."""
     known = list(rows)
     layers = {layer: None for row in known for layer in row}
-    return {layer: _mean([row[layer] for row in known if layer in row]) for layer in layers}
+    return {layer: statistics.fmean([row[layer] for row in known if layer in row]) for layer in layers}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedfms.training.metrics import VOLUME
+from fedfms.training.metrics import VOLUME, mean_over_structures
 
 SHOWN = "shown"  # how many images and cases have a structure: for this rule alone, and never told
 MIN_CASES = "min_cases"  # key of the rule that told scores went through
@@ -42,8 +42,7 @@ def withhold(scores: Mapping[str, Any], min_cases: int) -> dict[str, Any]:
             }
         elif key != SHOWN:
             told[key] = value
-    known = [row["dice"] for row in told["standard"].values() if row["dice"] is not None]
-    return told | {"dice": sum(known) / len(known) if known else None, MIN_CASES: min_cases}
+    return told | {"dice": mean_over_structures(told["standard"], "dice"), MIN_CASES: min_cases}
 
 
 def withheld(row: Mapping[str, Any]) -> bool:
