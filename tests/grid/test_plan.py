@@ -54,6 +54,14 @@ def test_a_variant_that_changes_nothing_for_a_method_is_not_run_twice() -> None:
     ]  # fmt: skip
 
 
+def test_a_variant_may_be_of_some_methods_only() -> None:
+    variants = {"": {}, "-PT": {"model.checkpoint": None}}
+    overrides = ("model.checkpoint=weights.pth",)
+    cells = grid(variants=variants, only={"-PT": ("fedmsa",)}, overrides=overrides, held_out=("site-1",)).cells()
+    assert [cell.method for cell in cells if cell.variant] == ["fedmsa"]
+    assert {cell.method for cell in cells if not cell.variant} > {"fedmsa"}
+
+
 def test_a_study_of_named_sites_holds_each_of_them_out() -> None:
     cells = Grid(study="fundus", methods=("fedmsa",)).cells()
     assert [cell.held_out for cell in cells] == ["REFUGE", "ORIGA", "G1020", "Drishti-GS1"]
@@ -80,7 +88,8 @@ def test_what_cannot_be_is_told_in_one_line(values: dict[str, object], says: str
 @pytest.mark.parametrize(
     "line",
     ["seeds: 3", "seeds: [a]", "methods: fedmsa", "methods: [[a]]", "overrides: 3", "sites: 3", "held_out: [[a]]",
-     "study: 5", "variants: {a: {1: 2}}", "variants: {a: {method: local}}", "variants: [a]", "sites: [one]"],
+     "study: 5", "variants: {a: {1: 2}}", "variants: {a: {method: local}}", "variants: [a]",
+     "only: {a: [local]}", "only: [local]", "sites: [one]"],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_told_in_one_line(line: str, tmp_path: Path) -> None:
     lines = {"study": "study: phantom", "methods": "methods: [fedmsa]", line.split(":")[0]: line}

@@ -17,7 +17,7 @@ from fedfms.data import splits
 from fedfms.data.manifest import Manifest, blank_sha256, load_manifest, make_splits, missing_files, pixel_sha256
 from fedfms.data.phantom import make_phantom
 from fedfms.data.source import FolderSource, Item, MemorySource, Pixels, Source, list_items
-from fedfms.data.transforms import make_transforms
+from fedfms.data.transforms import make_transforms, plain
 from fedfms.errors import DataError, SettingsError
 from fedfms.rng import rng
 from fedfms.settings import SiteSettings
@@ -86,7 +86,7 @@ class _Slices(Dataset[dict[str, Any]]):
         self._transforms.set_random_state(seed=int(random.integers(2**32)))
         channels_first = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
         sample = {"image": torch.from_numpy(channels_first), "label": torch.from_numpy(label[None])}
-        sample = self._transforms(sample)
+        sample = {name: plain(tensor) for name, tensor in self._transforms(sample).items()}
         return {**sample, "case": item.case, "slice": item.slice, "key": item.key}
 
 

@@ -46,7 +46,7 @@ class MasksOfStructuresd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Sample:
         sample = dict(data)
         for key in self.key_iterator(sample):
-            label = _plain(sample[key]).numpy()[0]
+            label = plain(sample[key]).numpy()[0]
             rows, columns = (centres(length, self._size_px) for length in label.shape)
             sample[key] = torch.from_numpy(self._table[:, label[rows[:, None], columns]])
         return sample
@@ -67,7 +67,7 @@ class ResizeImaged(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Sample:
         sample = dict(data)
         for key in self.key_iterator(sample):
-            image = _plain(sample[key])
+            image = plain(sample[key])
             if tuple(image.shape[-2:]) != self._size:
                 image = functional.interpolate(
                     image[None], self._size, mode="bilinear", align_corners=False, antialias=True
@@ -97,6 +97,8 @@ def make_transforms(spec: DataSpec, *, input_px: int, mask_px: int, augment: boo
     return Compose(steps)
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor without MONAI's metadata, whose bookkeeping costs more than these transforms."""
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without MONAI's metadata, whose bookkeeping costs more than these transforms, and more than a small
+    network: every operation on such a tensor is one of MONAI's.
+    """
     return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor

@@ -45,7 +45,8 @@ class Cell:
 @dataclass(frozen=True)
 class Grid:
     """What is compared. `variants`: overrides of the study (dotted keys) by label; a method that has not all of a
-    variant's `method_options`, or whose study it leaves as another variant's, is not run with it.
+    variant's `method_options`, or whose study it leaves as another variant's, is not run with it. `only`: the methods
+    with which a variant is run, where it is not all of them.
     """
 
     study: str
@@ -58,6 +59,7 @@ class Grid:
     overrides: tuple[str, ...] = ()  # KEY=VALUE, for all runs
     preset: str | None = None
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -65,6 +67,8 @@ class Grid:
         for name, values in (("methods", self.methods), ("seeds", self.seeds), ("variants", self.variants)):
             if not values or len(set(values)) != len(values):
                 raise StudyError(f"{name} must be distinct, at least one", where="table")
+        if unknown := sorted(set(self.only) - set(self.variants)):
+            raise StudyError(f"only names {unknown}", where="table", do=f"one of {sorted(self.variants)}")
 
     def cells(self) -> list[Cell]:
         """All runs, those of one method and variant together.
@@ -85,7 +89,7 @@ class Grid:
         sites = self._sites(base)
         seen: list[Study] = []
         for method, (variant, changes) in itertools.product(self.methods, self.variants.items()):
-            if not _takes(method, changes):
+            if not _takes(method, changes) or method not in self.only.get(variant, self.methods):
                 continue
             for held_out, seed in itertools.product(self._held_out(sites), self.seeds):
                 study = self._study(method, changes, seed, sites, held_out)
@@ -167,6 +171,10 @@ def load_grid(name: str, **values: Any) -> Grid:
 def _frozen(key: str, value: Any) -> Any:
     if key == "variants":
         return _variants(value)
+    if key == "only":
+        if not isinstance(value, dict):
+            raise StudyError("only must be a mapping of methods by variant", where="table")
+        return {str(label): _frozen("methods", methods) for label, methods in value.items()}
     if key in _LISTS:
         kind = int if key == "seeds" else str
         value = [] if value is None else value
