@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.report.cost.show import VIEWS, View, markdown_rows
+from fedfms.tables.markdown import markdown_table
+from fedfms.tables.stored import restored
 
 PAGES = Path(__file__).parents[1] / "docs" / "results"
 _TABLE = re.compile(r"(?P<open><!-- table (?P<what>[^\n]*?) -->\n)(?P<body>.*?)(?P<close><!-- end -->)", re.DOTALL)
@@ -76,13 +78,18 @@ def _rows(runs: Runs) -> str:
     return _markdown(["", *keys], rows)
 
 
+def _sheets(runs: Runs) -> str:
+    """Sheets of a `fedfms table`, each with its caption; the labels are their titles."""
+    return "\n".join(markdown_table(restored(run, title)) for title, run in runs.items())
+
+
 def _cost(view: View, runs: Runs) -> str:
     """A table of `fedfms cost`, of all runs one under the other."""
     return markdown_rows(view, [row for run in runs.values() for row in run[view.of]])
 
 
 KINDS: Mapping[str, Callable[[Runs], str]] = {
-    "rounds": _by_round, "sites": _by_site, "rows": _rows,
+    "rounds": _by_round, "sites": _by_site, "rows": _rows, "sheet": _sheets,
     **{f"cost-{name}": partial(_cost, view) for name, view in VIEWS.items()},
 }  # fmt: skip
 

@@ -29,6 +29,16 @@ def test_a_table_is_filled_and_filled_again(tmp_path: Path) -> None:
         assert page.read_text() == f"before\n{marker}\n{expected}<!-- end -->\nafter\n"
 
 
+def test_a_sheet_of_a_table_is_shown_by_its_title(tmp_path: Path) -> None:
+    field = {"text": "0.5", "value": 0.5, "mark": "best"}
+    sheet = {"title": "Dice", "caption": "Of *all*.", "head": ["method", "site"], "rows": [[field, field]], "foot": [],
+             "names": 1, "sorts": True}  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps({"sheets": [sheet]}))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table sheet Dice=a.json -->\n<!-- end -->\n")
+    assert "Of \\*all\\*.\n\n| method | site |\n| --- | ---: |\n| **0.5** | **0.5** |\n" in render(page)
+
+
 def test_an_unknown_table_is_told(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- table chart a=a.json -->\n<!-- end -->\n")

@@ -16,6 +16,7 @@ from rich.console import Console
 from fedfms.tables import latex, markdown, write_tables
 from fedfms.tables.cells import Key, TableError
 from fedfms.tables.sheets import BEST, SECOND, Field, Sheet
+from fedfms.tables.stored import restored
 from tests.tables.make import BASE, fill, image_scores, put, result
 
 COMMAND = "fedfms table prostate --methods fedmsa,fedunet,msa --seeds 0,1"
@@ -83,7 +84,7 @@ def check_latex(text: str) -> None:
 
 def test_the_files_and_what_a_terminal_shows(tmp_path: Path) -> None:
     told = write_tables(fill(tmp_path, without=[("msa", 1, "UCL")]), COMMAND)
-    names = ["table.csv", "table.md", "table.tex", "index.html", "curves.png", "curves.svg"]
+    names = ["table.csv", "table.md", "table.tex", "sheets.json", "index.html", "curves.png", "curves.svg"]
     assert [path.name for path in told.paths] == names
     assert all(path.stat().st_size > 500 for path in told.paths)
     assert told.missing == 1
@@ -120,6 +121,18 @@ def test_the_same_cells_give_the_same_bytes(tmp_path: Path) -> None:
     for one, two in zip(first.paths, second.paths, strict=True):
         assert one.read_bytes() == two.read_bytes(), one.name
     assert not any(str(tmp_path).encode() in path.read_bytes() for path in first.paths)
+
+
+def test_stored_sheets_are_read_back_as_they_were(tmp_path: Path) -> None:
+    write_tables(fill(tmp_path), COMMAND)
+    raw = json.loads((tmp_path / "sheets.json").read_text())
+    text = (tmp_path / "table.md").read_text()
+    assert raw["command"] == COMMAND
+    assert len(raw["sheets"]) == text.count("\n### ")
+    for sheet in raw["sheets"]:
+        assert markdown.markdown_tables([restored(raw, sheet["title"])]) in text
+    with pytest.raises(ValueError, match="no sheet 'Dice'"):
+        restored(raw, "Dice")
 
 
 def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from fedfms.tables.page import Part, make_page
 from fedfms.tables.plots import Figure, ablations, curves, shifts
 from fedfms.tables.published import compare
 from fedfms.tables.significance import paired_tests
+from fedfms.tables.stored import stored
 from fedfms.tables.summary import Block, make_blocks, make_grids
 from fedfms.tables.terminal import rich_table, turned
 
@@ -46,7 +47,8 @@ class TableText:
 
 
 def write_tables(out: Path, command: str, planned: Sequence[Key] = ()) -> TableText:
-    """Read the cells below `out`, and write table.csv, table.md, table.tex, index.html, curves and ablations there.
+    """Read the cells below `out`, and write table.csv, table.md, table.tex, sheets.json, index.html, curves and
+    ablations there.
 
     Args:
         command: the command line that made the cells, as it is told on the page.
@@ -63,11 +65,13 @@ def write_tables(out: Path, command: str, planned: Sequence[Key] = ()) -> TableT
     drawn = curves(blocks)
     title = "; ".join(dict.fromkeys(block.title for block in blocks))
     made = made_with(cells.finished)
+    shown = [sheet for part in parts for sheet in _all_sheets(part)]
     figures = [drawn, *(figure for part in parts for figure in part.figures)]
     files: dict[str, bytes | str] = {
         "table.csv": long_form(cells.finished),
         "table.md": _markdown(title, parts, figures, command, made),
-        "table.tex": latex_tables(sheet for part in parts for sheet in _all_sheets(part)),
+        "table.tex": latex_tables(shown),
+        "sheets.json": stored(shown, command, made),
         "index.html": make_page(parts, drawn, command, made, title),
     }
     for figure in figures:

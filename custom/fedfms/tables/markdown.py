@@ -10,14 +10,16 @@ _SPECIAL = "\\|<>*_`[]#&~$"
 
 
 def markdown_tables(sheets: Iterable[Sheet], *, level: int = 3) -> str:
-    """Each sheet as a heading, its caption and a table; best bold, second underlined."""
-    parts = []
-    for sheet in sheets:
-        rule = ["---"] * sheet.names + ["---:"] * (len(sheet.head) - sheet.names)
-        lines = [_line(map(escape, sheet.head)), _line(rule)]
-        lines += [_line(map(_field, row)) for row in (*sheet.rows, *sheet.foot)]
-        parts.append(f"{'#' * level} {escape(sheet.title)}\n\n{escape(sheet.caption)}\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts)
+    """Each sheet as a heading, its caption and a table."""
+    return "\n".join(f"{'#' * level} {escape(sheet.title)}\n\n{markdown_table(sheet)}" for sheet in sheets)
+
+
+def markdown_table(sheet: Sheet) -> str:
+    """The sheet's caption and its table; best bold, second underlined."""
+    rule = ["---"] * sheet.names + ["---:"] * (len(sheet.head) - sheet.names)
+    lines = [_line(map(escape, sheet.head)), _line(rule)]
+    lines += [_line(map(_field, row)) for row in (*sheet.rows, *sheet.foot)]
+    return f"{escape(sheet.caption)}\n\n" + "\n".join(lines) + "\n"
 
 
 def escape(text: str) -> str:
