@@ -216,9 +216,9 @@ def test_faults_are_one_line_without_names(model_path: str, tmp_path: Path, caps
         ("a.png", "out --window 40 0", "--window: "),
         ("a.png", "out --set train.lr=1", "--set: "),
     ):
-        more = out.split(" ")
-        command = ["predict", "--model", model_path, "--input", str(tmp_path / source), "--out", str(tmp_path / more[0])]
-        assert main([*command, *more[1:]]) == 1
+        out, *more = out.split(" ")
+        command = ["predict", "--model", model_path, "--input", str(tmp_path / source), "--out", str(tmp_path / out)]
+        assert main([*command, *more]) == 1
         said = capsys.readouterr().err
         assert says in said and said.count("\n") == 1 and "jane" not in said
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from preprocessing.cli import main, make_parser
 from fedfms.study_rules import plain_name
+from preprocessing.cli import main, make_parser
 from preprocessing.registry import DATASETS
 from tests.preprocessing.make import as_sent
 
