@@ -19,7 +19,6 @@ install: $(READY)  ## set up .venv with every dependency and this package
 
 demo: $(READY)  ## a federation of three sites and a held-out one on the phantom; prints the table
 	OMP_NUM_THREADS=1 $(BIN)/nvflare simulator jobs/fedmsa -w $(DEMO) -n 4 -t 4 -l concise
-	$(BIN)/fedfms report $(DEMO)
 
 test: $(READY)  ## all tests, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from fedfms.errors import DataError, FedfmsError
 from fedfms.files import write_atomic
+from fedfms.study_rules import PLAIN_NAME, plain_name
 from preprocessing import pairs
 from preprocessing.check import check_site, find_sites
-from preprocessing.convert import Summary, convert_site, list_sites, plain_name
+from preprocessing.convert import Summary, convert_site, list_sites
 from preprocessing.raw import need_folder, split_by_access
 from preprocessing.recipe import Recipe
 from preprocessing.registry import DATASETS
@@ -128,7 +129,7 @@ def _common(command: argparse.ArgumentParser, raw_help: str) -> None:
 
 def _name(text: str) -> str:
     if not plain_name(text):
-        raise argparse.ArgumentTypeError("must be a plain name without separators")
+        raise argparse.ArgumentTypeError(f"cannot be {text!r}: {PLAIN_NAME}")
     return text
 
 
@@ -214,7 +215,11 @@ def _report(recipe: Recipe, summaries: Sequence[Summary], lines: Sequence[str]) 
     for line in lines:
         print(line)
     if lines:
-        print(f"{len(lines)} faults. The key file leads from an id to its files; mend them, run it again.")
+        print(f"{_faults(len(lines))}. The key file leads from an id to its files; mend them, run it again.")
+
+
+def _faults(count: int) -> str:
+    return "1 fault" if count == 1 else f"{count} faults"
 
 
 def _check(root: Path) -> int:
@@ -225,7 +230,7 @@ def _check(root: Path) -> int:
         for fault in faults:
             print(f"{folder.parent.name}/{folder.name}: {fault}")
         count += len(faults)
-        print(f"{folder.parent.name}/{folder.name}: {f'{len(faults)} faults' if faults else 'as converted'}")
+        print(f"{folder.parent.name}/{folder.name}: {_faults(len(faults)) if faults else 'as converted'}")
     return 1 if count else 0
 
 

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from fedfms.data.manifest import VERSION, Case, Manifest, make_splits, save_manifest
 from fedfms.errors import DataError, FedfmsError
+from fedfms.study_rules import PLAIN_NAME, plain_name
 from preprocessing.images import Fault
 from preprocessing.keys import Keys, open_keys
 from preprocessing.onecase import Done, Task, convert_case, end_with_parent, quiet
@@ -54,13 +55,8 @@ def list_sites(raw: Path, recipe: Recipe) -> list[str]:
     """
     sites = _look(recipe, lambda: recipe.sites(raw))
     if not all(plain_name(site) for site in sites):
-        raise DataError("a site's name is no plain name without separators", do="rename it in the raw data")
+        raise DataError("a site's name cannot be one", do=f"rename it in the raw data: {PLAIN_NAME}")
     return sites
-
-
-def plain_name(text: str) -> bool:
-    """Whether a text can name a folder, and that one only."""
-    return bool(text) and not text.startswith(".") and not any(c in text for c in "/\\\0\n")
 
 
 def convert_site(

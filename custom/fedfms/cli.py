@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stdout = None  # Python would flush it at exit, and fail again
+    except OSError as error:  # a path that the system does not take; its own text would name it
+        print(f"fedfms: a file cannot be read or written: {error.strerror}; check names and rights", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -116,6 +119,7 @@ def _splits(args: argparse.Namespace) -> int:
     from fedfms.data import splitfile
 
     study = load_study(find_study(args.study), overrides=args.set)
+    study.check_known(args.sites, "--sites")
     settings = settings_here(args.root)
     if args.check is not None:
         content = splitfile.load_splits(args.check)
@@ -158,12 +162,15 @@ def _study_of(args: argparse.Namespace, method: str) -> Study:
     held_out = None if args.held_out is None else comma(args.held_out)
     sites = None if args.sites is None else comma(args.sites)
     base = load_study(path, preset=args.preset, overrides=args.set)
+    if not args.phantom:  # any name is a phantom's
+        base.check_known(sites or (), "--sites")
+        base.check_known(held_out or (), "--held-out")
     if sites is None and held_out:
         sites = _without(held_out, base)
     pools = method in METHODS and METHODS[method].centralised
     if pools and not sites and not base.sites and (args.phantom or base.data.dataset == PHANTOM):
         apart = base.held_out if held_out is None else held_out
-        # any name is a phantom's; a pool must know which
+        # a pool must know which
         sites = [site for site in PHANTOM_SITES if site not in apart]
     return load_study(
         path,
@@ -185,11 +192,6 @@ def _study_of(args: argparse.Namespace, method: str) -> Study:
 
 def _without(held_out: list[str], study: Study) -> list[str]:
     """The study's training sites but for the held-out ones; none where the study names none."""
-    unknown = sorted(set(held_out) - {*study.sites, *study.held_out})
-    if study.sites and unknown:
-        raise StudyError(
-            f"--held-out names {unknown}, which the study does not", where=study.name, do=f"one of {list(study.sites)}"
-        )
     left = [name for name in study.sites if name not in held_out]
     if study.sites and not left:
         raise StudyError("every site is held out", where=study.name, do="leave one that trains")

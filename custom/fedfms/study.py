@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,17 @@ class Study:
     def min_sites(self) -> int:
         """Sites whose update a round needs: what the study says, else all that it names, else two."""
         return self.federation.min_sites or len(self.sites) or 2
+
+    def check_known(self, sites: Iterable[str], what: str) -> None:
+        """See that the sites which `what`, an option, names are the study's; a study that names none knows all.
+
+        Raises:
+            StudyError: some are not.
+        """
+        known = [*self.sites, *self.held_out]
+        unknown = sorted(set(sites) - set(known))
+        if self.sites and unknown:
+            raise StudyError(f"{what} names {unknown}, which the study does not", where=self.name, do=f"one of {known}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars: what a job's JSON holds. `Study.from_dict` is its inverse."""

@@ -32,7 +32,13 @@ _POSITIVE = (
     "data.max_images", "data.crop_px", "data.phantom_images", "data.phantom_px",
 )  # fmt: skip
 _NOT_NEGATIVE = ("train.beta1", "train.beta2", "federation.wait_s")
+PLAIN_NAME = "a name has no blanks and no separators, and begins with no dot"
 _LABEL_VALUES = range(1, 256)  # 0 is the background
+
+
+def plain_name(text: str) -> bool:
+    """Whether a text can name a site or a data set: a folder, that one only, and one word of a command line."""
+    return bool(text) and text[0] != "." and not any(c in "/\\\0" or c.isspace() for c in text)
 
 
 def check(study: Study) -> None:
@@ -48,8 +54,8 @@ def check(study: Study) -> None:
     _check_structures(study)
     _check_sites(study)
     for name in (*study.sites, *study.held_out, study.data.dataset):
-        if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
-            raise StudyError(f"{name!r} is not a name", where=study.name, do="no path separators")
+        if not plain_name(name):
+            raise StudyError(f"{name!r} is not a name", where=study.name, do=PLAIN_NAME)
     file_name = study.model.checkpoint
     if file_name is not None and (not file_name or Path(file_name).name != file_name or file_name in (".", "..")):
         raise StudyError(

@@ -63,14 +63,15 @@ def test_both_ways_say_the_same(study: str, tmp_path: Path, capsys: pytest.Captu
 
 def test_a_site_of_few_is_a_note(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_site(tmp_path / "root", "few", n=4)
-    assert _here(study, tmp_path, "--sites", "a,few", "--json", str(tmp_path / "out.json")) == 0
+    few = ("--set", "held_out=[few]")
+    assert _here(study, tmp_path, *few, "--sites", "a,few", "--json", str(tmp_path / "out.json")) == 0
     assert "Note: site few: it has fewer than 5 patients; nothing is told of so few." in " ".join(
         capsys.readouterr().out.split()
     )
     told = json.loads((tmp_path / "out.json").read_text())
     assert [site["site"] for site in told["sites"]] == ["a"]
     assert _here(study, tmp_path, "--min-cases", "13") == 1  # of neither: there is nothing to show
-    assert _here(study, tmp_path, "--sites", "few", "--min-cases", "4") == 0
+    assert _here(study, tmp_path, *few, "--sites", "few", "--min-cases", "4") == 0
 
 
 def test_the_phantom_needs_no_data(tmp_path: Path) -> None:
@@ -96,6 +97,14 @@ def test_faults_are_one_line(study: str, tmp_path: Path, capsys: pytest.CaptureF
         (["sites", "--merge", str(tmp_path / "gone.json")], "gone.json cannot be read"),
         (["sites", "fundus", "--root", str(tmp_path / "root")], "there is no folder fundus/REFUGE"),
         (["sites", study, "--root", str(tmp_path / "root"), "--out", str(odd)], "cannot write sites.json"),
+        (["sites", study, "--root", str(tmp_path / "gone")], "--root is not a folder"),
+        (["splits", study, "--root", str(tmp_path / "gone")], "--root is not a folder"),
+        (["sites", study, "--sites", "a,typo"], "--sites names ['typo'], which the study does not; one of ['a', 'b']"),
+        (["sites", study, "--site", "typo", "--out-file", str(odd)], "--site names ['typo']"),
+        (["splits", study, "--sites", "a,typo"], "--sites names ['typo']"),
+        (["fingerprint", study, "--site", "typo", "--out", str(odd)], "--site names ['typo']"),
+        (["job", "build", "fedmsa", "--study", study, "--sites", "typo", "--out", str(odd)], "--sites names ['typo']"),
+        (["table", study, "--sites", "a,typo", "--out", str(odd)], "--sites names ['typo']"),
     ]:
         capsys.readouterr()
         assert main(command) == 1, command

@@ -134,10 +134,13 @@ def test_no_augmentation_without_asking(root):
         assert torch.equal(a["image"], b["image"])
 
 
-def test_the_phantom_is_announced(caplog):
+def test_the_phantom_is_announced_where_the_study_has_another_name(caplog):
     with caplog.at_level(logging.WARNING):
         data = open_site(Study.from_dict({"name": "phantom"}), "anything", SiteSettings())
-    assert "embedded phantom images are used" in caplog.text
+    assert caplog.text == ""
+    with caplog.at_level(logging.WARNING):
+        open_site(Study.from_dict({"name": "polyp"}), "anything", SiteSettings())
+    assert "the data set of study polyp is the embedded phantom" in caplog.text
     assert data.counts() == {"train": 36, "val": 4, "all": 40}
     assert sum(not item.has(data.spec.structures[0]) for item in data.parts["all"]) == 2
 

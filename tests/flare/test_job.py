@@ -69,11 +69,12 @@ def test_a_checkpoint_leaves_its_name_and_hash_and_nothing_of_its_folder(tmp_pat
 
 def test_every_option_of_the_command_arrives(tmp_path: Path) -> None:
     out = tmp_path / "job"
-    command = "job build fedsam --study polyp --preset paper --backbone vit_l --rounds 3 --seed 5 --sites a,b "
-    command += f"--held-out c --set data.max_images=24 --set train.lr=1e-5 --out {out}"
+    a, b, c = "cvc_clinicdb_barcelona_es", "polypgen_c1_paris_fr", "polypgen_c5_oxford_uk"
+    command = f"job build fedsam --study polyp --preset paper --backbone vit_l --rounds 3 --seed 5 --sites {a},{b} "
+    command += f"--held-out {c} --set data.max_images=24 --set train.lr=1e-5 --out {out}"
     assert main(command.split()) == 0
     study = Study.from_dict(_study(out))
-    assert (study.method, study.seed, study.sites, study.held_out) == ("fedsam", 5, ("a", "b"), ("c",))
+    assert (study.method, study.seed, study.sites, study.held_out) == ("fedsam", 5, (a, b), (c,))
     assert (study.model.backbone, study.model.input_px, study.train.batch_size) == ("vit_l", 1024, 6)
     assert (study.train.rounds, study.train.lr, study.data.max_images) == (3, 1e-5, 24)
 

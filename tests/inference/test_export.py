@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+import fedfms
 from fedfms.cli import main
-from fedfms.errors import DataError
+from fedfms.errors import CheckpointError, DataError
 from fedfms.inference.export import FORMATS, export
 from fedfms.inference.inputs import InputRule, find_inputs
 from fedfms.inference.loading import LoadedModel
-from fedfms.inference.network import torchscript, write_onnx
+from fedfms.inference.network import write_onnx, write_torchscript
 from fedfms.inference.outputs import OutputFolder
 from fedfms.inference.predict import predict
 from fedfms.inference.predictor import probabilities
@@ -79,11 +81,12 @@ def test_tensors_under_two_names_and_those_that_a_method_adds_come_back(method: 
     assert same(dict(loaded(tmp_path / "out").model.state_dict()), dict(own.model.state_dict()))
 
 
-def test_no_site_is_named_and_the_card_says_what_it_must(exported: tuple[LoadedModel, Path]) -> None:
+def test_no_site_and_no_folder_is_named_and_the_card_says_what_it_must(exported: tuple[LoadedModel, Path]) -> None:
     _, out = exported
+    secrets = [*SITES, str(Path(fedfms.__file__).parent), sys.prefix, str(Path.home()) + "/"]
     for path in out.rglob("*"):
         if path.is_file():
-            assert not any(site.encode() in path.read_bytes() for site in SITES), path.name
+            assert not [word for word in secrets if word.encode() in path.read_bytes()], path.name
     card = (out / "README.md").read_text()
     for text in ("2 trained it", "Rounds: 2 of 2", "CC0-1.0", "not a medical device", "FedFMS, MICCAI 2024", "final"):
         assert text in card
@@ -105,6 +108,8 @@ def test_monai_runs_the_bundle_without_this_package(exported: tuple[LoadedModel,
     images = tmp_path / "images"
     images.mkdir()
     picture(images / "a.png", (90, 120))
+    picture(images / "a.jpg", (30, 40), seed=3)  # a mask of each
+    picture(images / "a.png.jpg", (30, 40), seed=4)
     picture(images / "b.jpg", (64, 64), seed=1)
     picture(images / "c.png", (40, 300), colour=False, seed=2)
     exif = Image.Exif()
@@ -123,7 +128,7 @@ def test_onnx_and_torchscript_give_the_same_logits_for_any_batch(backbone: str, 
     assert model.backbone == backbone
     write_onnx(model, tmp_path / "onnx" / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
-    (tmp_path / "model.ts").write_bytes(torchscript(model))
+    write_torchscript(model, tmp_path / "model.ts")
     traced = torch.jit.load(tmp_path / "model.ts")
     for batch in (1, 3):
         images = torch.rand(batch, 3, 64, 64)
@@ -146,6 +151,14 @@ def test_an_export_is_replaced_and_what_is_none_is_not_touched(tmp_path: Path) -
     with pytest.raises(DataError, match="cannot be written"):
         export(own, InputRule(), tmp_path / "file" / "out", formats=["safetensors"], licence="-")
     assert (tmp_path / "out" / "thesis.tex").exists()
+
+
+def test_no_other_file_is_taken_for_the_exports(exported: tuple[LoadedModel, Path], tmp_path: Path) -> None:
+    shutil.copytree(exported[1], tmp_path / "out")
+    (tmp_path / "out" / "other.safetensors").write_bytes(b"another model")
+    for name in ("other.safetensors", "none.safetensors"):
+        with pytest.raises(CheckpointError, match="no other file"):
+            loaded(tmp_path / "out" / name)
 
 
 def test_a_damaged_export_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

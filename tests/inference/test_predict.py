@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import stat
@@ -22,7 +23,7 @@ from fedfms.data import open_site
 from fedfms.data.intensity import eight_bits
 from fedfms.data.native import native_masks
 from fedfms.errors import DataError
-from fedfms.inference.inputs import Fault, InputRule, find_inputs
+from fedfms.inference.inputs import Fault, InputRule, Native, find_inputs
 from fedfms.inference.loading import LoadedModel
 from fedfms.inference.outputs import OutputFolder, mask_files
 from fedfms.inference.predict import predict
@@ -116,6 +117,13 @@ def test_a_volume_is_cut_by_the_rule(tmp_path: Path) -> None:
     assert {int(v) for v in np.unique(slices(InputRule(window=(450, 2)))[0])} <= {0, 64, 128, 191, 255}
 
 
+def test_no_two_inputs_have_one_name(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "a.png.jpg", "b.png", "b.nii.gz.png", "b.nii.gz", "c.png"):
+        (tmp_path / name).touch()
+    names = [one.name for one in find_inputs(tmp_path, InputRule(), tmp_path / "out")]
+    assert sorted(names) == ["a.jpg", "a.png", "a.png.jpg", "b.nii.gz", "b.nii.gz.png", "b.png", "c"]
+
+
 def test_structures_that_no_map_holds_get_a_file_each(tmp_path: Path) -> None:
     parts = "{name: a, values: [1]}, {name: b, values: [2]}"
     of = tiny("fedmsa", f"data.structures=[{{name: whole, values: [1, 2]}}, {parts}]")
@@ -123,6 +131,36 @@ def test_structures_that_no_map_holds_get_a_file_each(tmp_path: Path) -> None:
     inputs = find_inputs(tmp_path / "x.png", InputRule(), tmp_path / "out")
     predict(loaded(global_file(tmp_path, of)), inputs, OutputFolder(tmp_path / "out", {}), batch_size=1)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["x_a.png", "x_b.png", "x_whole.png"]
+
+
+@pytest.mark.parametrize("structures", [["a b", "a/b", "a_b_0"], ["Disc", "disc"], ["overlay", "disc"]])
+def test_no_two_structures_have_one_file(structures: list[str]) -> None:
+    found = [SliceMasks(np.stack([np.full((2, 2), index == 0) for index in range(len(structures))]), None)]
+    native = Native((np.zeros((2, 2), dtype=np.uint8),))
+    files = mask_files("x", native, found, structures)
+    assert len({name.lower() for name in files} - {"x_overlay.png"}) == len(structures)
+    assert [np.asarray(Image.open(io.BytesIO(content))).any() for content in files.values()] == [
+        index == 0 for index in range(len(structures))
+    ]
+
+
+def test_masks_of_one_input_are_not_put_over_anothers(tmp_path: Path) -> None:
+    out = OutputFolder(tmp_path, {})
+    out.put({"input": "x"}, {"x_a_b.png": b"x"})  # of structure a_b
+    with pytest.raises(DataError, match="two inputs"):
+        out.put({"input": "x_a"}, {"x_a_b.png": b"x_a"})  # of structure b
+    assert (tmp_path / "x_a_b.png").read_bytes() == b"x"
+    OutputFolder(tmp_path, {}).put({"input": "x_a"}, {"x_a_b.png": b"x_a"})  # of an earlier run it may be
+
+
+def test_masks_do_not_go_among_the_images_of_a_folder(model_path: str, tmp_path: Path, capsys) -> None:
+    """The next prediction would take them for images."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture(folder / "a.png")
+    assert main(["predict", "--model", model_path, "--input", str(folder), "--out", str(folder)]) == 1
+    assert capsys.readouterr().err.startswith("fedfms: --out: it is the folder of the images")
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
 
 
 def test_the_command_on_a_folder_says_what_it_could_not_read_and_goes_on(
@@ -173,9 +211,14 @@ def test_faults_are_one_line_without_names(model_path: str, tmp_path: Path, caps
         ("jane_none.png", "out", "no such file or folder"),
         ("empty", "out", "holds no image or volume"),
         ("a.png", "jane_file/out", "cannot be written"),
+        ("jane" * 99, "out", "File name too long"),
+        ("a.png", "jane" * 99, "File name too long"),
+        ("a.png", "out --window 40 0", "--window: "),
+        ("a.png", "out --set train.lr=1", "--set: "),
     ):
+        out, *more = out.split(" ")
         command = ["predict", "--model", model_path, "--input", str(tmp_path / source), "--out", str(tmp_path / out)]
-        assert main(command) == 1
+        assert main([*command, *more]) == 1
         said = capsys.readouterr().err
         assert says in said and said.count("\n") == 1 and "jane" not in said
 

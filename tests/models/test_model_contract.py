@@ -1,4 +1,4 @@
-"""What every backbone promises: shapes, roles, gradients, prefix, random values; the networks without adapters last."""
+"""What every backbone promises: shapes, roles, gradients, prefix, random values."""
 
 from dataclasses import replace
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from fedfms.errors import CheckpointError, StudyError
-from fedfms.models import BACKBONES, FAMILIES, ROLES, SegmentationModel, build_model, family_of
+from fedfms.models import FAMILIES, ROLES, build_model
 from fedfms.models.sam import PromptFreeSam
 from fedfms.models.tiny_vit import TinyViTEncoder
 from fedfms.models.vit import ViTEncoder
 from fedfms.study import ModelSpec
+from tests.models.make import assert_gradients, images, step
 
 SMALL = {
     "vit_tiny": ModelSpec(backbone="vit_tiny", input_px=64),
@@ -21,18 +22,6 @@ SMALL = {
 SMALL_PARAMS = [pytest.param(spec, id=name) for name, spec in SMALL.items()]
 WITH_VIT_B = [*SMALL_PARAMS, pytest.param(ModelSpec(input_px=64), id="vit_b", marks=pytest.mark.slow)]
 TRAINED = ("adapter", "decoder", "head")
-
-
-def images(spec: ModelSpec, batch: int = 2) -> torch.Tensor:
-    return torch.rand(batch, 3, spec.input_px, spec.input_px, generator=torch.Generator().manual_seed(1))
-
-
-def step(model: SegmentationModel, spec: ModelSpec, trained: tuple[str, ...]) -> None:
-    roles = model.roles()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(roles[name] in trained)
-    logits = model.train()(images(spec))
-    (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
 
 
 @pytest.mark.parametrize("backbone", FAMILIES["sam"])
@@ -84,25 +73,14 @@ def test_parameter_counts(backbone: str, adapters: bool, roles: tuple[str, ...],
 def test_adapters_decoder_and_head_all_learn(spec: ModelSpec, n_structures: int) -> None:
     model = build_model(replace(spec, adapter_init="reference"), n_structures, adapters=True, seed=0)
     step(model, spec, TRAINED)
-    _assert_gradients(model, TRAINED)
+    assert_gradients(model, TRAINED)
 
 
 @pytest.mark.parametrize("spec", SMALL_PARAMS)
 def test_full_sam_all_learns(spec: ModelSpec) -> None:
     model = build_model(spec, 2, adapters=False, seed=0)
     step(model, spec, ("encoder", *TRAINED, "unused"))
-    _assert_gradients(model, ("encoder", *TRAINED))
-
-
-def _assert_gradients(model: SegmentationModel, trained: tuple[str, ...]) -> None:
-    """A gradient for all that trains, none for the rest; zero only for key biases, which softmax cancels."""
-    roles = model.roles()
-    for name, parameter in model.named_parameters():
-        if roles[name] in trained:
-            assert parameter.grad is not None, name
-            assert name.endswith("k_proj.bias") or parameter.grad.abs().max() > 0, name
-        else:
-            assert parameter.grad is None, name
+    assert_gradients(model, ("encoder", *TRAINED))
 
 
 @pytest.mark.parametrize("spec", SMALL_PARAMS)
@@ -262,62 +240,6 @@ def test_images_of_another_size_are_refused() -> None:
     model = build_model(SMALL["vit_tiny"], 1, adapters=False, seed=0)
     with pytest.raises(ValueError, match=r"\(B, 3, 64, 64\), not \(1, 3, 72, 72\)"):
         model(torch.zeros(1, 3, 72, 72))
-
-
-SCRATCH = [name for name in BACKBONES if family_of(name) != "sam"]
-SMALL_SCRATCH = [ModelSpec(backbone=name, input_px=64) for name in SCRATCH if name.endswith("_tiny")]
-
-
-@pytest.mark.parametrize("backbone", SCRATCH)
-def test_networks_from_scratch_on_meta(backbone: str) -> None:
-    spec = ModelSpec(backbone=backbone, input_px=256)
-    with torch.device("meta"):
-        model = build_model(spec, 2, adapters=False, seed=0).eval()
-        logits = model(torch.empty(2, 3, 256, 256))
-    assert logits.shape == (2, 2, model.mask_px, model.mask_px)
-    assert model.mask_px == (64 if backbone.endswith("_tiny") else 256)
-    assert (model.backbone, model.family, model.train_mode) == (backbone, family_of(backbone), True)
-    roles = model.roles()
-    assert roles.keys() == dict(model.named_parameters()).keys()
-    assert set(roles.values()) == {"encoder", "decoder", "head"}
-    assert model.adapters_in_order() == []
-    assert model.prefix_names() == frozenset()
-    assert not model.prefix_is_costly
-    assert sorted(model.moving_buffers()) == sorted(dict(model.named_buffers()))
-
-
-@pytest.mark.parametrize("spec", SMALL_SCRATCH, ids=lambda spec: spec.backbone)
-def test_all_of_a_network_from_scratch_learns_and_its_buffers_move(spec: ModelSpec) -> None:
-    model = build_model(spec, 2, adapters=False, seed=0)
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    step(model, spec, ("encoder", "decoder", "head"))
-    _assert_gradients(model, ("encoder", "decoder", "head"))
-    assert all(not torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
-
-
-@pytest.mark.parametrize("spec", SMALL_SCRATCH, ids=lambda spec: spec.backbone)
-@torch.no_grad()
-def test_a_network_from_scratch_scores_each_image_alone(spec: ModelSpec) -> None:
-    model = build_model(spec, 1, adapters=False, seed=0).eval()
-    x = images(spec, 3)
-    together = model(x)
-    alone = torch.cat([model(x[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    assert torch.equal(model.from_prefix(model.prefix(x)), together)
-    with pytest.raises(ValueError, match=r"not \(1, 3, 72, 72\)"):
-        model(torch.zeros(1, 3, 72, 72))
-
-
-@pytest.mark.parametrize("spec", SMALL_SCRATCH, ids=lambda spec: spec.backbone)
-def test_a_network_from_scratch_depends_on_the_seed_alone(spec: ModelSpec) -> None:
-    before = torch.get_rng_state()
-    one = build_model(spec, 1, adapters=False, seed=5).state_dict()
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(7)
-    same = build_model(spec, 1, adapters=False, seed=5).state_dict()
-    other = build_model(spec, 1, adapters=False, seed=6).state_dict()
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_check_finds_planted_faults(raw, out, capsys, fault, message):
         (["frobnicate"], 2),
         (["pairs", "--raw", "."], 2),
         (["pairs", "--raw", ".", "--out", "o", "--dataset", "../x", "--site", "s"], 2),
+        (["pairs", "--raw", ".", "--out", "o", "--dataset", "x", "--site", "st elsewhere"], 2),
         (["polyp", "--raw", ".", "--out", "o", "--workers", "many"], 2),
         (["polyp", "--raw", "not-there", "--out", "o"], 1),
         (["pairs", "--raw", "not-there", "--out", "o", "--dataset", "d", "--site", "s"], 1),

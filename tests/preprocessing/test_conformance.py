@@ -95,7 +95,7 @@ def test_a_fault_is_one_line_and_mended_alone(converted, tmp_path, monkeypatch, 
     *_, line, end = shown.out.splitlines()
     assert line.startswith(f"site {layout.site}, case {case}: ")
     assert re.search(FAULTS[fault].says or re.escape(layout.odd_says), line), line
-    assert end.startswith("1 faults. ")
+    assert end.startswith("1 fault. ")
     assert shown.out.count(case) == 1
     _say_nothing_of(raw, out, shown.out + shown.err + caplog.text)
     assert load_manifest(target).cases == tuple(one for one in whole.cases if one.id != case)

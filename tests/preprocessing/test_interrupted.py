@@ -156,16 +156,16 @@ def test_no_right_to_write(tmp_path, capfd, monkeypatch, name):
     assert gone.is_file()
 
 
-@pytest.fixture
-def many(tmp_path):
-    """A raw folder of many volumes, what they become, and a command that converts them to another place."""
-    raw, whole, out = tmp_path / CANARY, tmp_path / "whole", tmp_path / "out"
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A raw folder of many volumes, and what they become."""
+    folder = tmp_path_factory.mktemp("many")
+    raw, whole = folder / CANARY, folder / "whole"
     label = truth((12, 14, 30))
     for number in range(MANY):
         pair(raw / "UCL", f"{CANARY}{number:02}", scan(label.shape, np.uint8, 255, seed=number), label)
     assert main(_arguments("prostate", raw, whole)) == 0
-    command = [sys.executable, "-m", "preprocessing", *_arguments("prostate", raw, out, workers=2)]
-    return whole, out, command
+    return raw, whole
 
 
 def _children(process):
@@ -206,9 +206,10 @@ def _stopped(command, out, by):
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc, which tells of processes")
 @pytest.mark.parametrize("by", ["kill", "Ctrl-C"])
-def test_a_stop_in_the_middle(many, by):
+def test_a_stop_in_the_middle(many, out, by):
     """Nothing lives on, and the next run leaves the same bytes as one that nothing stopped."""
-    whole, out, command = many
+    raw, whole = many
+    command = [sys.executable, "-m", "preprocessing", *_arguments("prostate", raw, out, workers=2)]
     shown, children, returned = _stopped(command, out, by)
     if by == "Ctrl-C":
         assert (returned, *shown) == (130, "", "preprocessing: interrupted; run it again to go on\n")

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from fedfms.study_rules import plain_name
 from preprocessing.cli import main, make_parser
-from preprocessing.convert import plain_name
 from preprocessing.registry import DATASETS
 from tests.preprocessing.make import as_sent
 

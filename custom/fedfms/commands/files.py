@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedfms.errors import StudyError
+from fedfms.errors import SettingsError, StudyError
 from fedfms.files import write_atomic
 
 if TYPE_CHECKING:
@@ -43,9 +43,15 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def settings_here(root: Path | None, named: Path | None = None) -> SiteSettings:
-    """The settings of this site (`fedfms.settings.load_settings`), with another data root where one is given."""
+    """The settings of this site (`fedfms.settings.load_settings`), with another data root where one is given.
+
+    Raises:
+        SettingsError: as `load_settings`; `root` is not a folder.
+    """
     from fedfms.settings import load_settings
 
+    if root is not None and not root.is_dir():
+        raise SettingsError("--root is not a folder", do="name the one that `python -m preprocessing --out` named")
     settings = load_settings(named=named)
     return settings if root is None else replace(settings, data_root=root.resolve())
 

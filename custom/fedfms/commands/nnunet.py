@@ -45,6 +45,7 @@ def _fingerprint(args: argparse.Namespace) -> str:
     from fedfms.settings import load_settings
 
     study = load_study(find_study(args.study), overrides=args.set)
+    study.check_known([args.site], "--site")
     content = fingerprint(open_site(study, args.site, load_settings(named=args.site_settings))).to_dict()
     text = json.dumps(content, indent=1)
     write(args.out, text + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
+from fedfms.errors import StudyError
 
 if TYPE_CHECKING:
     from fedfms.inference.inputs import InputRule
@@ -65,6 +68,8 @@ def load(args: argparse.Namespace, *, on_cpu: bool = False) -> tuple[LoadedModel
     loaded = load_model(file, replace(settings, device="cpu") if on_cpu else settings, args.checkpoint)
     if loaded.note:
         Console(stderr=True).print(f"fedfms: warning: {loaded.note}", soft_wrap=True, highlight=False)
+    if args.window is not None and not (math.isfinite(sum(args.window)) and args.window[1] > 0):
+        raise StudyError("it must be two numbers, the width above 0", where="--window", do="as in --window 40 400")
     given = {key: getattr(args, key) for key in ("depth", "neighbours", "window")}
     base = (file.rule or InputRule()).to_dict()
     return loaded, InputRule.from_dict(base | {key: value for key, value in given.items() if value is not None})

@@ -114,6 +114,8 @@ def _all_here(args: argparse.Namespace) -> tuple[list[Profile], list[str]]:
 
 def _opened(args: argparse.Namespace) -> tuple[Study, SiteSettings]:
     study = load_study(find_study(args.study), overrides=args.set)
+    study.check_known(args.sites, "--sites")
+    study.check_known([] if args.site is None else [args.site], "--site")
     settings = settings_here(args.root, args.site_settings)
     # Each image is read once: none is kept.
     return dataclasses.replace(study, data=dataclasses.replace(study.data, cache=False)), settings

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,21 +114,9 @@ def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSe
         console.print(f"{len(cells) - len(left)} of {len(cells)} runs are there already")
     if args.no_estimate or not left:
         return
-    with console.status("timing a step") as status, _quiet():
+    with console.status("timing a step") as status:
         told = estimate(left, settings, lambda name: status.update(f"timing a step of {name}"))
     console.print(told.text(args.jobs))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without warnings: that a phantom study has phantom images is no news here."""
-    log = logging.getLogger("fedfms")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _run(

@@ -101,8 +101,8 @@ def open_site(study: Study, site: str, settings: SiteSettings) -> SiteData:
             values.
     """
     items, source = find_items(study, site, settings)
-    if study.data.dataset == PHANTOM and settings.data_root is None:
-        _log.warning("site %s: no data_root is set, embedded phantom images are used", site)
+    if study.data.dataset == PHANTOM != study.name:
+        _log.warning("site %s: the data set of study %s is the embedded phantom", site, study.name)
     parts, scored = split_items(study, site, items)
     return SiteData(site, parts, scored, study.data, study.seed, source)
 

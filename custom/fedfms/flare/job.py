@@ -115,7 +115,6 @@ def _meta(study: Study, name: str) -> dict[str, Any]:
 
 
 def _server(study: Study) -> dict[str, Any]:
-    federation = study.federation
     return {
         "format_version": 2,
         "task_data_filters": [
@@ -124,30 +123,7 @@ def _server(study: Study) -> dict[str, Any]:
                 "filters": [{"path": "fedfms.flare.personal.OwnModelFilter", "args": {}}],
             }
         ],
-        "workflows": [
-            _component(
-                "train",
-                "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather",
-                # Every answer counts for NVFLARE, a held-out site's too, and starts the wait for the others.
-                min_clients=needed_sites(study) + (len(study.held_out) if study.sites else 0),
-                ignore_result_error=True,  # the aggregator decides, and tells the reasons of all sites
-                num_rounds=study.train.rounds,
-                start_round=0,
-                wait_time_after_min_received=federation.wait_s,
-                train_timeout=federation.round_timeout_s,
-                allow_empty_global_weights=True,  # method `local` shares nothing
-                aggregator_id="aggregator",
-                persistor_id="persistor",
-                shareable_generator_id="shareable_generator",
-                train_task_name=TRAIN,
-            ),
-            _component(
-                "evaluate",
-                "nvflare.app_common.workflows.global_model_eval.GlobalModelEval",
-                model_locator_id="locator",
-                validation_timeout=federation.wait_s,
-            ),
-        ],
+        "workflows": _workflows(study),
         "components": [
             _component("persistor", "fedfms.flare.persistor.SharedModelPersistor", study=study.to_dict()),
             _component(
@@ -163,6 +139,34 @@ def _server(study: Study) -> dict[str, Any]:
             *receiver(study),
         ],
     }
+
+
+def _workflows(study: Study) -> list[dict[str, Any]]:
+    federation = study.federation
+    return [
+        _component(
+            "train",
+            "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather",
+            # Every answer counts for NVFLARE, a held-out site's too, and starts the wait for the others.
+            min_clients=needed_sites(study) + (len(study.held_out) if study.sites else 0),
+            ignore_result_error=True,  # the aggregator decides, and tells the reasons of all sites
+            num_rounds=study.train.rounds,
+            start_round=0,
+            wait_time_after_min_received=federation.wait_s,
+            train_timeout=federation.round_timeout_s,
+            allow_empty_global_weights=True,  # method `local` shares nothing
+            aggregator_id="aggregator",
+            persistor_id="persistor",
+            shareable_generator_id="shareable_generator",
+            train_task_name=TRAIN,
+        ),
+        _component(
+            "evaluate",
+            "nvflare.app_common.workflows.global_model_eval.GlobalModelEval",
+            model_locator_id="locator",
+            validation_timeout=federation.wait_s,
+        ),
+    ]
 
 
 def _selector(study: Study) -> list[dict[str, Any]]:

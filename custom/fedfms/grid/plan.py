@@ -100,6 +100,7 @@ class Grid:
     def _sites(self, base: Study) -> tuple[str, ...]:
         named = (*base.sites, *base.held_out) if base.sites else ()
         phantom = PHANTOM_SITES if base.data.dataset == PHANTOM else ()
+        base.check_known(self.sites, "--sites")
         sites = self.sites or named or phantom
         if not sites:
             raise StudyError("the study names no sites", where=base.name, do="name them with --sites a,b,c")

@@ -13,7 +13,7 @@ import torch
 import fedfms
 from fedfms.data import labelmap, native
 from fedfms.inference.loading import LoadedModel
-from fedfms.inference.network import torchscript
+from fedfms.inference.network import write_torchscript
 from fedfms.study import Study
 
 FILES = (
@@ -27,7 +27,8 @@ _README = """\
     python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES --output_dir OUT
 
 `IMAGES` holds PNG, JPEG, TIFF or BMP files of 8 bits, in colour or grey, of any size (not volumes: `fedfms predict`
-cuts these). Needed are MONAI, torch, NumPy, Pillow and `fire`; fedfms is not. For each image, `OUT` gets
+cuts these). Needed are MONAI, torch, NumPy, Pillow and `fire`; fedfms is not. For each image, `OUT` gets two files;
+`NAME` is the image's without its ending, or with it where another image would have the same:
 - `NAME_probabilities.npy`: float32 ({structures}, {mask_px}, {mask_px}), one plane a structure: {names};
 - `NAME_mask.{ending}` at the image's own size: {masks}.
 
@@ -52,7 +53,7 @@ def write_bundle(loaded: LoadedModel, folder: Path, card: str) -> None:
         input_px=model.input_px, masks=masks, ending="png" if as_map else "npy",
     )  # fmt: skip
     (folder / "docs" / "README.md").write_text(f"{card}\n{readme}", encoding="utf-8")
-    (folder / "models" / "model.ts").write_bytes(torchscript(model))
+    write_torchscript(model, folder / "models" / "model.ts")
     (folder / "scripts" / "__init__.py").touch()
     for module in (native, labelmap):
         path = Path(str(module.__file__))
@@ -68,19 +69,8 @@ def _meanings(study: Study) -> str:
 
 
 def _inference(input_px: int, values: list[list[int]]) -> dict[str, Any]:
-    stretch = (
-        f"$lambda x: torch.nn.functional.interpolate(x[None], ({input_px}, {input_px}), mode='bilinear', "
-        "align_corners=False, antialias=True)[0].float() / 255"
-    )
-    name = "$lambda item, what: str(pathlib.Path(@output_dir) / (pathlib.Path(item['path']).stem + '_' + what))"
-    if labelmap.own_values(values) is not None:
-        mask = "$lambda p: @labelmap.label_map(p, @native.is_inside(p), @label_values)"
-        save = "$lambda item: @pil_image.fromarray(item['mask']).save(@name(item, 'mask.png'))"
-    else:
-        mask = "$lambda p: @native.is_inside(p).astype(numpy.uint8)"
-        save = "$lambda item: numpy.save(@name(item, 'mask.npy'), item['mask'])"
     return {
-        "imports": ["$import importlib", "$import pathlib", "$import numpy", "$import torch"],
+        "imports": ["$import collections", "$import importlib", "$import pathlib", "$import numpy", "$import torch"],
         # MONAI's own `from` takes attributes only, and these are modules.
         "pil_image": "$importlib.import_module('PIL.Image')",
         "image_ops": "$importlib.import_module('PIL.ImageOps')",
@@ -95,6 +85,27 @@ def _inference(input_px: int, values: list[list[int]]) -> dict[str, Any]:
         "network": {
             "_target_": "torch.jit.load", "f": "$@bundle_root + '/models/model.ts'", "map_location": "@device",
         },
+        **_reading(input_px),
+        **_writing(as_map=labelmap.own_values(values) is not None),
+        "inferer": {"_target_": "SimpleInferer"},
+        "logits": "$lambda d: @inferer(d['image'][None].to(@device), @network)[0].cpu()",
+        "predict": "$lambda d: @postprocessing({**d, 'pred': @logits(d)})",
+        "run": [
+            "$torch.set_grad_enabled(False)",
+            "$@network.eval()",
+            "$pathlib.Path(@output_dir).mkdir(parents=True, exist_ok=True)",
+            "$[@save(@predict(item)) for item in @dataset]",
+        ],
+    }  # fmt: skip
+
+
+def _reading(input_px: int) -> dict[str, Any]:
+    """From files to the network's input; each has a name of its own, as `inputs.find_inputs` gives it."""
+    stretch = (
+        f"$lambda x: torch.nn.functional.interpolate(x[None], ({input_px}, {input_px}), mode='bilinear', "
+        "align_corners=False, antialias=True)[0].float() / 255"
+    )
+    return {
         "preprocessing": {"_target_": "Compose", "transforms": [
             {"_target_": "LoadImaged", "keys": "image", "reader": "PILReader", "reverse_indexing": False,
              "converter": "$lambda image: @image_ops.exif_transpose(image).convert('RGB')"},
@@ -103,13 +114,26 @@ def _inference(input_px: int, values: list[list[int]]) -> dict[str, Any]:
             {"_target_": "CopyItemsd", "keys": "image", "names": "native"},
             {"_target_": "Lambdad", "keys": "image", "func": stretch, "track_meta": False},
         ]},
+        "paths": "$[p for p in sorted(pathlib.Path(@dataset_dir).iterdir()) "
+                 "if p.suffix.lower() in @endings and not p.name.startswith('.')]",
+        "taken": "$collections.Counter(n for p in @paths for n in (p.stem, p.name))",
         "dataset": {
             "_target_": "Dataset", "transform": "@preprocessing",
-            "data": "$[{'image': str(p), 'path': str(p)} for p in sorted(pathlib.Path(@dataset_dir).iterdir()) "
-                    "if p.suffix.lower() in @endings]",
+            "data": "$[{'image': str(p), 'name': p.stem if @taken[p.stem] == 1 else p.name} for p in @paths]",
         },
-        "inferer": {"_target_": "SimpleInferer"},
-        "name": name,
+    }  # fmt: skip
+
+
+def _writing(*, as_map: bool) -> dict[str, Any]:
+    """From the network's output to files: one map of label values, or where none holds them a plane a structure."""
+    if as_map:
+        mask = "$lambda p: @labelmap.label_map(p, @native.is_inside(p), @label_values)"
+        save = "$lambda item: @pil_image.fromarray(item['mask']).save(@name(item, 'mask.png'))"
+    else:
+        mask = "$lambda p: @native.is_inside(p).astype(numpy.uint8)"
+        save = "$lambda item: numpy.save(@name(item, 'mask.npy'), item['mask'])"
+    return {
+        "name": "$lambda item, what: str(pathlib.Path(@output_dir) / (item['name'] + '_' + what))",
         "to_native": "$lambda d: @native.native_probabilities(d['pred'], tuple(d['native'].shape[-2:]))",
         "to_mask": mask,
         "save_mask": save,
@@ -118,15 +142,7 @@ def _inference(input_px: int, values: list[list[int]]) -> dict[str, Any]:
             {"_target_": "ToNumpyd", "keys": "pred"},
             {"_target_": "Lambda", "func": "$lambda d: {**d, 'mask': @to_mask(@to_native(d))}", "track_meta": False},
         ]},
-        "logits": "$lambda d: @inferer(d['image'][None].to(@device), @network)[0].cpu()",
-        "predict": "$lambda d: @postprocessing({**d, 'pred': @logits(d)})",
         "save": "$lambda d: (numpy.save(@name(d, 'probabilities.npy'), d['pred']), @save_mask(d))",
-        "run": [
-            "$torch.set_grad_enabled(False)",
-            "$@network.eval()",
-            "$pathlib.Path(@output_dir).mkdir(parents=True, exist_ok=True)",
-            "$[@save(@predict(item)) for item in @dataset]",
-        ],
     }  # fmt: skip
 
 

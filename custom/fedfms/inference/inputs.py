@@ -84,7 +84,7 @@ def find_inputs(path: Path, rule: InputRule, out: Path) -> list[Input]:
     cases of a converted site.
 
     Raises:
-        DataError: there is nothing, or nothing that can be read.
+        DataError: there is nothing, or nothing that can be read; the masks would lie among the images.
     """
     if path.is_file():
         if not _stem(path):
@@ -92,6 +92,8 @@ def find_inputs(path: Path, rule: InputRule, out: Path) -> list[Input]:
         return [Input(_stem(path), partial(_read, path, rule))]
     if not path.is_dir():
         raise DataError("there is no such file or folder", where=_WHERE, do="name an image, a volume or a folder")
+    if path.resolve() == out.resolve():
+        raise DataError("it is the folder of the images", where="--out", do="name another; masks are no images")
     found = _cases(path) if (path / FILE_NAME).is_file() else _files(path, rule, out)
     if not found:
         raise DataError("the folder holds no image or volume", where=_WHERE, do=_KNOWN)
@@ -104,11 +106,12 @@ def _files(folder: Path, rule: InputRule, out: Path) -> list[Input]:
     except OSError as error:
         raise DataError(f"a folder cannot be read ({error.strerror})", where=_WHERE, do="check its rights") from None
     places = [(path.relative_to(folder).parent, path) for path in paths]
-    times = Counter((parent / _stem(path)).as_posix() for parent, path in places)
+    taken = Counter((parent / name).as_posix() for parent, path in places for name in (_stem(path), path.name))
     inputs = []
     for parent, path in places:
         stem = (parent / _stem(path)).as_posix()
-        name = stem if times[stem] == 1 else (parent / path.name).as_posix()  # a.png beside a.jpg
+        # a.png beside a.jpg, or a.png.jpg beside a.png: these keep their endings
+        name = stem if taken[stem] == 1 else (parent / path.name).as_posix()
         inputs.append(Input(name, partial(_read, path, rule)))
     return inputs
 

@@ -64,10 +64,14 @@ def read_model(
 
     Raises:
         CheckpointError: no such file; damaged, or no model of ours.
-        StudyError: it does not tell its study, and none is named.
+        StudyError: it does not tell its study, and none is named; overrides of no study that is named.
     """
-    if path.is_dir() or path.suffix == ".safetensors":
+    if overrides and (study is None or study.endswith(".json")):
+        raise StudyError("it changes a study's YAML, and --study names none", where="--set", do="leave it out")
+    if path.is_dir() or path.name == TENSORS:
         return _read_export(path if path.is_dir() else path.parent)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"of an export {TENSORS} is read, and no other file", where=_WHERE, do=_DO)
     if not path.is_file():
         raise CheckpointError("there is no such file", where=_WHERE, do=_DO)
     content = read_plain(path, where=_WHERE, do=_DO)

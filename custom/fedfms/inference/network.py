@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,16 @@ OPSET = 20
 _BATCH = 2  # of the example; any other may follow
 
 
-def torchscript(model: SegmentationModel) -> bytes:
+def write_torchscript(model: SegmentationModel, path: Path) -> None:
     """Images float32 (B, 3, input_px, input_px) in 0..1 -> logits (B, C, mask_px, mask_px), for any B."""
     buffer = io.BytesIO()
     with _quiet(), torch.no_grad():
         torch.jit.save(torch.jit.trace(model, _example(model), check_trace=False), buffer)
-    return buffer.getvalue()
+    with zipfile.ZipFile(buffer) as traced, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as kept:
+        for name in traced.namelist():
+            # where each line of code was traced: folders of this machine, and with them names of people
+            if not name.endswith(".debug_pkl"):
+                kept.writestr(name, traced.read(name))
 
 
 def write_onnx(model: SegmentationModel, path: Path) -> None:

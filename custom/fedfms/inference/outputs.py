@@ -23,6 +23,7 @@ from fedfms.inference.predictor import SliceMasks
 from fedfms.report.overlay import prediction_png
 
 RECORD = "predictions.jsonl"
+_OVERLAY = "overlay"
 _WHERE = "--out"
 _PRIVATE = 0o600  # a mask is of a patient
 
@@ -40,6 +41,7 @@ class OutputFolder:
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self._folder = folder
         self._own = self._recorded()
+        self._put: dict[str, str] = {}  # by file, the input that it was written for by this object
         self._record({"format": 1, **about})
 
     def put(self, line: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
@@ -47,8 +49,10 @@ class OutputFolder:
         input goes.
 
         Raises:
-            DataError: a name is taken by a file that no prediction made; no permission, no room.
+            DataError: a name is taken by a file that no prediction made, or by another input's; no permission, no room.
         """
+        if any(self._put.setdefault(name, line["input"]) != line["input"] for name in files):
+            raise DataError("two inputs have masks of one name", where="--input", do="rename one of them")
         own = {name for names in self._own.values() for name in names}
         foreign = [name for name in files if name not in own and (self._folder / name).exists()]
         if foreign:
@@ -103,8 +107,8 @@ def mask_files(name: str, native: Native, found: Sequence[SliceMasks], structure
         maps = {"mask": [slice_.labels for slice_ in found if slice_.labels is not None]}
     else:
         maps = {
-            re.sub(r"[^\w.-]", "_", structure): [slice_.masks[index].astype(np.uint8) for slice_ in found]
-            for index, structure in enumerate(structures)
+            kind: [slice_.masks[index].astype(np.uint8) for slice_ in found]
+            for index, kind in enumerate(_kinds(structures))
         }
     if native.volume is None:
         return {f"{name}{_number(k, planes)}_{kind}.png": _png(plane)
@@ -114,6 +118,13 @@ def mask_files(name: str, native: Native, found: Sequence[SliceMasks], structure
         f"{name}_{kind}.nii.gz": gzip.compress(to_nifti(native.volume, planes).to_bytes(), mtime=0)
         for kind, planes in maps.items()
     }
+
+
+def _kinds(structures: Sequence[str]) -> list[str]:
+    """A part of a file name for each structure; all have their number where two would come to the same."""
+    plain = [re.sub(r"[^\w.-]", "_", structure) for structure in structures]
+    distinct = {_OVERLAY, *(kind.lower() for kind in plain)}  # there are disks on which A and a are one file
+    return plain if len(distinct) > len(plain) else [f"{number}_{kind}" for number, kind in enumerate(plain)]
 
 
 def overlay_files(
@@ -128,7 +139,7 @@ def overlay_files(
         image = torch.from_numpy(np.ascontiguousarray(grey.transpose(2, 0, 1))).float() / 255
         place = _number(number, native.slices) if native.volume is None else f"/{native.volume.positions[number]:04d}"
         picture = prediction_png(image, torch.from_numpy(slice_.masks), structures)
-        files[f"{name}_overlay{place}.png"] = picture
+        files[f"{name}_{_OVERLAY}{place}.png"] = picture
     return files
 
 

@@ -1,0 +1,13 @@
+"""What people type does each thing once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MAKEFILE = Path(__file__).parents[1] / "Makefile"
+
+
+def test_the_demo_tells_its_table_once() -> None:
+    """A run's own log ends with the table (`flare/recorder.py`), and `fedfms report` prints it again."""
+    (recipe,) = [part for part in MAKEFILE.read_text().split("\n\n") if part.startswith("demo:")]
+    assert [line.split()[2] for line in recipe.splitlines() if line.startswith("\t")] == ["simulator"]
