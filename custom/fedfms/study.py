@@ -86,6 +86,7 @@ class FederationSpec:
     wait_s: int = 3600  # for the others, once min_sites have answered
     round_timeout_s: int = 86_400  # of a round, for all of it: a site that never answers ends a round, not the study
     min_cases: int = 5  # no score of fewer images leaves a site, whose own settings may ask for more
+    wire: str = "float32"  # float32 | bfloat16 | float16 | int8: how tensors travel in training; see `fedfms.wire`
     tracking: str = "tensorboard"  # tensorboard | mlflow | none: where the rounds' numbers go live, at the server
 
 

@@ -21,11 +21,12 @@ class Spy(Filter):
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         dxo = from_shareable(shareable)
-        weights = dxo.data if dxo.data_kind == DataKind.WEIGHTS else {}
+        weights = dxo.data if dxo.data_kind in (DataKind.WEIGHTS, DataKind.WEIGHT_DIFF) else {}
         beside = {"meta": dxo.meta, "data": {} if weights else dxo.data}
         line = {
             "task": fl_ctx.get_prop(FLContextKey.TASK_NAME),
             "tensors": sorted(weights),
+            "dtypes": sorted({str(array.dtype) for array in weights.values()}),
             "bytes": sum(array.nbytes for array in weights.values()),
             "arrays beside": [path for path, value in _walk(beside) if not isinstance(value, PLAIN)],
             "texts beside": sorted({str(value) for _, value in _walk(beside) if isinstance(value, str)}),

@@ -20,7 +20,7 @@ from fedfms.flare.aggregator import CheckedAggregator
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.wire import TRAIN, error_reply, update_dxo
 from fedfms.methods import make_method
-from fedfms.study import Study
+from fedfms.study import FederationSpec, Study
 
 MODEL = {"decoder.w": torch.zeros(2, 2), "adapters.0.up.bias": torch.zeros(3)}
 
@@ -28,9 +28,9 @@ MODEL = {"decoder.w": torch.zeros(2, 2), "adapters.0.up.bias": torch.zeros(3)}
 class Server:
     """An aggregator with just enough of a server around it."""
 
-    def __init__(self, min_sites: int = 2) -> None:
+    def __init__(self, min_sites: int = 2, wire: str = "float32") -> None:
         self.run = tempfile.TemporaryDirectory()
-        study = Study(name="test", held_out=("unseen",))
+        study = Study(name="test", held_out=("unseen",), federation=FederationSpec(wire=wire))
         persistor = SharedModelPersistor(study.to_dict())
         persistor.study, persistor.method, persistor.shared = study, make_method("fedmsa", {}), MODEL
         self.persistor = persistor
@@ -40,8 +40,9 @@ class Server:
         self.context = FLContext()
         self.context.set_prop(AppConstants.CURRENT_ROUND, 3)
         clients = [SimpleNamespace(name=name) for name in ("a", "b", "c", "unseen")]
+        parts = {"persistor": persistor, "aggregator": self.aggregator}
         engine = SimpleNamespace(
-            get_component=lambda _: persistor, fire_event=lambda *_: None, get_clients=lambda: clients
+            get_component=lambda name: parts[name], fire_event=lambda *_: None, get_clients=lambda: clients
         )
         self.context.get_engine = lambda: engine
         self.context.get_workspace = lambda: SimpleNamespace(get_run_dir=lambda _: self.run.name)

@@ -21,11 +21,12 @@ from nvflare.app_common.abstract.aggregator import Aggregator
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.flare.persistor import SharedModelPersistor
-from fedfms.flare.wire import REASON, REPORT, ROUND, TRAIN, VAL_DICE, kind_of, nbytes, to_arrays, to_tensors
+from fedfms.flare.wire import BASE, REASON, REPORT, ROUND, TRAIN, VAL_DICE, kind_of, nbytes, to_arrays, to_tensors
 from fedfms.guard.checks import Schema, check_dice, check_names, check_samples, check_tensors
 from fedfms.methods import Method, Server, Tensors, Update, trainers
 from fedfms.study import Study
 from fedfms.training.server import ServerStore
+from fedfms.wire import CODECS, Downlink, Download, layout, read_upload
 
 
 class _Holder(NamedTuple):
@@ -52,6 +53,7 @@ class CheckedAggregator(Aggregator):
         self._updates: dict[str, Update] = {}
         self._server: Server | None = None
         self._sent: tuple[int, dict[str, Tensors]] = (-1, {})  # a round, and what the method has for each site in it
+        self._downlink: Downlink | None = None
         # NVFLARE calls `accept` from the threads that answer the sites, `aggregate` from the workflow's own.
         self._lock = threading.Lock()
         self._closed = False  # the round's updates are being combined: whoever comes now comes too late
@@ -99,9 +101,12 @@ class CheckedAggregator(Aggregator):
         row |= _numbers(report)
         held_out = site in self._study(fl_ctx).held_out
         reason = "held out" if held_out else self._refusal(site, round_, dxo, shareable, fl_ctx)
+        tensors: Tensors = {}
+        if reason is None:
+            tensors, reason = self._decoded(site, dxo, fl_ctx)
         if reason is None:
             samples = int(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
-            self._updates[site] = Update(site, to_tensors(dxo.data), samples)
+            self._updates[site] = Update(site, tensors, samples)
             row |= {"accepted": True, "samples": samples, "bytes_up": nbytes(dxo.data)}
         elif not held_out:
             self.log_warning(fl_ctx, f"fedfms: round {round_}: update of {site} refused: {reason}", fire_event=False)
@@ -110,14 +115,17 @@ class CheckedAggregator(Aggregator):
         return reason is None
 
     def _refusal(self, site: str, round_: int, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> str | None:
-        """Why the update may not be aggregated, or None."""
+        """Why the update may not be aggregated, or None; of a coded one, why it may not be decoded."""
         if site in self._updates:
             return "a second update of the same site in one round"
-        if dxo.data_kind != DataKind.WEIGHTS:
-            return f"it holds {kind_of(dxo)}, not weights"
+        downlink = self._wire(fl_ctx)
+        if dxo.data_kind != (DataKind.WEIGHTS if downlink is None else DataKind.WEIGHT_DIFF):
+            return f"it holds {kind_of(dxo)}, not {'weights' if downlink is None else 'differences'}"
         sent_for = (shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), dxo.get_meta_prop(ROUND))
         if sent_for != (round_, round_):
             return f"it is of round {sent_for[1]}, not of round {round_}"
+        if downlink is not None and (site not in downlink or dxo.get_meta_prop(BASE) != downlink.holds(site)):
+            return "its differences are to another model than it was sent"
         schema = self._schema(site, round_, fl_ctx)
         metrics = dxo.get_meta_prop(MetaKey.INITIAL_METRICS)
         return (
@@ -131,7 +139,41 @@ class CheckedAggregator(Aggregator):
         """What the update of a site must hold: what the method says of the tensors that it was sent."""
         holder = self._holder(fl_ctx)
         names = holder.method.upward(round_, tuple(self._to_send(site, round_, fl_ctx)))
-        return Schema.of({name: holder.shared[name] for name in names})
+        downlink = self._wire(fl_ctx)
+        codec = None if downlink is None else downlink.codec
+        return Schema(layout({name: holder.shared[name] for name in names}, codec))
+
+    def _decoded(self, site: str, dxo: DXO, fl_ctx: FLContext) -> tuple[Tensors, str | None]:
+        """The whole tensors of an update that `_refusal` had nothing against, and why they may not be aggregated."""
+        downlink = self._wire(fl_ctx)
+        if downlink is None:
+            return to_tensors(dxo.data), None
+        tensors = read_upload(dxo.data, downlink.received(site), downlink.codec)
+        return tensors, check_tensors(to_arrays(tensors), Schema.of(tensors))
+
+    def _wire(self, fl_ctx: FLContext) -> Downlink | None:
+        """The server's end of a compressed wire; None where tensors travel as they are."""
+        codec = CODECS.get(self._study(fl_ctx).federation.wire)
+        if self._downlink is None and codec is not None:
+            self._downlink = Downlink(codec)
+        return self._downlink
+
+    def download_for(self, site: str, round_: int, claim: str, fl_ctx: FLContext) -> Download | None:
+        """A site's message for the training of a round, coded; None where it gets whole tensors (`tensors_for`).
+
+        Args:
+            claim: digest of what the site says that it holds.
+        """
+        with self._lock:
+            downlink = self._wire(fl_ctx)
+            if downlink is None or site in self._study(fl_ctx).held_out:
+                return None
+            target = self._to_send(site, round_, fl_ctx)
+            if round_ != self._sent[0]:
+                return None  # a slow site still asks for a round that is over, and will be refused
+            if site not in downlink:
+                downlink.join(site, target, self._now(fl_ctx).shared)
+            return downlink.message(site, claim)
 
     def tensors_for(self, site: str, round_: int | None, fl_ctx: FLContext) -> Tensors | None:
         """What a site is to get: for the training of a round, or (None) to score its final model.
@@ -155,6 +197,8 @@ class CheckedAggregator(Aggregator):
             sent = self._holder(fl_ctx).method.dispatch(server, sorted(named or here))
             if of < round_:  # a slow site may still ask for a round that is over
                 self._sent = (round_, sent)
+                if (downlink := self._wire(fl_ctx)) is not None:
+                    downlink.advance(sent, server.shared)
         return sent.get(site, server.shared)  # a newcomer in the middle of a round
 
     def _now(self, fl_ctx: FLContext) -> Server:
@@ -173,7 +217,9 @@ class CheckedAggregator(Aggregator):
         server = replace(self._now(fl_ctx), round=round_)
         after = self._holder(fl_ctx).method.combine(list(self._updates.values()), server)
         run = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id()))
-        ServerStore(run / "fedfms" / "server.pt").save(after)
+        with self._lock:
+            mirrors = {} if self._downlink is None else {s: dict(m) for s, m in self._downlink.mirrors.items()}
+        ServerStore(run / "fedfms" / "server.pt").save(after, mirrors)
         with self._lock:
             self._server, self.notes = after, after.notes
         reply: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(after.shared)).to_shareable()

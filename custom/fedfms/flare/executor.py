@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
@@ -17,10 +18,12 @@ from fedfms.errors import FedfmsError, TrainingError, UpdateError
 from fedfms.flare.cores import share_cores
 from fedfms.flare.tracking import numbers, stream
 from fedfms.flare.wire import (
+    HOLDS,
     REPORT,
     SUBMIT_MODEL,
     TRAIN,
     VALIDATE,
+    download_of,
     error_reply,
     kind_of,
     nbytes,
@@ -31,9 +34,11 @@ from fedfms.flare.wire import (
 )
 from fedfms.settings import load_settings
 from fedfms.study import Study
+from fedfms.training.link import Received
 from fedfms.training.site import Site
 from fedfms.training.told import withheld_text
 from fedfms.training.trainer import Aborted
+from fedfms.wire import WHOLE
 
 
 class SiteExecutor(Executor):
@@ -47,14 +52,27 @@ class SiteExecutor(Executor):
         super().__init__()
         self._raw_study = study
         self._site: Site | None = None
+        self._abort_signal = Signal()
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Before the first task is asked for, say what the site holds: the server sends differences to that alone."""
+        if event_type != EventType.START_RUN or Study.from_dict(self._raw_study).federation.wire == WHOLE:
+            return
+        try:
+            site = self._open(fl_ctx)
+            if site.link is not None and not site.held_out:
+                _claim(site.link.claim(), fl_ctx)
+        except Exception as fault:  # noqa: BLE001 - the first task meets it too, and tells it as `execute` does
+            self.log_info(fl_ctx, f"fedfms: the site claims no model ({type(fault).__name__})", fire_event=False)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do a task; the reply is a DXO of weights or of metrics, or an error reply."""
         tasks = {TRAIN: self._train, VALIDATE: self._validate, SUBMIT_MODEL: self._submit_model}
         if task_name not in tasks:
             return make_reply(ReturnCode.TASK_UNKNOWN)
+        self._abort_signal = abort_signal  # of this task; a site that is kept between tasks must ask the newest one
         try:
-            site = self._open(fl_ctx, abort_signal)
+            site = self._open(fl_ctx)
             dxo = tasks[task_name](site, shareable, fl_ctx)
         except Aborted:
             return make_reply(ReturnCode.TASK_ABORTED)
@@ -78,9 +96,7 @@ class SiteExecutor(Executor):
         self.log_error(fl_ctx, f"fedfms: {told.line()}", fire_event=False)
         return error_reply(told)
 
-    def _open(self, fl_ctx: FLContext, abort_signal: Signal) -> Site:
-        # The signal is of this task; a site that is kept between tasks must ask the newest one.
-        self._abort_signal = abort_signal
+    def _open(self, fl_ctx: FLContext) -> Site:
         if self._site is None:
             workspace = fl_ctx.get_workspace()
             settings = load_settings(Path(workspace.get_root_dir()))
@@ -94,13 +110,15 @@ class SiteExecutor(Executor):
     def _train(self, site: Site, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         round_ = int(shareable.get_header(AppConstants.CURRENT_ROUND, 0))
         of = int(shareable.get_header(AppConstants.NUM_ROUNDS, 0))
-        received, bytes_down = _received(shareable)
+        dxo = _model(shareable, coded=site.link is not None)
+        bytes_down = nbytes(dxo.data)
         if site.held_out:
-            report = site.evaluate(received) | {"bytes_down": bytes_down}
+            report = site.evaluate(to_tensors(dxo.data)) | {"bytes_down": bytes_down}
             self._stream(site, report, round_, fl_ctx)
             self.log_info(fl_ctx, f"fedfms: {_line(site, round_, of, report['scores'])} (held out)", fire_event=False)
             return DXO(DataKind.METRICS, data={REPORT: report})
-        result = site.train_round(round_, received)
+        received = Received(to_tensors(dxo.data), {}) if site.link is None else site.link.read(download_of(dxo))
+        result = site.train_round(round_, received.tensors, received.held)
         self.log_info(
             fl_ctx,
             f"fedfms: {_line(site, round_, of, result.scores)}, training loss {_loss(result.train_loss)} "
@@ -115,8 +133,11 @@ class SiteExecutor(Executor):
         }
         dice = result.scores["dice"] if result.scores else None
         dxo = update_dxo(
-            result.update.tensors, samples=result.update.samples, round_=round_, report=report, val_dice=dice
-        )
+            result.update.tensors, samples=result.update.samples, round_=round_, report=report, val_dice=dice,
+            coded=result.coded,
+        )  # fmt: skip
+        if result.coded is not None:
+            _claim(result.coded.base, fl_ctx)
         self._stream(site, report | {"bytes_up": nbytes(dxo.data)}, round_, fl_ctx)
         return dxo
 
@@ -127,8 +148,7 @@ class SiteExecutor(Executor):
     def _validate(self, site: Site, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         owner = str(shareable.get_header(AppConstants.MODEL_OWNER, "model"))
         name = model_name(owner)
-        received, _ = _received(shareable)
-        report = site.evaluate(received, overlays=name)
+        report = site.evaluate(to_tensors(_model(shareable).data), overlays=name)
         self.log_info(fl_ctx, f"fedfms: {site.name}, {name} model: {_dice(report['scores'])}", fire_event=False)
         return DXO(DataKind.METRICS, data={REPORT: report})
 
@@ -144,15 +164,20 @@ def model_name(owner: str) -> str:
     return "final" if "FL_global_model" in stem else "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)
 
 
-def _received(shareable: Shareable) -> tuple[Any, int]:
+def _claim(holds: str, fl_ctx: FLContext) -> None:
+    """Public, so that it goes with the site's requests, and sticky, so that it goes with all of them."""
+    fl_ctx.set_prop(HOLDS, holds, private=False, sticky=True)
+
+
+def _model(shareable: Shareable, *, coded: bool = False) -> DXO:
+    """The task's weights; differences too, where the wire is compressed."""
     try:
         dxo = from_shareable(shareable)
     except ValueError as error:
         raise UpdateError("the task came without a model", do="use this package's own job") from error
-    if dxo.data_kind != DataKind.WEIGHTS:
+    if dxo.data_kind != DataKind.WEIGHTS and not (coded and dxo.data_kind == DataKind.WEIGHT_DIFF):
         raise UpdateError(f"the task came with {kind_of(dxo)}, not with weights", do="use this package's own job")
-    tensors = to_tensors(dxo.data)
-    return tensors, nbytes({name: tensor.numpy() for name, tensor in tensors.items()})
+    return dxo
 
 
 def _line(site: Site, round_: int, of: int, scores: dict[str, Any] | None) -> str:

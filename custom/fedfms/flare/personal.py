@@ -13,11 +13,11 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.flare.aggregator import CheckedAggregator
-from fedfms.flare.wire import TRAIN, to_arrays
+from fedfms.flare.wire import HOLDS, TRAIN, download_dxo, to_arrays
 
 
 class OwnModelFilter(DXOFilter):
-    """A server's task-data filter: the tensors that the method has for the site that asks."""
+    """A server's task-data filter: the tensors that the method has for the site that asks, in the study's form."""
 
     def __init__(self, aggregator_id: str = "aggregator") -> None:
         super().__init__(supported_data_kinds=[DataKind.WEIGHTS], data_kinds_to_filter=[DataKind.WEIGHTS])
@@ -29,9 +29,14 @@ class OwnModelFilter(DXOFilter):
         """
         aggregator = fl_ctx.get_engine().get_component(self._aggregator_id)
         assert isinstance(aggregator, CheckedAggregator)
-        site = str(fl_ctx.get_peer_context().get_identity_name())
+        peer = fl_ctx.get_peer_context()
+        site = str(peer.get_identity_name())
         training = fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN
         round_ = int(shareable.get_header(AppConstants.CURRENT_ROUND, 0)) if training else None
+        if round_ is not None:
+            download = aggregator.download_for(site, round_, str(peer.get_prop(HOLDS, "")), fl_ctx)
+            if download is not None:
+                return download_dxo(download, dxo.meta)
         tensors = aggregator.tensors_for(site, round_, fl_ctx)
         if tensors is None:
             return None

@@ -13,6 +13,8 @@ from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
 
 from fedfms.errors import FedfmsError
 from fedfms.methods import Tensors
+from fedfms.training.link import Coded
+from fedfms.wire import Download
 
 TRAIN, VALIDATE, SUBMIT_MODEL = "train", "validate", "submit_model"
 
@@ -20,6 +22,8 @@ TRAIN, VALIDATE, SUBMIT_MODEL = "train", "validate", "submit_model"
 REPORT = "fedfms_report"  # DXO meta: {"scores", "train_loss", "seconds", "bytes_down"}
 REASON = "fedfms_reason"  # header of an error reply: one line, `told_outside`
 ROUND = "fedfms_round"  # DXO meta: the round that the update belongs to, as the site knows it
+BASE = "fedfms_base"  # DXO meta on a compressed wire: digest of what differences are to (`fedfms.wire.Download.base`)
+HOLDS = "fedfms_holds"  # public property of a site's context: digest of what it holds; goes with each request
 VAL_DICE = "val_dice"  # key of the initial metrics, by which NVFLARE's model selector chooses
 
 _CASE = re.compile(r", case [^,:;]+|case [^,:;]+: ")
@@ -47,16 +51,32 @@ def kind_of(dxo: DXO) -> str:
 
 
 def update_dxo(
-    tensors: Tensors, *, samples: int, round_: int, report: Mapping[str, Any], val_dice: float | None
-) -> DXO:
-    """A site's update as NVFLARE's exchange object."""
-    dxo = DXO(data_kind=DataKind.WEIGHTS, data=to_arrays(tensors))
+    tensors: Tensors, *, samples: int, round_: int, report: Mapping[str, Any], val_dice: float | None,
+    coded: Coded | None = None,
+) -> DXO:  # fmt: skip
+    """A site's update as NVFLARE's exchange object: in its coded form where there is one."""
+    if coded is None:
+        dxo = DXO(DataKind.WEIGHTS, data=to_arrays(tensors))
+    else:
+        dxo = DXO(DataKind.WEIGHT_DIFF, data=coded.arrays, meta={BASE: coded.base})
     dxo.set_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, samples)
     dxo.set_meta_prop(ROUND, round_)
     dxo.set_meta_prop(REPORT, dict(report))
     if val_dice is not None:
         dxo.set_meta_prop(MetaKey.INITIAL_METRICS, {VAL_DICE: val_dice})
     return dxo
+
+
+def download_dxo(download: Download, meta: Mapping[str, Any]) -> DXO:
+    """A message to a site, on a compressed wire."""
+    kind = DataKind.WEIGHT_DIFF if download.differences else DataKind.WEIGHTS
+    return DXO(kind, data=download.arrays, meta={**meta, BASE: download.base})
+
+
+def download_of(dxo: DXO) -> Download:
+    """What `download_dxo` made a message of."""
+    differences = dxo.data_kind == DataKind.WEIGHT_DIFF
+    return Download(dict(dxo.data), str(dxo.get_meta_prop(BASE, "")), differences)
 
 
 def error_reply(error: FedfmsError) -> Shareable:

@@ -15,12 +15,16 @@ def fitted(study: Study, method: Method) -> Study:
 
     Studies name SAM backbones. A method of another family takes its own in its place, without the study's checkpoint,
     which is SAM's: `unet` for any but `vit_tiny`, whose stand-in is `unet_tiny`. What else the method sets
-    (`Method.fit`) follows. `fedfms job build` writes the result into the job.
+    (`Method.fit`) follows. Pooled data go over no wire: it is float32 there. `fedfms job build` writes the result into
+    the job.
 
     Raises:
         StudyError: an unknown backbone, or one that the method does not train.
     """
-    return method.fit(dataclasses.replace(study, model=model_of(study.model, method)))
+    federation = study.federation
+    if method.centralised:
+        federation = dataclasses.replace(federation, wire="float32")
+    return method.fit(dataclasses.replace(study, model=model_of(study.model, method), federation=federation))
 
 
 def model_of(spec: ModelSpec, method: Method) -> ModelSpec:

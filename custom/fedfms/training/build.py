@@ -54,7 +54,7 @@ class BuiltModel:
                     raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
                 own[name].copy_(tensor)
 
-    def check_received(self, tensors: Tensors) -> None:
+    def check_received(self, tensors: Collection[str]) -> None:
         """A server's tensors are the shared ones of this model, all of them unless the method sends parts.
 
         Raises:

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfms.errors import TrainingError
-from fedfms.methods import METHODS, POOL, Server, Tensors
+from fedfms.errors import FedfmsError, TrainingError
+from fedfms.methods import METHODS, POOL, Server, Tensors, fitted
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import build
 from fedfms.training.server import ServerStore
 from fedfms.training.site import RoundResult, Site
 from fedfms.training.state import StateStore
+from fedfms.wire import CODECS, Downlink
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,38 @@ def rounds(
     """
     built, store = build(study, settings), ServerStore(folder / "server.pt")
     method = built.method
+    codec = CODECS.get(fitted(study, method).federation.wire)
+    downlink = None if codec is None else Downlink(codec, store.mirrors())
     server = store.load() or Server(shared=built.shared(), seed=study.seed)
     names = [POOL] if method.centralised else [name for name in sites if name not in study.held_out]
     held_out = [Site(study, name, settings, folder / name) for name in sites if name in study.held_out]
     training = [Site(study, name, settings, folder / name) for name in names]
     while server.round < study.train.rounds:
         sent = method.dispatch(server, sorted(names))
-        results = {site.name: site.train_round(server.round, sent[site.name]) for site in training}
+        if downlink is None:
+            results = {site.name: site.train_round(server.round, sent[site.name]) for site in training}
+        else:
+            downlink.advance(sent, server.shared)
+            results = {site.name: _over_wire(site, server.round, downlink) for site in training}
+            sent = {name: downlink.received(name) for name in sent}
         scores = {site.name: site.evaluate(server.shared) for site in held_out if server.shared}
         after = method.combine([result.update for result in results.values()], server)
         done = ReferenceRound(server.round, sent, results, after, scores)
         if record is not None:
             record(done, server)
-        store.save(after)
+        store.save(after, None if downlink is None else downlink.mirrors)
         yield done
         server = after
+
+
+def _over_wire(site: Site, round_: int, downlink: Downlink) -> RoundResult:
+    """A site's round, with what it receives coded and decoded on the way."""
+    assert site.link is not None
+    try:
+        received = site.link.read(downlink.message(site.name, site.link.claim()))
+    except FedfmsError as error:
+        raise error.at(f"site {site.name}, round {round_}") from error
+    return site.train_round(round_, received.tensors, received.held)
 
 
 def final_scores(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedfms.errors import TrainingError
-from fedfms.methods import Server
+from fedfms.methods import Server, Tensors
 from fedfms.training.state import read_tensors, write_tensors
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class ServerStore:
@@ -18,10 +20,14 @@ class ServerStore:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def save(self, server: Server) -> None:
-        """Write the server as it is before round `server.round`, in place of an earlier one."""
+    def save(self, server: Server, mirrors: Mapping[str, Tensors] | None = None) -> None:
+        """Write the server as it is before round `server.round`, in place of an earlier one.
+
+        Args:
+            mirrors: what each site holds, where the wire is compressed; tensors that are in several are written once.
+        """
         fields = {field.name: getattr(server, field.name) for field in dataclasses.fields(server)}
-        write_tensors(self._path, {"format": _FORMAT, **fields})
+        write_tensors(self._path, {"format": _FORMAT, "mirrors": dict(mirrors or {}), **fields})
 
     def load(self) -> Server | None:
         """The server that was saved, or None.
@@ -29,9 +35,21 @@ class ServerStore:
         Raises:
             TrainingError: the file is damaged, or of another version.
         """
+        raw = self._read()
+        return Server(**{name: value for name, value in raw.items() if name != "mirrors"}) if raw else None
+
+    def mirrors(self) -> dict[str, Tensors]:
+        """What each site holds (`fedfms.wire.Downlink`); empty where nothing was saved.
+
+        Raises:
+            TrainingError: the file is damaged, or of another version.
+        """
+        return dict(self._read().get("mirrors", {}))
+
+    def _read(self) -> dict[str, Any]:
         if not self._path.is_file():
-            return None
+            return {}
         raw = read_tensors(self._path, "the server's state")
         if raw.pop("format", None) != _FORMAT:
             raise TrainingError("the server's state is of another version", do="finish the run with that version")
-        return Server(**raw)
+        return raw

@@ -28,11 +28,13 @@ from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
 from fedfms.training.learner import SiteLearner
+from fedfms.training.link import Coded, Link, Received
 from fedfms.training.metrics import Scores, merge
 from fedfms.training.prefix import PrefixCache
 from fedfms.training.state import SiteState, StateStore, save_model
 from fedfms.training.told import withhold
 from fedfms.training.trainer import Stop, Trainer, batches, never
+from fedfms.wire import CODECS
 
 _OVERLAYS = 4
 _SCORES_FORMAT = 1  # of the file of scores by image
@@ -48,6 +50,7 @@ class RoundResult:
     scores: dict[str, Any] | None  # of the received model, on the validation images; None where there are none
     train_loss: float | None
     seconds: float
+    coded: Coded | None = None  # the update as a compressed wire has it
 
 
 class Site:
@@ -87,6 +90,12 @@ class Site:
         """All trained tensors as they begin, before anything is loaded into the model."""
         return self.built.trained()
 
+    @cached_property
+    def link(self) -> Link | None:
+        """The site's end of a compressed wire; None where tensors travel as they are."""
+        codec = CODECS.get(self.study.federation.wire)
+        return None if codec is None else Link(codec, self.built, self._initial, self._store)
+
     @property
     def _min_cases(self) -> int:
         return max(self.study.federation.min_cases, self._settings.min_cases)
@@ -96,19 +105,21 @@ class Site:
         """Slices that this site trains on."""
         return len(self.data.parts["train"])
 
-    def train_round(self, round_: int, received: Tensors) -> RoundResult:
+    def train_round(self, round_: int, received: Tensors, held: Tensors | None = None) -> RoundResult:
         """Score the received model, train it for the study's local epochs, remember the state, return the update.
+
+        `held`: all that the site now holds of the shared tensors (`Link.read`), where the wire is compressed.
 
         Raises:
             FedfmsError: with the site and the round in `where`.
         """
         try:
-            return self._train_round(round_, received)
+            return self._train_round(round_, Received(received, received if held is None else held))
         except FedfmsError as error:
             raise error.at(f"site {self.name}, round {round_}") from error
 
-    def _train_round(self, round_: int, received: Tensors) -> RoundResult:
-        started = time.monotonic()
+    def _train_round(self, round_: int, message: Received) -> RoundResult:
+        started, received = time.monotonic(), message.tensors
         if not self.samples:
             raise TrainingError("there is no image to train on", do="give it more cases, or hold the site out")
         self.built.check_received(received)
@@ -121,11 +132,14 @@ class Site:
         trained = self.built.trained()
         dice = [before.best_dice if before else None, merge(scores)["dice"] if scores else None]
         best = max((value for value in dice if value is not None), default=None)
-        self._store.save(SiteState(round_, trained, optimizer.state_dict(), best, start.memory))
-        update = Update(self.name, self.built.method.pack(round_, trained, received), self.samples)
+        state = SiteState(round_, trained, optimizer.state_dict(), best, start.memory)
+        packed, coded = self.built.method.pack(round_, trained, received), None
+        if self.link is not None:
+            coded, packed, state = self.link.write(packed, message, state, before)
+        self._store.save(state)
         told = self._together([withhold(part, self._min_cases) for part in scores])
         told_loss = loss if self.samples >= self._min_cases else None
-        return RoundResult(update, told, told_loss, time.monotonic() - started)
+        return RoundResult(Update(self.name, packed, self.samples), told, told_loss, time.monotonic() - started, coded)
 
     def _at_site(self, round_: int, before: SiteState | None) -> AtSite:
         own, memory = (self._initial, {}) if before is None else (before.trained, before.memory)

@@ -21,7 +21,7 @@ from fedfms.files import write_atomic
 from fedfms.methods import Tensors
 from fedfms.study import Study
 
-_FORMAT = 3
+_FORMAT = 4
 _KEEP = 2
 _NAME = re.compile(r"round_(\d{5})\.pt")
 
@@ -30,6 +30,9 @@ _NAME = re.compile(r"round_(\d{5})\.pt")
 class SiteState:
     """State after `round`: the site's own trained tensors (private ones among them), optimizer, best score, and what
     the method asked to keep.
+
+    Where the wire is compressed also `residual`, what rounding has kept from the server so far, and `held`, the shared
+    tensors as they last came, of digest `holds`: what the next differences are to.
     """
 
     round: int
@@ -37,6 +40,9 @@ class SiteState:
     optimizer: dict[str, Any]
     best_dice: float | None = None
     memory: Tensors = field(default_factory=dict)
+    residual: Tensors = field(default_factory=dict)
+    held: Tensors = field(default_factory=dict)
+    holds: str = ""
 
 
 def save_model(path: Path, study: Study, tensors: Tensors) -> None:
@@ -44,14 +50,17 @@ def save_model(path: Path, study: Study, tensors: Tensors) -> None:
     write_tensors(path, {"format": 1, "study": study.to_dict(), "tensors": tensors})
 
 
-def read_tensors(path: Path, what: str) -> dict[str, Any]:
+def read_tensors(path: Path, what: str, *, lazily: bool = False) -> dict[str, Any]:
     """What `write_tensors` wrote: tensors, numbers, texts, and lists and dicts of them; no code is run.
+
+    Args:
+        lazily: leave tensors on disk until they are looked at.
 
     Raises:
         TrainingError: the file is damaged.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise TrainingError(f"{what} cannot be read", do="remove the run's folder and start again") from error
     return content
@@ -95,10 +104,22 @@ class StateStore:
             )
         if not rounds:
             return None
-        raw = read_tensors(self._path(rounds[-1]), f"the state saved after round {rounds[-1]}")
-        if raw.get("format") != _FORMAT:
+        return self._read(rounds[-1])
+
+    def held(self) -> dict[str, Tensors]:
+        """What the site held after each stored round, by digest, the newest last; empty where the wire is float32.
+
+        Raises:
+            TrainingError: a file is damaged.
+        """
+        states = [self._read(round_, lazily=True) for round_ in self._rounds()]
+        return {state.holds: state.held for state in states if state.holds}
+
+    def _read(self, round_: int, *, lazily: bool = False) -> SiteState:
+        raw = read_tensors(self._path(round_), f"the state saved after round {round_}", lazily=lazily)
+        if raw.pop("format", None) != _FORMAT:
             raise TrainingError("the saved state is of another version", do="finish the run with that version")
-        return SiteState(**{name: value for name, value in raw.items() if name != "format"})
+        return SiteState(**raw)
 
     def _path(self, round_: int) -> Path:
         return self._folder / f"round_{round_:05d}.pt"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from fedfms.methods import Server, Tensors, needed_sites, trainers
+from fedfms.methods import Server, Tensors, fitted, needed_sites, trainers
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, outline
+from fedfms.wire import CODECS, layout, nbytes
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Payload in MB (1e6 bytes): a site's mean in each direction of a round, and that of all rounds and sites."""
+    """Payload in MB (1e6 bytes): a site's mean in each direction of a round, and that of all rounds and sites.
+
+    As it is on the wire, where each site holds what the server takes it to hold; to one that does not (it has lost its
+    state, or comes late) a round's download is whole.
+    """
 
     sites: int
     rounds: int
@@ -49,11 +53,13 @@ def plan(study: Study) -> Traffic:
     method = built.method
     shared = shared_tensors(built)
     sites = planned_sites(study)
+    codec = CODECS.get(fitted(study, method).federation.wire)
+    size = {name: nbytes(layout({name: tensor}, codec)) for name, tensor in shared.items()}
     up = down = 0
     for round_ in range(study.train.rounds):
         sent = method.dispatch(Server(shared, round_, study.seed), sites)
-        down += sum(_nbytes(shared, tensors) for tensors in sent.values())
-        up += sum(_nbytes(shared, method.upward(round_, tuple(tensors))) for tensors in sent.values())
+        down += sum(size[name] for tensors in sent.values() for name in tensors)
+        up += sum(size[name] for tensors in sent.values() for name in method.upward(round_, tuple(tensors)))
     visits = len(sites) * study.train.rounds
     return Traffic(
         sites=len(sites), rounds=study.train.rounds, up_mb=up / visits / 1e6, down_mb=down / visits / 1e6,
@@ -72,7 +78,3 @@ def shared_tensors(built: BuiltModel) -> Tensors:
     """The shared tensors of an outlined model, which have shapes and no values."""
     own = built.own()
     return {name: own[name].detach() for name in built.partition.shared}
-
-
-def _nbytes(shared: Tensors, names: Iterable[str]) -> int:
-    return sum(shared[name].numel() * shared[name].element_size() for name in names)

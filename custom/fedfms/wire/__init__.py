@@ -1,0 +1,21 @@
+"""How shared tensors travel: whole in float32, or as differences in two bytes or one an element. Pure: no FLARE, no
+files.
+
+A compressed sender keeps what rounding took and adds it the next time: the site in its residual, the server by sending
+differences to what a site holds rather than to what it was meant to hold. A new form: a `Codec`, and a line in
+`CODECS`.
+"""
+
+from __future__ import annotations
+
+from fedfms.wire.codecs import CODECS, WHOLE, Arrays, Codec, Layout, layout, nbytes
+from fedfms.wire.digest import digest
+from fedfms.wire.down import Downlink, Download, read_download
+from fedfms.wire.up import Upload, read_upload, upload
+
+WIRES = (WHOLE, *CODECS)
+
+__all__ = [
+    "CODECS", "WHOLE", "WIRES", "Arrays", "Codec", "Download", "Downlink", "Layout", "Upload", "digest", "layout",
+    "nbytes", "read_download", "read_upload", "upload",
+]  # fmt: skip
