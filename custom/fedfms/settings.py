@@ -9,6 +9,11 @@ Read from the file named by FEDFMS_SITE, or from `local/fedfms_site.yaml` in the
     workers: 0                     # loader processes
     threads: 0                     # of torch on the CPU; 0: the site's share of the machine's cores
     min_cases: 0                   # no score of fewer images leaves the site; the study's own counts where it is larger
+    attention: auto                # plain: by segment-anything's own code, slower, in several times the memory
+    checkpointing: false           # true: work each block out again in the backward pass, for less memory
+    micro_batch: 0                 # slices worked off at a time, for less memory; 0: a step's batch as a whole
+
+None of the last three changes what is computed: sums are added in another order, no more.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from fedfms.errors import SettingsError
 
 ENV = "FEDFMS_SITE"
 FILE_NAME = "fedfms_site.yaml"
+ATTENTION = ("auto", "plain")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,9 @@ class SiteSettings:
     workers: int = 0
     threads: int = 0
     min_cases: int = 0
+    attention: str = "auto"  # one of `ATTENTION`
+    checkpointing: bool = False
+    micro_batch: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, paths as text: what a file of settings holds."""
@@ -81,9 +90,13 @@ def _parse(path: Path) -> SiteSettings:
     for key in ("data_root", "checkpoints", "cache"):
         if raw.get(key) is not None:
             raw[key] = _absolute(str(raw[key]), f"{path.name}: {key}")
-    for key in ("workers", "threads", "min_cases"):
+    for key in ("workers", "threads", "min_cases", "micro_batch"):
         if type(raw.get(key, 0)) is not int or raw.get(key, 0) < 0:
             raise SettingsError(f"{path.name}: {key} must be a number, 0 or more", do="0 is a good start")
+    if raw.get("attention", "auto") not in ATTENTION:
+        raise SettingsError(f"{path.name}: there is no such attention", do=f"one of {list(ATTENTION)}")
+    if type(raw.get("checkpointing", False)) is not bool:
+        raise SettingsError(f"{path.name}: checkpointing must be true or false", do="false is the faster")
     check_device(str(raw.get("device") or ""), path.name)
     return SiteSettings(
         data_root=raw.get("data_root"),
@@ -93,6 +106,9 @@ def _parse(path: Path) -> SiteSettings:
         workers=raw.get("workers", 0),
         threads=raw.get("threads", 0),
         min_cases=raw.get("min_cases", 0),
+        attention=raw.get("attention", "auto"),
+        checkpointing=raw.get("checkpointing", False),
+        micro_batch=raw.get("micro_batch", 0),
     )
 
 

@@ -24,6 +24,7 @@ _CHOICES = {
     "model.adapter_act": ("relu", "gelu"),
     "model.adapter_init": ("zero", "reference"),
     "train.loss": ("bce", "dice_bce"),
+    "train.precision": ("float32", "bfloat16", "float16"),
     "federation.wire": ("float32", "bfloat16", "float16", "int8"),
     "federation.tracking": ("tensorboard", "mlflow", "none"),
 }

@@ -57,9 +57,10 @@ def _one(loaded: LoadedModel, one: Input, out: OutputFolder, batch_size: int, ov
     except DataError as error:
         raise _Unreadable(error.line()) from None
     structures, names = loaded.study.data.structures, loaded.study.structure_names
+    made = probabilities(loaded.model, source.slices, batch_size, loaded.study.train.precision)
     found = [
-        native(made, (pixels.shape[0], pixels.shape[1]), structures)
-        for made, pixels in zip(probabilities(loaded.model, source.slices, batch_size), source.slices, strict=True)
+        native(each, (pixels.shape[0], pixels.shape[1]), structures)
+        for each, pixels in zip(made, source.slices, strict=True)
     ]
     counts = np.sum([slice_.masks.sum(axis=(1, 2)) for slice_ in found], axis=0)
     pixels_found = dict(zip(names, map(int, counts), strict=True))

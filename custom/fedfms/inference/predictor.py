@@ -15,6 +15,7 @@ from fedfms.data.transforms import ResizeImaged, Sample
 from fedfms.inference.inputs import Pixels
 from fedfms.models import SegmentationModel
 from fedfms.study import Structure
+from fedfms.training.precision import Forward, available
 
 
 def model_input(pixels: Pixels, input_px: int) -> torch.Tensor:
@@ -26,14 +27,15 @@ def model_input(pixels: Pixels, input_px: int) -> torch.Tensor:
 
 
 def probabilities(
-    model: SegmentationModel, slices: Sequence[Pixels], batch_size: int
+    model: SegmentationModel, slices: Sequence[Pixels], batch_size: int, precision: str = "float32"
 ) -> Iterator[NDArray[np.float32]]:
-    """(C, mask_px, mask_px) in 0..1 for each slice, in order."""
+    """(C, mask_px, mask_px) in 0..1 for each slice, in order; in float32 where the device lacks the precision."""
     device = next(model.parameters()).device
+    forward = Forward(model, precision if available(precision, device) else "float32")
     for start in range(0, len(slices), batch_size):
         batch = torch.stack([model_input(pixels, model.input_px) for pixels in slices[start : start + batch_size]])
         with torch.inference_mode():
-            found = torch.sigmoid(model(batch.to(device)).float()).cpu()
+            found = torch.sigmoid(forward.logits(batch)).cpu()
         yield from found.numpy()
 
 

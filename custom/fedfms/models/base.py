@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 ROLES = ("encoder", "adapter", "decoder", "head", "extra", "unused")
 EXTRAS = "extras."  # of the names of what a method adds to a network
@@ -101,6 +103,14 @@ class SegmentationModel(nn.Module, abc.ABC):
         if blocks:
             raise ValueError(f"{self.backbone} has no blocks to skip")
 
+    def work_by(self, *, plain_attention: bool = False, checkpointing: bool = False) -> None:
+        """How the same numbers are worked out; a network that knows one way only has nothing to set.
+
+        Args:
+            plain_attention: by the code that the network comes from, which the fast one is held against.
+            checkpointing: keep the input of each block alone, and work it out anew in the backward pass.
+        """
+
     def pretrained_names(self) -> frozenset[str]:
         """Names, as in the state dict, of the tensors that a file of pre-trained weights must hold."""
         return frozenset(self.state_dict())
@@ -119,6 +129,8 @@ class ImageEncoder(nn.Module, abc.ABC):
     block_dims: tuple[int, ...]  # channels of each transformer block, from input to output
     adapters: nn.ModuleList  # one `BlockAdapters` for each transformer block, or none at all
     skipped: frozenset[int] = frozenset()  # indices into `block_dims` of the blocks that `rest` leaves out
+    plain_attention: bool = False  # see `SegmentationModel.work_by`
+    checkpointing: bool = False
 
     @abc.abstractmethod
     def prefix(self, images: Tensor) -> Tensor:
@@ -131,6 +143,13 @@ class ImageEncoder(nn.Module, abc.ABC):
     @abc.abstractmethod
     def prefix_modules(self) -> tuple[str, ...]:
         """Names of the modules and parameters of this encoder that `prefix` uses."""
+
+    def checkpointed(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """block(*inputs); with `checkpointing`, nothing of it but its inputs is kept for the backward pass."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(*inputs)
+        out: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+        return out
 
     def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `SegmentationModel.fit_pretrained`, with names inside this encoder."""

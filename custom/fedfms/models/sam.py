@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import build_adapters
+from fedfms.models.attention import without_autocast
 from fedfms.models.base import EXTRAS, ImageEncoder, SegmentationModel
 from fedfms.rng import seeded
 from fedfms.study import ModelSpec
@@ -61,7 +62,9 @@ class GridEncoding(nn.Module):
 
     def forward(self, grid: int) -> Tensor:
         """Positional encoding (1, dim, grid, grid) of the image grid."""
-        encoding: Tensor = self.pe_layer((grid, grid))
+        frequencies = self.pe_layer.positional_encoding_gaussian_matrix
+        with without_autocast(frequencies.device):  # a phase of many turns has no digits to lose
+            encoding: Tensor = self.pe_layer((grid, grid))
         return encoding[None]
 
 
@@ -183,6 +186,11 @@ class PromptFreeSam(SegmentationModel):
         if unknown:
             raise ValueError(f"{self.backbone} has no blocks {sorted(unknown)}")
         self.image_encoder.skipped = frozenset(blocks)
+
+    def work_by(self, *, plain_attention: bool = False, checkpointing: bool = False) -> None:
+        """As the base says; both concern the encoder."""
+        self.image_encoder.plain_attention = plain_attention
+        self.image_encoder.checkpointing = checkpointing
 
     def pretrained_names(self) -> frozenset[str]:
         """Encoder, decoder and positional encoding; adapters and head are ours."""

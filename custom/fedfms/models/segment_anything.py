@@ -63,5 +63,6 @@ MaskDecoder: Any = _modeling.MaskDecoder
 TwoWayTransformer: Any = _modeling.TwoWayTransformer
 PositionEmbeddingRandom: Any = _modeling.prompt_encoder.PositionEmbeddingRandom
 LayerNorm2d: Any = _modeling.common.LayerNorm2d
+get_rel_pos: Any = _modeling.image_encoder.get_rel_pos
 window_partition: Any = _modeling.image_encoder.window_partition
 window_unpartition: Any = _modeling.image_encoder.window_unpartition

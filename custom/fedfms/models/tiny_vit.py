@@ -194,12 +194,6 @@ class Stage(nn.Module):
         last = index == len(DIMS) - 1
         self.downsample = None if last else PatchMerging(dim, DIMS[index + 1])
 
-    def convolve(self, x: Tensor) -> Tensor:
-        """The first stage: (B, 64, H, W) -> (B, 128, H / 2, W / 2)."""
-        for block in self.blocks:
-            x = block(x)
-        return self.merge(x)
-
     def merge(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) -> what the next stage takes."""
         return x if self.downsample is None else self.downsample(x)
@@ -236,7 +230,11 @@ class TinyViTEncoder(ImageEncoder):
 
     def prefix(self, images: Tensor) -> Tensor:
         """Stem and convolutional stage: (B, 3, S, S) -> (B, 128, 2 x grid, 2 x grid)."""
-        return cast(Stage, self.layers[0]).convolve(self.patch_embed(images))
+        x = self.checkpointed(self.patch_embed, images)
+        first = cast(Stage, self.layers[0])
+        for block in first.blocks:
+            x = self.checkpointed(block, x)
+        return first.merge(x)
 
     def rest(self, features: Tensor) -> Tensor:
         """(B, 128, 2 x grid, 2 x grid) -> (B, 256, grid, grid)."""
@@ -246,7 +244,7 @@ class TinyViTEncoder(ImageEncoder):
             x = x.permute(0, 2, 3, 1)
             for block in stage.blocks:
                 adapters = cast(BlockAdapters, self.adapters[done]) if self.adapters else None
-                x = x if done in self.skipped else block(x, adapters)
+                x = x if done in self.skipped else self.checkpointed(block, x, adapters)
                 done += 1
             x = stage.merge(x.permute(0, 3, 1, 2))
         out: Tensor = self.neck(x)

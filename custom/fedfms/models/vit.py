@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import BlockAdapters
+from fedfms.models.attention import attend
 from fedfms.models.base import ImageEncoder
 from fedfms.study import ModelSpec
 
@@ -33,8 +35,8 @@ class ViTShape:
 class ViTEncoder(ImageEncoder):
     """Images (B, 3, S, S) -> embedding (B, out_dim, S / patch_px, S / patch_px).
 
-    State names are those of SAM's checkpoints. Blocks are segment-anything's own; attention is always reached
-    as `block.attn(windows)`, (B x windows, h, w, dim) -> the same shape, so that another can take its place.
+    State names are those of SAM's checkpoints, and blocks are segment-anything's own. What they compute is worked out
+    with less memory and time (`fedfms.models.attention`), or with `plain_attention` by their own code.
 
     Raises:
         StudyError: the patch size does not divide the input size.
@@ -75,12 +77,22 @@ class ViTEncoder(ImageEncoder):
         for index, block in enumerate(self.blocks):
             if index in self.skipped:
                 continue
-            if self.adapters:
-                x = _adapted_block(block, cast(BlockAdapters, self.adapters[index]), x, pad_first=self._pad_first)
-            else:  # the paper's padding concerns its adapted blocks only: without adapters, SAM's own code runs
-                x = block(x)
+            adapters = cast(BlockAdapters, self.adapters[index]) if self.adapters else None
+            x = self.checkpointed(self._block, block, adapters, x)
         out: Tensor = self.neck(x.permute(0, 3, 1, 2))
         return out
+
+    def _block(self, block: Any, adapters: BlockAdapters | None, x: Tensor) -> Tensor:
+        """One block with its two adapters, if any: (B, H, W, dim) -> the same shape."""
+        plain = self.plain_attention or torch.jit.is_tracing()  # an exported network is of torch's own operations
+        if adapters is None:  # the paper's padding concerns its adapted blocks only: without adapters, SAM's order
+            if plain:
+                return cast(Tensor, block(x))
+            x = x + _attended(block, x, pad_first=False)
+            return x + block.mlp(block.norm2(x))
+        x = x + adapters.adapt_attention((_attended_plain if plain else _attended)(block, x, pad_first=self._pad_first))
+        normed = block.norm2(x)
+        return adapters.add_beside_mlp(x + block.mlp(normed), normed)
 
     def prefix_modules(self) -> tuple[str, ...]:
         """Patch embedding and position table."""
@@ -115,8 +127,8 @@ class _LayerNorm(nn.LayerNorm):
         super().__init__(dim, eps=1e-6)
 
 
-def _adapted_block(block: Any, adapters: BlockAdapters, x: Tensor, *, pad_first: bool) -> Tensor:
-    """One ViT block with its two adapters: (B, H, W, dim) -> the same shape.
+def _attended_plain(block: Any, x: Tensor, *, pad_first: bool) -> Tensor:
+    """Attention of a block on its normalised input, by segment-anything's code: (B, H, W, dim) -> the same shape.
 
     `pad_first`: windows are padded before norm1, as in the paper's code, so that a padded token enters
     attention as norm1's bias; otherwise after it, in SAM's order, as zero.
@@ -128,12 +140,37 @@ def _adapted_block(block: Any, adapters: BlockAdapters, x: Tensor, *, pad_first:
         tokens, padded = sa.window_partition(tokens, block.window_size)
     if pad_first:
         tokens = block.norm1(tokens)
-    attended = block.attn(tokens)
+    attended: Tensor = block.attn(tokens)
     if block.window_size > 0:
         attended = sa.window_unpartition(attended, block.window_size, padded, (height, width))
-    x = x + adapters.adapt_attention(attended)
-    normed = block.norm2(x)
-    return adapters.add_beside_mlp(x + block.mlp(normed), normed)
+    return attended
+
+
+def _attended(block: Any, x: Tensor, *, pad_first: bool) -> Tensor:
+    """As `_attended_plain`, with norm1, qkv and proj on the real tokens only: all padded ones have the same q, k, v."""
+    attn, side = block.attn, block.window_size
+    height, width = x.shape[1:3]
+    qkv = attn.qkv(block.norm1(x))
+    if not side:
+        return cast(Tensor, attn.proj(_of_heads(attn, qkv)))
+    below, beside = -height % side, -width % side
+    if below or beside:
+        padding = (attn.qkv(block.norm1.bias) if pad_first else attn.qkv.bias).to(qkv.dtype)
+        whole = padding.expand(len(x), height + below, width + beside, -1).clone()
+        whole[:, :height, :width] = qkv
+        qkv = whole
+    windows, padded = sa.window_partition(qkv, side)
+    attended = sa.window_unpartition(_of_heads(attn, windows), side, padded, (height, width))
+    return cast(Tensor, attn.proj(attended))
+
+
+def _of_heads(attn: Any, qkv: Tensor) -> Tensor:
+    """q, k, v of a grid, (M, H, W, 3 dim) -> what its heads attend to, (M, H, W, dim), before the projection."""
+    many, height, width, _ = qkv.shape
+    by_head = qkv.reshape(many, height * width, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    tables = sa.get_rel_pos(height, height, attn.rel_pos_h), sa.get_rel_pos(width, width, attn.rel_pos_w)
+    out = attend(by_head.flatten(1, 2), *tables)
+    return out.view(many, attn.num_heads, height, width, -1).permute(0, 2, 3, 1, 4).flatten(3)
 
 
 def _resize_grid(table: Tensor, grid: int) -> Tensor:

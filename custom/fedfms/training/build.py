@@ -14,17 +14,22 @@ from fedfms.models import SegmentationModel, build_model, outline_model
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 
+_DEFAULTS = SiteSettings()
 _ONE = "use one version of the job at the server and at all sites"
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model, the method that trains it, and what becomes of each of its parameters."""
+    """A model, the method that trains it, and what becomes of each of its parameters.
+
+    `micro_batch`: slices that this site works off at a time; 0 = a batch as a whole.
+    """
 
     model: SegmentationModel
     method: Method
     partition: Partition
     spec: ModelSpec
+    micro_batch: int = 0
 
     def shared(self) -> Tensors:
         """The shared tensors as they are now: copies on the CPU, in the model's own order."""
@@ -97,11 +102,14 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
         plan=method.plan,
     )
     method.attach(model)
-    return _bound(model.to(settings.torch_device), method, study.model)
+    return _bound(model.to(settings.torch_device), method, study.model, settings)
 
 
-def outline(study: Study) -> BuiltModel:
+def outline(study: Study, settings: SiteSettings = _DEFAULTS) -> BuiltModel:
     """As `build`, on torch's meta device: names and shapes, without values, memory or a file of weights.
+
+    Args:
+        settings: of which counts how the model's numbers are worked out.
 
     Raises:
         StudyError: the model or the method of the study cannot be.
@@ -111,13 +119,14 @@ def outline(study: Study) -> BuiltModel:
     model = outline_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
     with torch.device("meta"):
         method.attach(model)
-    return _bound(model.to("meta"), method, study.model)
+    return _bound(model.to("meta"), method, study.model, settings)
 
 
-def _bound(model: SegmentationModel, method: Method, spec: ModelSpec) -> BuiltModel:
+def _bound(model: SegmentationModel, method: Method, spec: ModelSpec, settings: SiteSettings) -> BuiltModel:
     layout = Layout.of(model)
     method.bind(layout)
-    built = BuiltModel(model.eval(), method, method.partition(layout), spec)
+    model.work_by(plain_attention=settings.attention == "plain", checkpointing=settings.checkpointing)
+    built = BuiltModel(model.eval(), method, method.partition(layout), spec, settings.micro_batch)
     built.train_only(built.partition.trained)
     return built
 

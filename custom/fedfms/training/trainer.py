@@ -14,6 +14,8 @@ from fedfms.methods import Tensors
 from fedfms.study import TrainSpec
 from fedfms.training.build import BuiltModel
 from fedfms.training.metrics import Scores
+from fedfms.training.optimizers import Scaled
+from fedfms.training.precision import Forward
 from fedfms.training.prefix import PrefixCache
 
 Batch = dict[str, Any]
@@ -61,7 +63,15 @@ def _collate(items: list[Any]) -> Any:
 
 
 class Trainer:
-    """Runs a built model over batches of {"image": (B,3,H,W), "label": (B,C,m,m), "key": [str], "case": [str]}."""
+    """Runs a built model over batches of {"image": (B,3,H,W), "label": (B,C,m,m), "key": [str], "case": [str]}.
+
+    With `built.micro_batch`, a step's batch is worked off in parts and their gradients are summed, each by its share of
+    the slices: the same numbers, as the losses of `fedfms.training.losses` are means over slices. A model that needs
+    its batch whole (it trains in training mode, or buffers move with each batch) is not split in training.
+
+    Raises:
+        TrainingError: the model's device cannot compute in the study's precision.
+    """
 
     def __init__(
         self,
@@ -75,13 +85,18 @@ class Trainer:
         self._spec = spec
         self._structures = tuple(structures)
         self._loss = built.method.loss(spec)
-        self._cache = cache
         self._stop = stop
-        self._device = next(built.model.parameters()).device
+        self._forward = Forward(built.model, spec.precision, cache)
+        self._forward.store_frozen(built.partition.trained)
+        self._device = self._forward.device
+        whole = built.model.train_mode or built.model.moving_buffers()
+        self._split = 0 if whole else built.micro_batch
 
     def optimizer(self, round_: int, state: dict[str, Any] | None = None) -> torch.optim.Optimizer:
         """The method's optimizer of the trained parameters, in the state that an earlier round left."""
         optimizer = self._built.method.optimizer(self._built.parameters(), self._spec)
+        if self._spec.precision == "float16":
+            optimizer = Scaled(optimizer, torch.amp.GradScaler(self._device.type))
         if state is not None:
             optimizer.load_state_dict(state)
         for group in optimizer.param_groups:
@@ -106,30 +121,49 @@ class Trainer:
         total, count = 0.0, 0
         model.train(model.train_mode)
         for batch in self.until_stopped(loader):
-            optimizer.zero_grad(set_to_none=True)
-            loss = self._loss(self._logits(batch, cached), batch["label"].to(self._device))
-            penalty = self._built.method.penalty(model, received)
-            if penalty is not None:
-                loss = loss + penalty
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(f"the loss became {value}", do="lower train.lr, or look at the site's images")
-            loss.backward()
-            optimizer.step()
+            value = self._step(batch, optimizer, received, cached)
             total, count = total + value * len(batch["image"]), count + len(batch["image"])
         model.eval()
         return total / max(count, 1)
 
+    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer, received: Tensors, cached: bool) -> float:
+        """One step on a batch; returns its loss, the method's penalty, which is added once, included."""
+        optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        for index, (part, share) in enumerate(self._parts(batch)):
+            loss = share * self._loss(self._logits(part, cached), part["label"].to(self._device))
+            penalty = None if index else self._built.method.penalty(self._built.model, received)
+            if penalty is not None:
+                loss = loss + penalty
+            value += float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(f"the loss became {value}", do="lower train.lr, or look at the site's images")
+            if isinstance(optimizer, Scaled):
+                loss = optimizer.scale(loss)
+            loss.backward()
+        optimizer.step()
+        return value
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
+        """Parts of a batch, and the share of its slices that each has."""
+        slices = len(batch["image"])
+        size = self._split or slices
+        for start in range(0, slices, size):
+            part = {name: values[start : start + size] for name, values in batch.items()}
+            yield part, len(part["image"]) / slices
+
     def gradients(self, batch: Batch, names: Collection[str]) -> tuple[float, Tensors]:
         """Loss of the model as it stands on a batch, without the method's penalty, and its gradients by `names`."""
         parameters = self._built.parameters()
-        loss = self._loss(self._logits(batch, cached=True), batch["label"].to(self._device))
         chosen = [parameters[name] for name in names]
-        grads = torch.autograd.grad(loss, chosen, allow_unused=True)
-        return float(loss.detach()), {
-            name: torch.zeros(p.shape) if g is None else g.cpu()
-            for name, p, g in zip(names, chosen, grads, strict=True)
-        }
+        value, sums = 0.0, [torch.zeros_like(p) for p in chosen]
+        for part, share in self._parts(batch):
+            loss = share * self._loss(self._logits(part, cached=True), part["label"].to(self._device))
+            value += float(loss.detach())
+            for total, grad in zip(sums, torch.autograd.grad(loss, chosen, allow_unused=True), strict=True):
+                if grad is not None:
+                    total += grad
+        return value, {name: total.cpu() for name, total in zip(names, sums, strict=True)}
 
     @torch.no_grad()
     def score(self, loader: Iterable[Batch], *, whole_cases: bool = True) -> Scores:
@@ -137,7 +171,7 @@ class Trainer:
         self._built.model.eval()  # an epoch that was broken off leaves it training
         scores = Scores(self._structures)
         for batch in self.until_stopped(loader):
-            logits = self._logits(batch, cached=True).float().cpu()
+            logits = self._logits(batch, cached=True).cpu()
             scores.add(logits, batch["label"], batch["key"], batch["case"], by_case=whole_cases)
         return scores
 
@@ -147,10 +181,8 @@ class Trainer:
         return self._logits(batch, cached=True).cpu() > 0
 
     def _logits(self, batch: Batch, cached: bool) -> torch.Tensor:
-        images = batch["image"].to(self._device)
-        if cached and self._cache is not None:
-            return self._built.model.from_prefix(self._cache.features(images, batch["key"]))
-        return self._built.model(images)
+        micro_batch = 0 if torch.is_grad_enabled() else self._built.micro_batch  # a part of a step is never split again
+        return self._forward.logits(batch["image"], batch["key"] if cached else None, micro_batch)
 
     def until_stopped(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; a fault among them, and the order to stop, are raised."""
