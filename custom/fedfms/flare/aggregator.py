@@ -20,12 +20,14 @@ from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 from nvflare.app_common.app_constant import AppConstants
 
+from fedfms.errors import UpdateError
 from fedfms.flare.persistor import SharedModelPersistor
-from fedfms.flare.wire import REASON, REPORT, ROUND, TRAIN, VAL_DICE, kind_of, nbytes, to_arrays, to_tensors
+from fedfms.flare.wire import REASON, REPORT, ROUND, TRAIN, VAL_DICE, kind_of, nbytes, to_arrays
 from fedfms.guard.checks import Schema, check_dice, check_names, check_samples, check_tensors
 from fedfms.methods import Method, Server, Tensors, Update, trainers
 from fedfms.study import Study
 from fedfms.training.server import ServerStore
+from fedfms.training.spool import clear, spooled
 
 
 class _Holder(NamedTuple):
@@ -60,7 +62,13 @@ class CheckedAggregator(Aggregator):
         self.notes: Mapping[str, Any] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Keep the reason of a site that answers with an error: NVFLARE does not hand it to `accept`."""
+        """Keep the reason of a site that answers with an error: NVFLARE does not hand it to `accept`. Where a run
+        starts or ends, however it does, forget the updates.
+        """
+        if event_type in (EventType.START_RUN, EventType.END_RUN):
+            with self._lock:
+                self._updates = {}
+            clear(_spool(fl_ctx))
         if event_type == EventType.BEFORE_PROCESS_SUBMISSION and fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
             self._note_error(fl_ctx)
 
@@ -100,14 +108,23 @@ class CheckedAggregator(Aggregator):
         held_out = site in self._study(fl_ctx).held_out
         reason = "held out" if held_out else self._refusal(site, round_, dxo, shareable, fl_ctx)
         if reason is None:
-            samples = int(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
-            self._updates[site] = Update(site, to_tensors(dxo.data), samples)
-            row |= {"accepted": True, "samples": samples, "bytes_up": nbytes(dxo.data)}
+            reason = self._keep(site, dxo, fl_ctx)
+        if reason is None:
+            row |= {"accepted": True, "samples": self._updates[site].samples, "bytes_up": nbytes(dxo.data)}
         elif not held_out:
             self.log_warning(fl_ctx, f"fedfms: round {round_}: update of {site} refused: {reason}", fire_event=False)
         if site not in self._updates or reason is None:
             self.rows[site] = row | {"held_out": held_out, "reason": reason or ""}
         return reason is None
+
+    def _keep(self, site: str, dxo: DXO, fl_ctx: FLContext) -> str | None:
+        """Put a good update by until the round is combined; why it could not be, or None."""
+        samples = int(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
+        try:
+            self._updates[site] = Update(site, spooled(dxo.data.items(), _spool(fl_ctx)), samples)
+        except UpdateError as error:
+            return error.line()
+        return None
 
     def _refusal(self, site: str, round_: int, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> str | None:
         """Why the update may not be aggregated, or None."""
@@ -172,8 +189,7 @@ class CheckedAggregator(Aggregator):
             return Shareable()
         server = replace(self._now(fl_ctx), round=round_)
         after = self._holder(fl_ctx).method.combine(list(self._updates.values()), server)
-        run = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id()))
-        ServerStore(run / "fedfms" / "server.pt").save(after)
+        ServerStore(_folder(fl_ctx) / "server.pt").save(after)
         with self._lock:
             self._server, self.notes = after, after.notes
         reply: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(after.shared)).to_shareable()
@@ -201,6 +217,15 @@ class CheckedAggregator(Aggregator):
 
     def _study(self, fl_ctx: FLContext) -> Study:
         return self._holder(fl_ctx).study
+
+
+def _folder(fl_ctx: FLContext) -> Path:
+    """The run's folder of ours at the server."""
+    return Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id())) / "fedfms"
+
+
+def _spool(fl_ctx: FLContext) -> Path:
+    return _folder(fl_ctx) / "spool"
 
 
 def _reason(row: dict[str, Any]) -> str:
