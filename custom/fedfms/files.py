@@ -11,7 +11,7 @@ from pathlib import Path
 _BLOCK = 4096
 
 
-def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644, sync: bool = True) -> None:
+def write_atomic(path: Path, content: bytes | memoryview | str, *, mode: int = 0o644, sync: bool = True) -> None:
     """Put `content` in `path` at once; text as UTF-8. The file has `mode`, whatever the umask.
 
     Without `sync` a power cut may lose or empty the file: for one of many that are checked when they are next met,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -39,6 +44,49 @@ def test_the_servers_state_is_on_disk_after_each_round() -> None:
     assert stored is not None
     assert stored.round == 4
     assert torch.equal(stored.shared["decoder.w"], torch.full((2, 2), 2.0))
+
+
+def test_order_of_arrival_does_not_change_a_bit() -> None:
+    stream = np.random.default_rng(0)
+    sent = {
+        site: {name: stream.standard_normal(tuple(tensor.shape), dtype=np.float32) for name, tensor in MODEL.items()}
+        for site in ("a", "b", "c", "d", "e")
+    }
+    results = []
+    for order in ("abcde", "edcba", "cdaeb"):
+        server = Server()
+        for site in order:
+            assert server.send(site, update(samples=10 + ord(site), **sent[site]))
+        results.append({name: array.tobytes() for name, array in server.aggregate().items()})
+    assert results[0] == results[1] == results[2]
+
+
+def test_updates_are_forgotten_at_a_runs_start_and_end_and_leftovers_are_removed() -> None:
+    server = Server()
+    spool = Path(server.run.name) / "fedfms" / "spool"
+    for event in (EventType.START_RUN, EventType.END_RUN):
+        server.send("a", update())
+        (spool / "of a killed run").write_bytes(b"tensors")
+        server.aggregator.handle_event(event, server.context)
+        assert not spool.exists()
+    assert server.send("a", update())
+
+
+def test_a_server_without_room_refuses_an_update_and_says_why() -> None:
+    server = Server()
+    (Path(server.run.name) / "fedfms").write_text("a file in the place of the folder")
+    assert not server.send("a", update())
+    assert server.aggregator.rows["a"]["reason"].startswith("the server cannot keep it")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells a process's own memory")
+def test_memory_does_not_grow_with_the_sites() -> None:
+    """32 sites of 2 M parameters, two rounds, beside the model that NVFLARE holds."""
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back: only what is in use counts
+    command = [sys.executable, "-m", "tests.flare.memory", "32", "2000000"]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["copies"] <= 3 + 0.5, told  # the half is for blocks and buffers
 
 
 BAD = {

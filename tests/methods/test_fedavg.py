@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfms.errors import UpdateError
-from fedfms.methods import Update
-from fedfms.methods.fedavg import weighted_mean
+from fedfms.methods import Tensors, Update, fedavg
+from fedfms.methods.fedavg import cast_back, weighted, weighted_mean
 
 
 def _update(site: str, values: list[float], samples: int, dtype: torch.dtype = torch.float32) -> Update:
@@ -40,3 +40,37 @@ def test_float16_does_not_overflow_in_the_sum() -> None:
 def test_no_samples_is_an_error() -> None:
     with pytest.raises(UpdateError, match="no samples"):
         weighted_mean([_update("a", [1.0], 0)])
+
+
+def _whole(parts: list[Tensors], weights: list[float], by: float) -> Tensors:
+    """The mean as it is written down: every tensor whole, in float64."""
+    out = {}
+    for name, first in parts[0].items():
+        total = torch.zeros(first.shape, dtype=torch.float64)
+        for part, weight in zip(parts, weights, strict=True):
+            total.add_(part[name].to(torch.float64), alpha=weight)
+        out[name] = cast_back(total.div_(by), first.dtype)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64])
+def test_block_by_block_gives_the_same_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fedavg, "_BLOCK", 64)
+    stream = torch.Generator().manual_seed(0)
+    shapes = {"a": (), "b": (0, 3), "c": (63,), "d": (8, 8), "e": (5, 13), "f": (3, 1001)}
+    parts = [
+        {name: torch.randn(shape, generator=stream).mul(9).to(dtype) for name, shape in shapes.items()}
+        | {"turned": torch.randn(20, 30, generator=stream).mul(9).to(dtype).T}
+        for _ in range(7)
+    ]
+    for weights in ([3.0, 1.0, 20.0, 7.0, 400.0, 11.0, 5.0], [0.1, 0.2, 0.3, 0.05, 0.15, 0.123456789, 0.07]):
+        ours, plain = weighted(parts, weights, by=sum(weights)), _whole(parts, weights, by=sum(weights))
+        assert all(torch.equal(ours[name], plain[name]) for name in plain)
+        assert all(ours[name].dtype == dtype and ours[name].shape == plain[name].shape for name in plain)
+
+
+def test_the_real_block_gives_the_same_bits_at_its_edges() -> None:
+    sizes = [fedavg._BLOCK * torch.get_num_threads() + more for more in (-1, 0, 1, 12345)]
+    parts = [{str(size): torch.randn(size) for size in sizes} for _ in range(3)]
+    ours, plain = weighted(parts, [0.3, 0.21, 0.7], by=1.21), _whole(parts, [0.3, 0.21, 0.7], by=1.21)
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)

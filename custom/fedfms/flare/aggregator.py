@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
@@ -20,12 +21,15 @@ from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 from nvflare.app_common.app_constant import AppConstants
 
+from fedfms.errors import UpdateError
 from fedfms.flare.persistor import SharedModelPersistor
-from fedfms.flare.wire import BASE, REASON, REPORT, ROUND, TRAIN, VAL_DICE, kind_of, nbytes, to_arrays, to_tensors
+from fedfms.flare.rows import numbers, too_thin
+from fedfms.flare.wire import BASE, REASON, REPORT, ROUND, TRAIN, VAL_DICE, kind_of, nbytes, to_arrays
 from fedfms.guard.checks import Schema, check_dice, check_names, check_samples, check_tensors
 from fedfms.methods import Method, Server, Tensors, Update, trainers
 from fedfms.study import Study
 from fedfms.training.server import ServerStore
+from fedfms.training.spool import clear, spooled
 from fedfms.wire import CODECS, Downlink, Download, layout, read_upload
 
 
@@ -62,7 +66,13 @@ class CheckedAggregator(Aggregator):
         self.notes: Mapping[str, Any] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Keep the reason of a site that answers with an error: NVFLARE does not hand it to `accept`."""
+        """Keep the reason of a site that answers with an error: NVFLARE does not hand it to `accept`. Where a run
+        starts or ends, however it does, forget the updates.
+        """
+        if event_type in (EventType.START_RUN, EventType.END_RUN):
+            with self._lock:
+                self._updates = {}
+            clear(_spool(fl_ctx))
         if event_type == EventType.BEFORE_PROCESS_SUBMISSION and fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
             self._note_error(fl_ctx)
 
@@ -79,7 +89,7 @@ class CheckedAggregator(Aggregator):
             if site not in self._updates and not self._closed:
                 held_out = site in self._study(fl_ctx).held_out
                 row = {"round": int(round_), "site": site, "accepted": False, "reason": reason, "held_out": held_out}
-                self.rows[site] = row | _numbers(None)
+                self.rows[site] = row | numbers(None)
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Check what a site sent; True if it is an update that will be aggregated."""
@@ -98,21 +108,30 @@ class CheckedAggregator(Aggregator):
         except ValueError:
             dxo = DXO(DataKind.METRICS, data={})
         report = dxo.data.get(REPORT) if dxo.data_kind == DataKind.METRICS else dxo.get_meta_prop(REPORT)
-        row |= _numbers(report)
+        row |= numbers(report)
         held_out = site in self._study(fl_ctx).held_out
         reason = "held out" if held_out else self._refusal(site, round_, dxo, shareable, fl_ctx)
-        tensors: Tensors = {}
         if reason is None:
-            tensors, reason = self._decoded(site, dxo, fl_ctx)
+            reason = self._keep(site, dxo, fl_ctx)
         if reason is None:
-            samples = int(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
-            self._updates[site] = Update(site, tensors, samples)
-            row |= {"accepted": True, "samples": samples, "bytes_up": nbytes(dxo.data)}
+            row |= {"accepted": True, "samples": self._updates[site].samples, "bytes_up": nbytes(dxo.data)}
         elif not held_out:
             self.log_warning(fl_ctx, f"fedfms: round {round_}: update of {site} refused: {reason}", fire_event=False)
         if site not in self._updates or reason is None:
             self.rows[site] = row | {"held_out": held_out, "reason": reason or ""}
         return reason is None
+
+    def _keep(self, site: str, dxo: DXO, fl_ctx: FLContext) -> str | None:
+        """Put a good update by until the round is combined; why it could not be, or None."""
+        arrays, reason = self._decoded(site, dxo, fl_ctx)
+        if reason is not None:
+            return reason
+        samples = int(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
+        try:
+            self._updates[site] = Update(site, spooled(arrays.items(), _spool(fl_ctx)), samples)
+        except UpdateError as error:
+            return error.line()
+        return None
 
     def _refusal(self, site: str, round_: int, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> str | None:
         """Why the update may not be aggregated, or None; of a coded one, why it may not be decoded."""
@@ -143,13 +162,14 @@ class CheckedAggregator(Aggregator):
         codec = None if downlink is None else downlink.codec
         return Schema(layout({name: holder.shared[name] for name in names}, codec))
 
-    def _decoded(self, site: str, dxo: DXO, fl_ctx: FLContext) -> tuple[Tensors, str | None]:
+    def _decoded(self, site: str, dxo: DXO, fl_ctx: FLContext) -> tuple[dict[str, np.ndarray], str | None]:
         """The whole tensors of an update that `_refusal` had nothing against, and why they may not be aggregated."""
         downlink = self._wire(fl_ctx)
         if downlink is None:
-            return to_tensors(dxo.data), None
+            return dxo.data, None
         tensors = read_upload(dxo.data, downlink.received(site), downlink.codec)
-        return tensors, check_tensors(to_arrays(tensors), Schema.of(tensors))
+        arrays = to_arrays(tensors)
+        return arrays, check_tensors(arrays, Schema.of(tensors))
 
     def _wire(self, fl_ctx: FLContext) -> Downlink | None:
         """The server's end of a compressed wire; None where tensors travel as they are."""
@@ -212,14 +232,13 @@ class CheckedAggregator(Aggregator):
             self._closed = True
         round_ = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
         if len(self._updates) < self._min_sites:
-            self.system_panic(f"fedfms: {self._too_thin(round_)}", fl_ctx)
+            self.system_panic(f"fedfms: {too_thin(round_, self.rows, len(self._updates), self._min_sites)}", fl_ctx)
             return Shareable()
         server = replace(self._now(fl_ctx), round=round_)
         after = self._holder(fl_ctx).method.combine(list(self._updates.values()), server)
-        run = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id()))
         with self._lock:
             mirrors = {} if self._downlink is None else {s: dict(m) for s, m in self._downlink.mirrors.items()}
-        ServerStore(run / "fedfms" / "server.pt").save(after, mirrors)
+        ServerStore(_folder(fl_ctx) / "server.pt").save(after, mirrors)
         with self._lock:
             self._server, self.notes = after, after.notes
         reply: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(after.shared)).to_shareable()
@@ -229,15 +248,6 @@ class CheckedAggregator(Aggregator):
         """Forget the round that was aggregated, and open the next."""
         with self._lock:
             self._updates, self.rows, self.notes, self._closed = {}, {}, {}, False
-
-    def _too_thin(self, round_: int) -> str:
-        trained = [row for row in self.rows.values() if not row["held_out"]]
-        reasons = [_reason(row) for row in trained if not row["accepted"]]
-        silent = "" if reasons else "the others did not answer"
-        return (
-            f"round {round_}: {len(self._updates)} updates accepted, {self._min_sites} needed "
-            f"({'; '.join(sorted(reasons)) or silent})"
-        )
 
     def _holder(self, fl_ctx: FLContext) -> _Holder:
         persistor = fl_ctx.get_engine().get_component(self._persistor_id)
@@ -249,14 +259,10 @@ class CheckedAggregator(Aggregator):
         return self._holder(fl_ctx).study
 
 
-def _reason(row: dict[str, Any]) -> str:
-    """A row's reason with its site, which a site's own error names already."""
-    site, reason = row["site"], row["reason"]
-    return str(reason) if str(reason).startswith(f"site {site}") else f"{site}: {reason}"
+def _folder(fl_ctx: FLContext) -> Path:
+    """The run's folder of ours at the server."""
+    return Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id())) / "fedfms"
 
 
-def _numbers(report: Any) -> dict[str, Any]:
-    """The known keys of a site's report; whatever else it sends is dropped."""
-    report = report if isinstance(report, dict) else {}
-    keys = ("scores", "train_loss", "seconds", "bytes_down")
-    return {key: report.get(key) for key in keys} | {"samples": 0, "bytes_up": 0}
+def _spool(fl_ctx: FLContext) -> Path:
+    return _folder(fl_ctx) / "spool"

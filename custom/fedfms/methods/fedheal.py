@@ -22,13 +22,14 @@ from fedfms.methods.fedmsa import FedMSA
 class _Seen:
     """One site's update as the server sees it.
 
-    `increases`: element by element, in how many of the site's `rounds` (this one included) Delta_i was >= 0.
+    `increases`: element by element, in how many of the site's `rounds` (this one included) Delta_i was >= 0; `kept`:
+    the share of elements that its masks let through.
     """
 
-    masks: Tensors
     distance: float
     increases: Tensors
     rounds: int
+    kept: float
 
 
 class FedHEAL(FedMSA):
@@ -73,8 +74,8 @@ class FedHEAL(FedMSA):
         sites = {site: {**known.get(site, {}), **news.get(site, {}), **weights[site]} for site in sorted(weights)}
         total = sum(weights[site]["p"] for site in seen)
         shares = {site: weights[site]["p"] / total for site in seen}
-        shared = {name: _step(name, ordered, seen, shares, tensor) for name, tensor in server.shared.items()}
-        notes = {"weights": shares, "kept": {site: _kept(one.masks) for site, one in seen.items()}}
+        shared = {name: self._step(name, ordered, known, shares, tensor) for name, tensor in server.shared.items()}
+        notes = {"weights": shares, "kept": {site: one.kept for site, one in seen.items()}}
         return replace(server, round=server.round + 1, shared=shared, state={"sites": sites}, notes=notes)
 
     def _see(self, update: Update, shared: Tensors, past: Mapping[str, Any] | None) -> _Seen:
@@ -82,20 +83,40 @@ class FedHEAL(FedMSA):
         rounds = 1 if past is None else past["rounds"] + 1
         # The narrowest whole numbers that hold the counts: one byte an element up to 255 rounds.
         narrow = next(kind for kind in (torch.uint8, torch.int16, torch.int32) if rounds <= torch.iinfo(kind).max)
-        masks, increases, distance = {}, {}, 0.0
+        increases, distance, kept = {}, 0.0, 0
         for name, tensor in shared.items():
             delta = _delta(tensor, update.tensors[name])
-            rose = delta >= 0
+            mask, rose = self._mask(name, delta, past), delta >= 0
             before = torch.zeros_like(rose, dtype=narrow) if past is None else past["increases"][name].to(narrow)
-            masks[name] = torch.ones_like(rose) if past is None else self._consistent(rose, before, past["rounds"])
             increases[name] = before + rose
-            distance += float(torch.linalg.vector_norm(delta * masks[name]))
-        return _Seen(masks, distance, increases, rounds)
+            distance += float(torch.linalg.vector_norm(delta.mul_(mask)))
+            kept += int(mask.sum())
+        return _Seen(distance, increases, rounds, kept / sum(tensor.numel() for tensor in shared.values()))
+
+    def _mask(self, name: str, delta: torch.Tensor, past: Mapping[str, Any] | None) -> torch.Tensor:
+        """Which elements of one tensor count; made anew where it is needed, for of all sites they would fill memory."""
+        rose = delta >= 0
+        return torch.ones_like(rose) if past is None else self._consistent(rose, past["increases"][name], past["rounds"])
 
     def _consistent(self, rose: torch.Tensor, increases: torch.Tensor, rounds: int) -> torch.Tensor:
         # Of counts, not of shares: 1 - 0.7 is not 0.3 in binary, and rising and falling must be treated alike.
         agreeing = torch.where(rose, increases, rounds - increases)
         return agreeing.to(torch.float64) / rounds > self._threshold
+
+    def _step(
+        self, name: str, ordered: Sequence[Update], known: Mapping[str, Any], shares: Mapping[str, float],
+        old: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """One tensor of the new global model."""
+        moved, weight = torch.zeros(old.shape, dtype=torch.float64), torch.zeros(old.shape, dtype=torch.float64)
+        for update in ordered:
+            delta = _delta(old, update.tensors[name])
+            mask = self._mask(name, delta, known.get(update.site))
+            moved.add_(delta.mul_(mask), alpha=shares[update.site])
+            weight.add_(mask, alpha=shares[update.site])
+        # Where every mask is 0, the paper's u_i = p_i weighs updates that are masked away: the element stays.
+        step = moved / weight.where(weight > 0, 1.0)
+        return cast_back(old.to(torch.float64) - step, old.dtype)
 
     def _weights(self, distances: Mapping[str, float], known: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         """p_i and delta_i of every known site and newcomer after this round; p as they grow, not normalised."""
@@ -115,22 +136,3 @@ class FedHEAL(FedMSA):
 
 def _delta(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return old.to(torch.float64) - new.to(torch.float64)
-
-
-def _step(
-    name: str, ordered: Sequence[Update], seen: Mapping[str, _Seen], shares: Mapping[str, float], old: torch.Tensor
-) -> torch.Tensor:
-    """One tensor of the new global model."""
-    moved, weight = torch.zeros(old.shape, dtype=torch.float64), torch.zeros(old.shape, dtype=torch.float64)
-    for update in ordered:
-        mask = seen[update.site].masks[name]
-        moved.add_(_delta(old, update.tensors[name]) * mask, alpha=shares[update.site])
-        weight.add_(mask, alpha=shares[update.site])
-    # Where every mask is 0, the paper's u_i = p_i weighs updates that are masked away: the element stays.
-    step = moved / weight.where(weight > 0, 1.0)
-    return cast_back(old.to(torch.float64) - step, old.dtype)
-
-
-def _kept(masks: Tensors) -> float:
-    """Share of a site's elements that its masks let through."""
-    return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())

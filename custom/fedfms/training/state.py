@@ -71,7 +71,7 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomic(path, buffer.getvalue(), mode=0o600)
+    write_atomic(path, buffer.getbuffer(), mode=0o600)  # no second copy of it
 
 
 class StateStore:
