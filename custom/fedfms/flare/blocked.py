@@ -41,7 +41,7 @@ class BlockedSerials(FLComponent):
         super().__init__()
         self._file = Path(file)
         self._lock = threading.Lock()
-        self._shown: set[str] = set()  # who has shown a certificate that is not on the list, since the server started
+        self._shown: dict[str, str] = {}  # since the server started: the serial that a name has shown last
         self.serials()
         self._wrap(IdentityVerifier, "verify_common_name", self._verified)
         self._wrap(ClientManager, "heartbeat", self._heartbeat)
@@ -73,23 +73,22 @@ class BlockedSerials(FLComponent):
         certificate = kwargs.get("asserter_cert") or next(one for one in args if hasattr(one, "serial_number"))
         serial, name = format(certificate.serial_number, "x"), str(get_cn_from_cert(certificate))
         if serial in self.serials():
-            with self._lock:
-                self._shown.discard(name)
             told = f"the certificate {serial} of {name} is blocked"
             self.logger.error(f"fedfms: {told}")
             AuditService.add_event(user=name, action=ACTION, ref=serial, msg=told)
             raise InvalidAsserterCert(told)
         verified = bool(original(*args, **kwargs))
         with self._lock:
-            self._shown.add(name)
+            self._shown[name] = serial
         return verified
 
     def _heartbeat(
         self, original: Any, manager: ClientManager, token: str, client_name: str, client_fqcn: str, fl_ctx: FLContext
     ) -> Any:
+        blocked = self.serials()
         with self._lock:
-            shown = client_name in self._shown
-        if client_name in self.serials().values() and not shown:
+            shown = self._shown.get(client_name)
+        if client_name in blocked.values() and (shown is None or shown in blocked):
             manager.remove_client(token)
             told = f"a certificate of {client_name} is blocked, and it has shown no other since"
             self.logger.error(f"fedfms: heartbeat refused: {told}")

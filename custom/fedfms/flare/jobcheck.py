@@ -23,7 +23,7 @@ class SmallJobs(AppValidator):
     def validate(self, app_folder: str) -> tuple[str, dict[str, Any]]:
         """NVFLARE's form of an answer: a reason, empty where the app is taken."""
         paths = list(Path(app_folder).rglob("*"))
-        size = sum(path.lstat().st_size for path in paths)
+        size = sum(path.lstat().st_size for path in paths if not path.is_dir())
         if any(path.is_symlink() for path in paths):
             return "the job holds links; put the files themselves in", {}
         if len(paths) > MAX_FILES:
