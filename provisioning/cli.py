@@ -15,8 +15,9 @@ from rich.table import Table
 from fedfms.errors import FedfmsError, ProvisioningError
 from provisioning import kit as kits
 from provisioning.deployment import Deployment, Made, make
+from provisioning.distributed import approve, package, request
 from provisioning.policy import BLOCKED, allow
-from provisioning.project import TEMPLATE
+from provisioning.project import MAX_JOB_MB, TEMPLATE
 from provisioning.secret import ENV, passphrase
 
 _EPILOG = f"""\
@@ -28,6 +29,10 @@ the lead, who makes all keys:
   python -m provisioning renew hospital-b --out FED             before it expires
   python -m provisioning block hospital-b --out FED --server KIT
   python -m provisioning expiry --out FED                       exit code 1 when one has under 30 days
+the way in which a site's private key never leaves it; codes are told by telephone:
+  site  python -m provisioning request hospital-e --org hospital_e --project fedfms-study --out MINE
+  lead  python -m provisioning approve hospital-e.request.zip --code CODE --out FED      again, to renew
+  site  python -m provisioning package hospital-e.signed.zip --request MINE --code CODE --job JOB --into KIT
 whoever gets a kit:
   python -m provisioning open hospital-a.kit --into KIT         prints the code to compare by telephone
   python -m provisioning verify KIT                             has somebody changed it since?
@@ -69,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     new.set_defaults(run=_make)
     _add_changes(commands)
     _add_kits(commands)
+    _add_distributed(commands)
     return parser
 
 
@@ -106,6 +112,27 @@ def _add_kits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     allowed.add_argument("jobs", type=Path, nargs="+", metavar="JOB")
     allowed.add_argument("--kit", required=True, type=Path)
     allowed.set_defaults(run=_allow)
+
+
+def _add_distributed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    asked = commands.add_parser("request", help="a site: make a key that stays here, and a request to the lead")
+    asked.add_argument("name")
+    asked.add_argument("--org", required=True)
+    asked.add_argument("--project", required=True, metavar="NAME", help="the federation's, as the lead told it")
+    asked.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    asked.set_defaults(run=_request)
+    approved = commands.add_parser("approve", help="the lead: sign a site's request")
+    approved.add_argument("request", type=Path, metavar="NAME.request.zip")
+    approved.add_argument("--code", required=True, help="as the site told it by telephone")
+    _add_out(approved, "the federation's folder")
+    approved.set_defaults(run=_approve)
+    packed = commands.add_parser("package", help="a site: the kit, from its own key and the lead's answer")
+    packed.add_argument("signed", type=Path, metavar="NAME.signed.zip")
+    packed.add_argument("--request", required=True, type=Path, metavar="DIR", help="what `request` made")
+    packed.add_argument("--code", required=True, help="of the root, as the lead told it by telephone")
+    packed.add_argument("--into", required=True, type=Path, metavar="DIR", help="a new folder: the kit")
+    packed.add_argument("--job", type=Path, action="append", default=[], help="what it shares may leave this site")
+    packed.set_defaults(run=_package)
 
 
 def _add_out(parser: argparse.ArgumentParser, what: str) -> None:
@@ -186,3 +213,18 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _allow(args: argparse.Namespace) -> None:
     print(f"{allow(args.kit, args.jobs)} tensors, by name, may leave this site; restart its client")
+
+
+def _request(args: argparse.Namespace) -> None:
+    sent, code = request(args.name, args.org, args.project, args.out)
+    print(f"{code}  tell it to the lead by telephone, and send {sent}; the key stays in this folder")
+
+
+def _approve(args: argparse.Namespace) -> None:
+    signed, code = approve(Deployment(args.out), args.request, args.code, passphrase(args.passphrase_file))
+    print(f"{code}  the root's: tell it to the site by telephone, and send {signed}")
+
+
+def _package(args: argparse.Namespace) -> None:
+    code = package(args.signed, args.request, args.code, args.into, args.job, MAX_JOB_MB)
+    print(f"{code}  the kit's, to know it again: `verify`")

@@ -153,7 +153,7 @@ class Deployment:
             content = json.loads(unseal((self.folder / "ca.sealed").read_bytes(), passphrase))
         except SealError as error:
             raise ProvisioningError(str(error), where="ca.sealed") from None
-        with _work(self.folder) as work:
+        with work_folder(self.folder) as work:
             write_atomic(work / "cert.json", json.dumps(content), mode=0o600)
             yield work
 
@@ -190,7 +190,7 @@ def make(project_file: Path, folder: Path, passphrase: str) -> list[Made]:
             (fresh / name).mkdir()
         _write(fresh / "issued.jsonl", "")
         _write(fresh / "project.yml", yaml.safe_dump(project.to_dict(), sort_keys=False))
-        with _work(fresh) as work:
+        with work_folder(fresh) as work:
             made = _provision(project, work, fresh)
             state = json.loads((work / "ws" / project.name / "state" / "cert.json").read_text())
         root = {key: state[key] for key in (_ROOT_CERT, _ROOT_KEY)}
@@ -241,7 +241,7 @@ def _issued(found: x509.Certificate, kind: str) -> Issued:
 
 
 @contextmanager
-def _work(folder: Path) -> Iterator[Path]:
+def work_folder(folder: Path) -> Iterator[Path]:
     """A folder for keys in the open, beside what they become, and gone afterwards whatever happens."""
     work = Path(tempfile.mkdtemp(dir=folder, prefix=".work."))
     try:

@@ -7,14 +7,15 @@ Everything is polled: no step waits for longer than it takes. Processes are ende
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from provisioning.secret import make_passphrase
 from provisioning.tool import nvflare
 
 POLL_S = 0.5
-ADMIN = "admin@lead.example"
+ADMIN, LEAD = "admin@lead.example", "lead@lead.example"
 _SERVER = "localhost"
 
 
@@ -78,7 +79,7 @@ class Running:
     def start(self, name: str) -> None:
         """Start a server or site; what it prints is in `console.log` of its kit."""
         kit = self.kits[name]
-        with (kit / "console.log").open("ab") as log:
+        with os.fdopen(os.open(kit / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             self._processes[name] = subprocess.Popen(
                 ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
                 cwd=kit, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -96,14 +97,24 @@ class Running:
 
     def stop(self) -> None:
         """End all processes that were started, and those that they started."""
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            for process in self._processes.values():
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, sign)
-            for process in self._processes.values():
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=10)
-        self._processes.clear()
+        for name in list(self._processes):
+            self._signal(name, signal.SIGTERM)
+        for name in list(self._processes):
+            self.end(name)
+
+    def end(self, name: str) -> None:
+        """End a server or site, with its jobs."""
+        process = self._processes[name]
+        self._signal(name, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        self._signal(name, signal.SIGKILL)
+        process.wait()
+        del self._processes[name]
+
+    def _signal(self, name: str, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._processes[name].pid, number)
 
     def wait(self, what: str, ready: Callable[[], bool], limit_s: float) -> None:
         """Poll until something is so.
@@ -136,8 +147,6 @@ class Running:
 
 
 def _port(kit: Path) -> int:
-    import json
-
     config = json.loads((kit / "startup" / "fed_admin.json").read_text(encoding="utf-8"))["admin"]
     return int(config.get("port") or str(config["target"]).rsplit(":", 1)[1])
 
@@ -167,7 +176,7 @@ def stage(job: Path, folder: Path) -> Path:
 
 
 def submit(job: Path, kit: Path, work: Path, limit_s: float) -> Path:
-    """Submit a job, wait for its end, fetch its results; returns the folder with the server's part of them.
+    """Submit a job, wait for its end, fetch its results; returns the server's folder of the run.
 
     Raises:
         ProvisioningError: it was refused, did not end well, or not in time.
@@ -183,24 +192,43 @@ def submit(job: Path, kit: Path, work: Path, limit_s: float) -> Path:
     status = str(ended.get("status", ""))
     if not status.endswith("COMPLETED"):
         raise ProvisioningError(f"it ended as {status or 'unknown'}", where=job.name, do="look at the server's log")
-    results = work / f"{job.name}-results"
-    ask(kit, "job", "download", id_, "-o", str(results))
-    return results
+    ask(kit, "job", "download", id_, "-o", str(work / f"{job.name}-results"))
+    return work / f"{job.name}-results" / id_ / "workspace"
 
 
-@contextmanager
-def local_federation(
-    out: Path, sites: Sequence[str], jobs: Sequence[Path], admins: Mapping[str, str], limit_s: float = 300
-) -> Iterator[Running]:
-    """A federation of this machine that runs, for as long as the block lasts; nothing of it runs afterwards.
+def prepare(
+    out: Path, sites: Sequence[str], jobs: Sequence[Path], admins: Mapping[str, str], passphrase: str = ""
+) -> dict[str, Path]:
+    """Make a federation of this machine in a new folder, and open its kits; the folders by name.
 
     Raises:
-        ProvisioningError: it cannot be made, or does not come up in time.
+        ProvisioningError: it cannot be made.
     """
-    out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    out.mkdir(parents=True, mode=0o700)
     write_atomic(out / "project.yml", yaml.safe_dump(local_project(sites, jobs, admins)), mode=0o600)
-    make(out / "project.yml", out / "federation", make_passphrase())
-    kits = open_all(out / "federation", out / "kits")
-    with Running(kits) as running:
-        running.start_all(sites, next(iter(admins)), limit_s)
-        yield running
+    make(out / "project.yml", out / "federation", passphrase or make_passphrase())
+    (out / "kits").mkdir(mode=0o700)
+    return open_all(out / "federation", out / "kits")
+
+
+def demo(out: Path, jobs: Sequence[Path], limit_s: float) -> list[Path]:
+    """Run jobs in a federation of this machine; the server's folder of each run. Nothing of it runs afterwards.
+
+    Raises:
+        ProvisioningError: it cannot be made, does not come up in time, or a job does not end well.
+    """
+    sites = sorted({site for job in jobs for site in _sites(job)}) or ["site-1", "site-2", "site-3"]
+    with Running(prepare(out, sites, jobs, {ADMIN: "project_admin", LEAD: "lead"})) as running:
+        running.start_all(sites, ADMIN, limit_s)
+        found = [submit(job, running.kits[LEAD], out, limit_s) for job in jobs]
+        ask(running.kits[ADMIN], "system", "shutdown", "all", "--force")
+    return found
+
+
+def _sites(job: Path) -> list[str]:
+    """The sites that a job names, if it does."""
+    try:
+        places = json.loads((job / "meta.json").read_text(encoding="utf-8"))["deploy_map"][APP]
+    except (OSError, ValueError, KeyError):
+        raise ProvisioningError("this is not a job of this package", where=job.name, do="name its folder") from None
+    return [place for place in places if place not in ("server", "@ALL")]

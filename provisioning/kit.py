@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
 from provisioning.policy import BLOCKED
-from provisioning.sealed import SealError, pack, restrict, seal, unpack, unseal
+from provisioning.sealed import PLACE, SealError, pack, restrict, seal, unpack, unseal
 
 LIST = "fedfms_kit.txt"  # as `sha256sum -c` reads it
 SUFFIX = ".kit"
@@ -21,9 +21,15 @@ _DIGITS = 24  # of the code: 96 bits, which nobody finds a second list for
 
 def seal_kit(folder: Path, target: Path, passphrase: str) -> str:
     """Write the kit in `folder` as a sealed archive; returns the code of its list."""
+    told = finish(folder)
+    write_atomic(target, seal(pack(folder), passphrase), mode=0o600)
+    return told
+
+
+def finish(folder: Path) -> str:
+    """Write the list of a kit's files, and take everybody else's rights; returns the list's code."""
     write_atomic(folder / LIST, _listed(folder), mode=0o600)
     restrict(folder)
-    write_atomic(target, seal(pack(folder), passphrase), mode=0o600)
     return code(folder)
 
 
@@ -47,8 +53,11 @@ def _listed(folder: Path) -> str:
     return "".join(f"{_sha256(folder / path)}  {path}\n" for path in paths if path != LIST)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(path: Path, opened_into: str = "") -> str:
+    content = path.read_bytes()
+    if opened_into and path.suffix == ".json":
+        content = content.replace(opened_into.encode(), PLACE.encode())
+    return hashlib.sha256(content).hexdigest()
 
 
 def code(folder: Path) -> str:
@@ -57,7 +66,12 @@ def code(folder: Path) -> str:
     Raises:
         ProvisioningError: the kit has no list.
     """
-    digits = hashlib.sha256(_read_list(folder)).hexdigest()[:_DIGITS]
+    return spoken(_read_list(folder))
+
+
+def spoken(content: bytes) -> str:
+    """A digest for the telephone: 24 hexadecimal digits in six groups."""
+    digits = hashlib.sha256(content).hexdigest()[:_DIGITS]
     return "-".join(digits[i : i + 4] for i in range(0, _DIGITS, 4))
 
 
@@ -80,7 +94,7 @@ def changes(folder: Path) -> tuple[list[str], list[str]]:
     parts: tuple[list[str], list[str]] = ([], [])
     for part, found in zip(("startup", "local"), parts, strict=True):
         now = {
-            path.relative_to(folder).as_posix(): _sha256(path)
+            path.relative_to(folder).as_posix(): _sha256(path, str(folder.resolve()))
             for path in (folder / part).rglob("*") if path.is_file() and "__pycache__" not in path.parts
         }  # fmt: skip
         before = {name: digest for name, digest in was.items() if name.startswith(f"{part}/")}

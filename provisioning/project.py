@@ -14,7 +14,8 @@ from fedfms.errors import ProvisioningError
 TEMPLATE = Path(__file__).with_name("project.yml")
 _ROLES = ("project_admin", "org_admin", "lead", "member")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
-_OWN = {"jobs": [], "max_job_mb": 16, "root_days": 3650}
+MAX_JOB_MB = 16
+_OWN = {"jobs": [], "max_job_mb": MAX_JOB_MB, "root_days": 3650}
 _LIBRARY = "nvflare.lighter.impl"
 
 
@@ -30,7 +31,7 @@ class Project:
     description: str
     participants: tuple[dict[str, Any], ...]
     jobs: tuple[Path, ...] = ()
-    max_job_mb: int = 16
+    max_job_mb: int = MAX_JOB_MB
     root_days: int = 3650
     extra: dict[str, Any] = field(default_factory=dict)
 
