@@ -51,3 +51,7 @@ class TrainingError(FedfmsError):
 
 class UpdateError(FedfmsError):
     """An update from a site, or the set of them, cannot be aggregated."""
+
+
+class ProvisioningError(FedfmsError):
+    """A project file, kit, certificate or passphrase of a federation is not what it must be."""

@@ -1,0 +1,234 @@
+"""A real federation on this machine: a server and its sites as processes of their own, mTLS on loopback, own stores.
+
+    python -m provisioning federation --job JOB [--job JOB ...] --out DIR
+
+Everything is polled: no step waits for longer than it takes. Processes are ended by the pid that started them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedfms.errors import ProvisioningError
+from fedfms.files import write_atomic
+from fedfms.flare.job import APP
+from provisioning.deployment import make
+from provisioning.kit import SUFFIX, open_kit
+from provisioning.secret import make_passphrase
+from provisioning.tool import nvflare
+
+POLL_S = 0.5
+ADMIN, LEAD = "admin@lead.example", "lead@lead.example"
+_SERVER = "localhost"
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
+def local_project(sites: Sequence[str], jobs: Sequence[Path], admins: Mapping[str, str]) -> dict[str, Any]:
+    """A project file's content: a server of this machine on a free port, sites, and people by name with their role."""
+    port = free_port()
+    server = {"name": _SERVER, "type": "server", "org": "lead", "fed_learn_port": port, "admin_port": port}
+    clients = [{"name": site, "type": "client", "org": f"org_{index}"} for index, site in enumerate(sites)]
+    people = [{"name": name, "type": "admin", "org": "lead", "role": role} for name, role in admins.items()]
+    own = {"jobs": [str(job.resolve()) for job in jobs]}
+    return {"api_version": 3, "name": "local", "participants": [server, *clients, *people], "fedfms": own}
+
+
+def open_all(federation: Path, kits: Path) -> dict[str, Path]:
+    """Open every kit of a federation, as its participants do; the folders by name."""
+    found = {}
+    for sealed in sorted((federation / "kits").glob(f"*{SUFFIX}")):
+        name = sealed.name.removesuffix(SUFFIX)
+        secret = (federation / "passphrases" / f"{name}.txt").read_text(encoding="utf-8").strip()
+        open_kit(sealed, kits / name, secret)
+        found[name] = kits / name
+    return found
+
+
+class Running:
+    """Processes of opened kits. Leave it with `stop`, or as a context."""
+
+    def __init__(self, kits: Mapping[str, Path], environment: Mapping[str, str] | None = None) -> None:
+        self.kits = dict(kits)
+        self._environment = {**os.environ, **(environment or {})}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, name: str) -> None:
+        """Start a server or site; what it prints is in `console.log` of its kit."""
+        kit = self.kits[name]
+        with os.fdopen(os.open(kit / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+            self._processes[name] = subprocess.Popen(
+                ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
+                cwd=kit, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, umask=0o077,
+            )  # fmt: skip
+
+    def log(self, name: str) -> str:
+        """What a server or site has logged."""
+        path = self.kits[name] / "console.log"
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    def alive(self, name: str) -> bool:
+        """Does its process run?"""
+        return name in self._processes and self._processes[name].poll() is None
+
+    def stop(self) -> None:
+        """End all processes that were started, and those that they started."""
+        for name in list(self._processes):
+            self._signal(name, signal.SIGTERM)
+        for name in list(self._processes):
+            self.end(name)
+
+    def end(self, name: str) -> None:
+        """End a server or site, with its jobs."""
+        process = self._processes[name]
+        self._signal(name, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        self._signal(name, signal.SIGKILL)
+        process.wait()
+        del self._processes[name]
+
+    def _signal(self, name: str, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._processes[name].pid, number)
+
+    def wait(self, what: str, ready: Callable[[], bool], limit_s: float) -> None:
+        """Poll until something is so.
+
+        Raises:
+            ProvisioningError: it was not in time, or a process has ended.
+        """
+        until = time.monotonic() + limit_s
+        while not ready():
+            dead = [name for name in self._processes if not self.alive(name)]
+            if dead:
+                raise ProvisioningError(f"{', '.join(dead)} ended", where=what, do="look at console.log in its kit")
+            if time.monotonic() > until:
+                raise ProvisioningError(f"not within {limit_s:.0f} s", where=what, do="look at console.log in the kits")
+            time.sleep(POLL_S)
+
+    def start_all(self, sites: Sequence[str], admin: str, limit_s: float) -> None:
+        """Start the server and sites, and wait until all have registered."""
+        self.start(_SERVER)
+        port = _port(self.kits[admin])
+        self.wait("the server", lambda: _listens(port), limit_s)
+        for site in sites:
+            self.start(site)
+        self.wait("the sites", lambda: set(sites) <= set(self.registered(admin)), limit_s)
+
+    def registered(self, admin: str) -> list[str]:
+        """Names of the sites that the server knows."""
+        status = ask(self.kits[admin], "system", "status")
+        return [str(one.get("client_name") or one.get("name")) for one in status.get("clients", [])]
+
+
+def _port(kit: Path) -> int:
+    config = json.loads((kit / "startup" / "fed_admin.json").read_text(encoding="utf-8"))["admin"]
+    return int(config.get("port") or str(config["target"]).rsplit(":", 1)[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def ask(kit: Path, *command: str, limit_s: float = 120) -> dict[str, Any]:
+    """An `nvflare` command with an admin's kit."""
+    return nvflare(*command, "--startup-kit", str(kit), folder=kit, limit_s=limit_s)
+
+
+def stage(job: Path, folder: Path) -> Path:
+    """A clean copy of a job: without what NVFLARE leaves in it, and without `app/custom` where that holds no code.
+
+    NVFLARE takes a job with that folder for one that brings code, which a site's policy refuses.
+    """
+    clean = shutil.ignore_patterns(".__nvfl_*", "__pycache__", "*.pyc")
+    shutil.copytree(job, folder, ignore=clean)
+    custom = folder / APP / "custom"
+    if custom.is_dir() and {path.name for path in custom.iterdir()} <= {"README.txt"}:
+        shutil.rmtree(custom)
+    return folder
+
+
+def submit(job: Path, kit: Path, work: Path, limit_s: float) -> Path:
+    """Submit a job, wait for its end, fetch its results; returns the server's folder of the run.
+
+    Raises:
+        ProvisioningError: it was refused, did not end well, or not in time.
+    """
+    staged = stage(job, work / job.name)
+    id_ = str(ask(kit, "job", "submit", "-j", str(staged))["job_id"])
+    try:
+        ended = ask(kit, "job", "wait", id_, "--timeout", f"{limit_s:.0f}", "--interval", "1", limit_s=limit_s + 60)
+    except ProvisioningError:
+        with suppress(ProvisioningError):
+            ask(kit, "job", "abort", id_)
+        raise
+    status = str(ended.get("status", ""))
+    if not status.endswith("COMPLETED"):
+        raise ProvisioningError(f"it ended as {status or 'unknown'}", where=job.name, do="look at the server's log")
+    ask(kit, "job", "download", id_, "-o", str(work / f"{job.name}-results"))
+    return work / f"{job.name}-results" / id_ / "workspace"
+
+
+def prepare(
+    out: Path, sites: Sequence[str], jobs: Sequence[Path], admins: Mapping[str, str], passphrase: str = ""
+) -> dict[str, Path]:
+    """Make a federation of this machine in a new folder, and open its kits; the folders by name.
+
+    Raises:
+        ProvisioningError: it cannot be made.
+    """
+    out.mkdir(parents=True, mode=0o700)
+    write_atomic(out / "project.yml", yaml.safe_dump(local_project(sites, jobs, admins)), mode=0o600)
+    make(out / "project.yml", out / "federation", passphrase or make_passphrase())
+    (out / "kits").mkdir(mode=0o700)
+    return open_all(out / "federation", out / "kits")
+
+
+def demo(out: Path, jobs: Sequence[Path], limit_s: float) -> list[Path]:
+    """Run jobs in a federation of this machine; the server's folder of each run. Nothing of it runs afterwards.
+
+    Raises:
+        ProvisioningError: it cannot be made, does not come up in time, or a job does not end well.
+    """
+    sites = sorted({site for job in jobs for site in _sites(job)}) or ["site-1", "site-2", "site-3"]
+    with Running(prepare(out, sites, jobs, {ADMIN: "project_admin", LEAD: "lead"})) as running:
+        running.start_all(sites, ADMIN, limit_s)
+        found = [submit(job, running.kits[LEAD], out, limit_s) for job in jobs]
+        ask(running.kits[ADMIN], "system", "shutdown", "all", "--force")
+    return found
+
+
+def _sites(job: Path) -> list[str]:
+    """The sites that a job names, if it does."""
+    try:
+        places = json.loads((job / "meta.json").read_text(encoding="utf-8"))["deploy_map"][APP]
+    except (OSError, ValueError, KeyError):
+        raise ProvisioningError("this is not a job of this package", where=job.name, do="name its folder") from None
+    return [place for place in places if place not in ("server", "@ALL")]

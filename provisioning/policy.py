@@ -1,0 +1,157 @@
+"""A kit's `local/`: what its owner allows. Written once, with the kit; from then on it is the site's to change.
+
+The list of classes that a job may build is the classes that our jobs name, one by one, and not NVFLARE's default and
+`fedfms.`: NVFLARE calls whatever a path names, be it a function, and its default has parts that send a job's log away.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedfms.errors import FedfmsError, ProvisioningError
+from fedfms.files import write_atomic
+from provisioning.sealed import PLACE
+
+if TYPE_CHECKING:
+    from fedfms.study import Study
+
+SCOPE = "study"
+BLOCKED = "blocked_serials.json"
+_FILTER = "fedfms.flare.scope.SharedOnly"
+SITE_CLASSES = (
+    "fedfms.flare.executor.SiteExecutor",
+    "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent",  # live curves; take it away and none are sent
+)
+SERVER_CLASSES = (
+    "fedfms.flare.aggregator.CheckedAggregator",
+    "fedfms.flare.persistor.SharedModelPersistor",
+    "fedfms.flare.personal.OwnModelFilter",
+    "fedfms.flare.recorder.Recorder",
+    "fedfms.flare.selector.AcceptedModelSelector",
+    "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
+    "nvflare.app_common.workflows.global_model_eval.GlobalModelEval",
+    "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather",
+    "nvflare.app_opt.pt.file_model_locator.PTFileModelLocator",
+    "nvflare.app_opt.tracking.mlflow.mlflow_receiver.MLflowReceiver",
+    "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",
+)
+# By role: nobody brings code, and nobody reads a site's files over the admin console (`cat`, `grep`: shell_commands).
+_NOTHING = dict.fromkeys(
+    ("submit_job", "clone_job", "manage_job", "download_job", "operate", "shell_commands", "byoc",
+     "server-predeployed-flwr"), "none",
+)  # fmt: skip
+_PERMISSIONS = {
+    "project_admin": _NOTHING
+    | dict.fromkeys(("submit_job", "clone_job", "manage_job", "download_job", "view", "operate"), "any"),
+    "org_admin": _NOTHING | {"manage_job": "o:submitter", "view": "any", "operate": "o:site"},
+    "lead": _NOTHING
+    | {"submit_job": "any", "view": "any"}
+    | dict.fromkeys(("clone_job", "manage_job", "download_job"), "n:submitter"),
+    "member": _NOTHING | {"view": "any"},
+}
+_SETTINGS = """\
+# What belongs to this site, and no job can set. Fill in, and restart the client.
+#data_root: /data/fedfms          # holds <dataset>/<site>/manifest.json, as `python -m preprocessing` writes it
+#checkpoints: /data/checkpoints   # a job names a file in it and that file's SHA-256; another one is refused
+#device: cuda:0                   # default: cuda where there is one
+#cache: /scratch/fedfms           # as private as the images
+#min_cases: 10                    # no score of fewer images leaves
+"""
+
+
+def sizes_of(jobs: Iterable[Path]) -> dict[str, int]:
+    """What the jobs share: the number of elements by the name of each tensor, the largest where jobs differ.
+
+    Raises:
+        ProvisioningError: a folder holds no job of this package.
+    """
+    from fedfms.training.build import outline  # torch: not for those who only open a kit
+    from fedfms.training.traffic import shared_tensors
+
+    found: dict[str, int] = {}
+    for job in jobs:
+        for name, tensor in shared_tensors(outline(_study(job))).items():
+            found[name] = max(found.get(name, 0), tensor.numel())
+    return found
+
+
+def _study(job: Path) -> Study:
+    from fedfms.flare.job import APP
+    from fedfms.study import Study
+
+    try:
+        config = json.loads((job / APP / "config" / "config_fed_client.json").read_text(encoding="utf-8"))
+        return Study.from_dict(config["executors"][0]["executor"]["args"]["study"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        raise ProvisioningError("this is not a job of this package", where=job.name, do="name its folder") from None
+    except FedfmsError as error:
+        raise error.at(job.name) from None
+
+
+def privacy(tensors: Mapping[str, int]) -> dict[str, Any]:
+    """The site's scope, the only one and therefore everybody's: only these tensors leave.
+
+    Limits follow from them: four bytes an element and a twentieth more, for scales and steps beside them.
+    """
+    largest = sum(tensors.values()) * 4 * 1.05 / 1e6
+    args = {"tensors": dict(sorted(tensors.items())), "max_mb": round(largest, 3), "max_tensors": 3 * len(tensors)}
+    scope = {"name": SCOPE, "properties": {}, "task_result_filters": [{"path": _FILTER, "args": args}]}
+    return {"scopes": [scope], "default_scope": SCOPE}
+
+
+def allow(kit: Path, jobs: Iterable[Path]) -> int:
+    """Let a site's kit send what the jobs share, beside what it could before; returns the number of names.
+
+    Raises:
+        ProvisioningError: it is no site's kit with our scope, or a folder holds no job.
+    """
+    path = kit / "local" / "privacy.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["scopes"][0]["task_result_filters"][0]["args"]["tensors"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        raise ProvisioningError("this kit has no local/privacy.json of ours", where=kit.name) from None
+    more = sizes_of(jobs)
+    tensors = {name: max(before.get(name, 0), more.get(name, 0)) for name in {*before, *more}}
+    _write(path, privacy(tensors))
+    return len(tensors)
+
+
+def write_policy(kit: Path, kind: str, tensors: Mapping[str, int], max_job_mb: int) -> None:
+    """Write `local/` of a kit that NVFLARE has just made; `kind` is NVFLARE's type of a participant."""
+    from fedfms.settings import FILE_NAME
+
+    local = kit / "local"
+    if kind == "admin":
+        return
+    resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
+    resources["class_list_enforcement_mode"] = "enforce"
+    resources["app_validator"] = {"path": "fedfms.flare.jobcheck.SmallJobs", "args": {"max_mb": max_job_mb}}
+    _write(local / "authorization.json", {"format_version": "1.0", "permissions": _PERMISSIONS})
+    if kind == "server":
+        _server(resources)
+        _write(local / BLOCKED, {"serials": {}})
+    else:
+        resources["class_allow_list"] = list(SITE_CLASSES)
+        resources["allow_log_streaming"] = False  # a job's log names pseudonymous cases and the site's own paths
+        resources["components"] = [one for one in resources["components"] if one["id"] != "site_log_streamer"]
+        _write(local / "privacy.json", privacy(tensors))
+        write_atomic(local / FILE_NAME, _SETTINGS, mode=0o600)
+    _write(local / "resources.json", resources)
+
+
+def _server(resources: dict[str, Any]) -> None:
+    """Stores of this deployment's own: NVFLARE's are in /tmp, shared by all servers of the machine."""
+    resources["class_allow_list"] = list(SERVER_CLASSES)
+    resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{PLACE}/store/snapshots"
+    for one in resources["components"]:
+        if one["id"] == "job_manager":
+            one["args"]["uri_root"] = f"{PLACE}/store/jobs"
+    path = "fedfms.flare.blocked.BlockedSerials"
+    resources["components"].append({"id": "blocked", "path": path, "args": {"file": f"{PLACE}/local/{BLOCKED}"}})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(content, indent=2) + "\n", mode=0o600)

@@ -1,0 +1,216 @@
+"""A federation's kits: what is in them, who reads them, and what one command changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import stat
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from fedfms.errors import ProvisioningError
+from provisioning.cli import main
+from provisioning.deployment import Deployment, make
+from provisioning.kit import LIST, certificate, changes, code, open_kit
+from provisioning.project import load_project
+from provisioning.sealed import unseal
+from provisioning.secret import ENV
+
+from .make import ADMIN, LEAD, PASSPHRASE, SITES, opened, project_file, umask
+
+pytestmark = pytest.mark.slow  # NVFLARE takes seconds to make kits
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*") if path.is_file()
+    }  # fmt: skip
+
+
+def _open_to_others(folder: Path) -> list[str]:
+    return [path.name for path in [folder, *folder.rglob("*")] if stat.S_IMODE(path.lstat().st_mode) & 0o077]
+
+
+@pytest.fixture
+def copy(federation: Path, tmp_path: Path) -> Path:
+    """The federation, to change."""
+    return Path(shutil.copytree(federation, tmp_path / "fed"))
+
+
+def test_nothing_is_readable_by_others_under_an_open_umask(federation: Path, tmp_path: Path) -> None:
+    assert _open_to_others(federation) == []
+    with umask(0):
+        assert _open_to_others(opened(federation, "site-1", tmp_path)) == []
+
+
+@pytest.mark.parametrize("habit", [0o022, 0o077])
+def test_nothing_is_readable_by_others_under_any_umask(habit: int, tmp_path: Path) -> None:
+    with umask(habit):
+        make(project_file(tmp_path / "project.yml"), tmp_path / "fed", PASSPHRASE)
+    assert _open_to_others(tmp_path / "fed") == []
+
+
+def test_the_root_key_is_in_no_kit_and_nowhere_in_the_open(federation: Path, tmp_path: Path) -> None:
+    root = json.loads(unseal((federation / "ca.sealed").read_bytes(), PASSPHRASE))
+    key = serialization.load_pem_private_key(root["root_pri_key"].encode(), password=None)
+    secret = "".join(root["root_pri_key"].splitlines()[1:-1])
+    number = str(key.private_numbers().p)  # type: ignore[union-attr]
+    names = {one.name for one in Deployment(federation).issued}
+    for name in names:
+        opened(federation, name, tmp_path)
+    assert len(list(tmp_path.glob("*/startup/rootCA.pem"))) == len(names) == 7
+    for path in [*tmp_path.rglob("*"), *federation.rglob("*")]:
+        if path.is_file():
+            text = path.read_bytes().decode("latin-1")
+            assert secret[40:120] not in "".join(text.split()) and number not in text, path.name
+    assert [path.name for path in federation.rglob("*") if path.suffix in (".key", ".pem")] == ["rootCA.pem"]
+
+
+def test_each_kit_has_its_own_passphrase_and_no_other_opens_it(federation: Path, tmp_path: Path) -> None:
+    secrets = [path.read_text().strip() for path in (federation / "passphrases").iterdir()]
+    assert len(set(secrets)) == 7
+    other = (federation / "passphrases" / "site-2.txt").read_text().strip()
+    with pytest.raises(ProvisioningError, match="passphrase is wrong"):
+        open_kit(federation / "kits" / "site-1.kit", tmp_path / "kit", other)
+
+
+def test_the_code_is_the_one_that_the_lead_reads_out(federation: Path, tmp_path: Path) -> None:
+    told = dict(reversed(line.split("  ")) for line in (federation / "checksums.txt").read_text().splitlines())
+    kit = opened(federation, "site-1", tmp_path)
+    assert code(kit) == told["site-1"]
+    assert len(told["site-1"]) == 29
+    assert len(set(told.values())) == 7
+
+
+def test_a_changed_kit_is_told(federation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kit = opened(federation, "site-1", tmp_path)
+    assert changes(kit) == ([], [])
+    assert main(["verify", str(kit)]) == 0
+    (kit / "local" / "fedfms_site.yaml").write_text("device: cpu\n")
+    assert main(["verify", str(kit)]) == 0
+    assert "as a site may: local/fedfms_site.yaml" in capsys.readouterr().out
+    (kit / "startup" / "sub_start.sh").write_text("#!/bin/sh\n")
+    (kit / "startup" / "more.py").write_text("")
+    assert main(["verify", str(kit)]) == 1
+    assert "CHANGED: startup/more.py\nCHANGED: startup/sub_start.sh" in capsys.readouterr().out
+    with (kit / LIST).open("a") as file:
+        file.write(f"{hashlib.sha256(b'').hexdigest()}  startup/more.py\n")
+    told = (federation / "checksums.txt").read_text()
+    assert code(kit) not in told  # whoever changes the list as well has another code
+
+
+def test_a_servers_stores_are_in_its_kit_and_not_in_a_folder_that_all_servers_share(
+    federation: Path, tmp_path: Path
+) -> None:
+    kit = opened(federation, "localhost", tmp_path)
+    text = (kit / "local" / "resources.json").read_text()
+    assert "/tmp/nvflare" not in text and "@KIT@" not in text
+    assert f"{kit}/store/jobs" in text and f"{kit}/store/snapshots" in text
+    assert f"{kit}/local/blocked_serials.json" in text
+
+
+def test_add_renew_and_replace_change_nobody_elses_kit_and_not_the_root(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(ENV, PASSPHRASE)
+    before, kits = _digests(copy), tmp_path / "kits"
+    old = {site: certificate(opened(copy, site, tmp_path / "old")) for site in SITES}
+    assert main(["add", "site-4", "--org", "d", "--out", str(copy)]) == 0
+    assert main(["renew", "site-1", "--out", str(copy)]) == 0
+    server = opened(copy, "localhost", kits)
+    assert main(["replace", "site-2", "--out", str(copy), "--server", str(server)]) == 0
+    after = _digests(copy)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {
+        *(f"kits/site-{n}.kit" for n in (1, 2, 4)), *(f"passphrases/site-{n}.txt" for n in (1, 2, 4)),
+        "checksums.txt", "issued.jsonl", "project.yml", "blocked.json",
+    }  # fmt: skip
+    assert not before.keys() - after.keys()
+    root = x509.load_pem_x509_certificate((copy / "rootCA.pem").read_bytes())
+    for site in ("site-1", "site-2", "site-4"):
+        new = certificate(opened(copy, site, kits))
+        new.verify_directly_issued_by(root)
+        assert (kits / site / "startup" / "rootCA.pem").read_bytes() == (copy / "rootCA.pem").read_bytes()
+        if site in old:
+            assert new.serial_number != old[site].serial_number
+            assert new.public_key() != old[site].public_key()
+            assert new.subject == old[site].subject
+    serial = format(old["site-2"].serial_number, "x")
+    listed = {"serials": {serial: "site-2"}}
+    assert json.loads((server / "local" / "blocked_serials.json").read_text()) == listed
+    assert json.loads((copy / "blocked.json").read_text()) == listed
+    states = [(one.name, one.state) for one in Deployment(copy).issued if one.name in ("site-1", "site-2", "site-4")]
+    assert states == [
+        ("site-1", "renewed"), ("site-2", "blocked"),
+        ("site-4", "current"), ("site-1", "current"), ("site-2", "current"),
+    ]  # fmt: skip
+    assert "site-4" in {one["name"] for one in yaml.safe_load((copy / "project.yml").read_text())["participants"]}
+    capsys.readouterr()
+
+
+def test_a_servers_new_kit_refuses_what_its_old_one_did(copy: Path, tmp_path: Path) -> None:
+    deployment = Deployment(copy)
+    (serial,) = deployment.block("site-3")
+    deployment.renew("localhost", PASSPHRASE)
+    kit = opened(copy, "localhost", tmp_path)
+    assert json.loads((kit / "local" / "blocked_serials.json").read_text()) == {"serials": {serial: "site-3"}}
+
+
+def test_a_wrong_passphrase_changes_nothing(copy: Path) -> None:
+    before = _digests(copy)
+    with pytest.raises(ProvisioningError, match="passphrase is wrong"):
+        Deployment(copy).renew("site-1", "another passphrase")
+    assert _digests(copy) == before
+
+
+def test_a_failure_of_nvflare_leaves_no_key_behind(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _digests(copy)
+
+    def fails(*_: str, folder: Path) -> None:
+        raise ProvisioningError("nvflare provision failed")
+
+    monkeypatch.setattr("provisioning.deployment.nvflare", fails)
+    with pytest.raises(ProvisioningError):
+        Deployment(copy).renew("site-1", PASSPHRASE)
+    assert _digests(copy) == before
+    assert not [path for path in copy.iterdir() if path.name.startswith(".work")]
+
+
+@pytest.mark.parametrize("left, expected", [(31, 0), (29, 1), (-1, 1)])
+def test_expiry_tells_who_must_renew(
+    left: int, expected: int, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    until = (datetime.now(timezone.utc) + timedelta(days=left, hours=1)).isoformat(timespec="seconds")
+    lines = [json.loads(line) for line in (copy / "issued.jsonl").read_text().splitlines()]
+    lines = [line | {"until": until} if line["name"] == LEAD else line for line in lines]
+    (copy / "issued.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["expiry", "--out", str(copy)]) == expected
+    out = capsys.readouterr().out
+    assert (f"{left} renew now" in out) is bool(expected)
+    assert ADMIN in out
+
+
+def test_names_that_are_no_names_make_no_federation(tmp_path: Path) -> None:
+    for name, fault in (("../site", "a name must be"), ("site-2", "said twice"), ("a b", "a name must be")):
+        path = project_file(tmp_path / "project.yml")
+        content = yaml.safe_load(path.read_text())
+        content["participants"][1]["name"] = name
+        path.write_text(yaml.safe_dump(content))
+        with pytest.raises(ProvisioningError, match=fault):
+            make(path, tmp_path / "fed", PASSPHRASE)
+    assert not (tmp_path / "fed").exists()
+
+
+def test_the_template_is_a_project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["template"]) == 0
+    (tmp_path / "project.yml").write_text(capsys.readouterr().out)
+    project = load_project(tmp_path / "project.yml")
+    assert project.server["fed_learn_port"] != 8002
+    assert {one.get("role") for one in project.participants} >= {"project_admin", "lead", "org_admin"}

@@ -1,0 +1,176 @@
+"""A site's policy as NVFLARE's own classes read it from the kit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nvflare.apis.app_validation import AppValidationKey
+from nvflare.apis.fl_constant import FilterKey, FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.fl_exception import UnsafeComponentError
+from nvflare.apis.workspace import Workspace
+from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
+from nvflare.fuel.sec.authz import AuthorizationService, AuthzContext, Person
+from nvflare.private.fed.app.fl_conf import create_privacy_manager
+from nvflare.private.fed.utils.app_authz import AppAuthzService
+from nvflare.security.security import FLAuthorizer
+
+from fedfms.errors import ProvisioningError, StudyError
+from fedfms.flare.jobcheck import MAX_FILES, SmallJobs
+from fedfms.flare.scope import SharedOnly
+from fedfms.settings import SiteSettings, load_settings
+from fedfms.study import Study
+from provisioning.policy import SCOPE, SERVER_CLASSES, SITE_CLASSES, allow, privacy, sizes_of, write_policy
+
+from .make import REPO
+
+JOBS = sorted(path for path in (REPO / "jobs").iterdir() if (path / "meta.json").is_file())
+_DEFAULT = {
+    "class_allow_list": ["nvflare.app_common.logging.job_log_streamer.JobLogStreamer"],
+    "allow_log_streaming": True,
+    "snapshot_persistor": {"args": {"storage": {"args": {"root_dir": "/tmp/nvflare/snapshot-storage"}}}},
+    "components": [
+        {"id": "job_manager", "args": {"uri_root": "/tmp/nvflare/jobs-storage"}},
+        {"id": "site_log_streamer", "path": "x"},
+    ],
+}
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Path:
+    """A site's kit, with what NVFLARE lays into it as far as the policy goes; it may send a tensor of four numbers."""
+    return _kit(tmp_path / "kit", "client")
+
+
+def _kit(folder: Path, kind: str) -> Path:
+    for name in ("startup", "local"):
+        (folder / name).mkdir(parents=True)
+    (folder / "local" / "resources.json.default").write_text(json.dumps(_DEFAULT))
+    write_policy(folder, kind, {"a": 4}, 16)
+    return folder
+
+
+def _paths(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["path"]} if isinstance(value.get("path"), str) else set()
+        return own.union(*(_paths(inner) for inner in value.values()))
+    return set().union(*(_paths(inner) for inner in value)) if isinstance(value, list) else set()
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_the_classes_of_every_job_are_allowed_and_no_other(job: Path) -> None:
+    for side, allowed in (("client", SITE_CLASSES), ("server", SERVER_CLASSES)):
+        named = _paths(json.loads((job / "app" / "config" / f"config_fed_{side}.json").read_text()))
+        assert named <= set(allowed), side
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "nvflare.app_common.logging.job_log_streamer.JobLogStreamer",  # would send the job's log, cases and all
+        "nvflare.app_common.np.np_trainer.NPTrainer",
+        "fedfms.files.replace_folder",  # NVFLARE calls functions as well
+        "subprocess.Popen",
+    ],
+)
+def test_a_class_off_the_list_is_not_built(path: str, kit: Path) -> None:
+    authorizer, workspace = ComponentPathAuthorizer(), Workspace(str(kit), "site-1")
+    authorizer.authorize_component_config({"path": SITE_CLASSES[0]}, workspace=workspace)
+    with pytest.raises(UnsafeComponentError, match="not in allow_list"):
+        authorizer.authorize_component_config({"path": path}, workspace=workspace)
+
+
+def test_no_log_of_a_site_is_streamed(kit: Path) -> None:
+    resources = json.loads((kit / "local" / "resources.json").read_text())
+    assert resources["allow_log_streaming"] is False
+    assert "site_log_streamer" not in {one["id"] for one in resources["components"]}
+
+
+def _may(role: str, right: str) -> bool:
+    person = Person("person", "lead", role)
+    authorized, _ = AuthorizationService.authorize(AuthzContext(user=person, submitter=person, right=right))
+    return bool(authorized)
+
+
+@pytest.mark.parametrize("kind", ["client", "server"])
+def test_nobody_brings_code_or_reads_files_and_a_member_looks(kind: str, tmp_path: Path) -> None:
+    policy = json.loads((_kit(tmp_path / "kit", kind) / "local" / "authorization.json").read_text())
+    AuthorizationService.the_authorizer = None
+    assert not AuthorizationService.initialize(FLAuthorizer("org_a", policy))[1]
+    try:
+        for role in ("project_admin", "org_admin", "lead", "member"):
+            assert not _may(role, "byoc") and not _may(role, "shell_commands") and _may(role, "view")
+            allowed, reason = AppAuthzService.authorize_app_info({AppValidationKey.BYOC: True}, "p", "lead", role)
+            assert (allowed, reason) == (False, "BYOC not permitted")
+            assert AppAuthzService.authorize_app_info({}, "p", "lead", role)[0]
+        assert [_may(role, "submit_job") for role in ("project_admin", "lead", "org_admin", "member")] == [
+            True, True, False, False,
+        ]  # fmt: skip
+    finally:
+        AuthorizationService.the_authorizer = None
+
+
+def test_the_scope_is_everybodys_and_filters_what_leaves(kit: Path) -> None:
+    manager = create_privacy_manager(Workspace(str(kit), "site-1"), names_only=False)
+    for named in ("", None, SCOPE):
+        (own,) = manager.get_scope(named).task_result_filters[FilterKey.OUT]
+        assert isinstance(own, SharedOnly)
+    assert manager.get_scope("public") is None  # a job that names another scope is refused
+
+
+def test_the_settings_that_are_to_be_filled_in_are_settings(kit: Path) -> None:
+    assert load_settings(kit) == SiteSettings()
+    path = kit / "local" / "fedfms_site.yaml"
+    path.write_text("".join(line[1:] if line[1:2].islower() else line for line in path.read_text().splitlines(True))
+                    .replace("cuda:0", "cpu"))  # fmt: skip
+    filled = load_settings(kit)
+    assert filled.data_root == Path("/data/fedfms") and filled.min_cases == 10
+
+
+def test_a_site_takes_up_another_job_itself(kit: Path) -> None:
+    job = REPO / "jobs" / "fedmsa"
+    shared = sizes_of([job])
+    assert shared and allow(kit, [job]) == len(shared) + 1
+    (scope,) = json.loads((kit / "local" / "privacy.json").read_text())["scopes"]
+    assert scope == privacy(shared | {"a": 4})["scopes"][0]
+    with pytest.raises(ProvisioningError, match="not a job"):
+        allow(kit, [kit])
+
+
+def test_what_a_job_can_be(tmp_path: Path) -> None:
+    check, app = SmallJobs(0.001), tmp_path / "app"
+    (app / "config").mkdir(parents=True)
+    (app / "config" / "a.json").write_text("{}")
+    assert check.validate(str(app)) == ("", {})
+    (app / "b").write_bytes(bytes(1001))
+    assert "0.0 MB" in check.validate(str(app))[0]
+    assert SmallJobs(1).validate(str(app)) == ("", {})
+    (app / "c").symlink_to("/etc/hostname")
+    assert "links" in SmallJobs(1).validate(str(app))[0]
+    (app / "c").unlink()
+    for index in range(MAX_FILES):
+        (app / str(index)).touch()
+    assert "files" in SmallJobs(1).validate(str(app))[0]
+
+
+def test_a_job_cannot_name_a_data_root_or_leave_it() -> None:
+    """The study in a job has no key for a place, and its names are no paths."""
+    config = json.loads((REPO / "jobs" / "fedmsa" / "app" / "config" / "config_fed_client.json").read_text())
+    study = config["executors"][0]["executor"]["args"]["study"]
+    Study.from_dict(study)
+    for data in ({"root": "/etc"}, {"data_root": "/etc"}, {"dataset": "../other"}, {"dataset": "/etc"}):
+        with pytest.raises(StudyError):
+            Study.from_dict(study | {"data": study["data"] | data})
+    for name in ("../w.pth", "/etc/w.pth"):
+        with pytest.raises(StudyError):
+            Study.from_dict(study | {"model": study["model"] | {"checkpoint": name}})
+
+
+def test_the_context_in_which_nvflare_builds_a_jobs_parts_holds_the_list(kit: Path) -> None:
+    context = FLContext()
+    context.set_prop(FLContextKey.WORKSPACE_OBJECT, Workspace(str(kit), "site-1"))
+    with pytest.raises(UnsafeComponentError):
+        ComponentPathAuthorizer().authorize_component_config({"path": "os.system"}, fl_ctx=context)
