@@ -28,7 +28,8 @@ from .spy import FILE
 
 ROOT = Path(__file__).parents[2]
 PHANTOM = ROOT / "jobs" / "studies" / "phantom.yaml"
-ANEW = ("fedala", "feddbe", "fedsca")  # what is kept at a site: learnt memory, two optimizers, private tensors
+# nothing but an optimizer is kept at a site; learnt memory; two optimizers; private tensors
+ANEW = ("fedmsa", "fedala", "feddbe", "fedsca")
 TINY = [
     "data.phantom_images=7", "data.phantom_px=64", "model.input_px=64", "train.rounds=2", "train.local_epochs=1",
     "sites=[a, b]", "held_out=[]", "federation.min_cases=1",
