@@ -30,7 +30,8 @@ from .spy import FILE
 
 ROOT = Path(__file__).parents[2]
 PHANTOM = ROOT / "jobs" / "studies" / "phantom.yaml"
-ANEW = ("fedala", "feddbe", "fedsca")  # what is kept at a site: learnt memory, two optimizers, private tensors
+# nothing but an optimizer is kept at a site; learnt memory; two optimizers; private tensors
+ANEW = ("fedmsa", "fedala", "feddbe", "fedsca")
 DIGEST = re.compile(r"[0-9a-f]{32}")
 ON_WIRE = {"float32": None, "bfloat16": "uint16", "float16": "float16", "int8": "uint8"}
 TINY = [

@@ -59,15 +59,6 @@ def test_a_held_out_site_scores_and_does_not_train(simulate: Simulator, tmp_path
     # What goes up is what the method shares, and not a byte of the frozen part.
     payload = sum(tensor.numel() * 4 for tensor in last.server.shared.values())
     assert all(row["bytes_up"] == row["bytes_down"] == payload for row in trained)
-
-
-def test_one_thread_and_a_new_process_for_every_task_give_the_same(simulate: Simulator, tmp_path: Path) -> None:
-    study = _study("fedmsa")
-    job = build_job(study, tmp_path / "job")
-    done = simulate(job, tmp_path / "ws", "-n", "2", "-t", "1")
-    assert done.returncode == 0, done.stdout[-3000:]
-    *_, last = rounds(study, SITES[:2], SiteSettings(), tmp_path / "reference")
-    assert_equal(global_model(tmp_path / "ws"), last.server.shared, 1e-6)
     report = tmp_path / "ws" / "server" / "simulate_job" / "fedfms" / "report"
     for name in ("results.json", "curves.png", "table.md", "config.yaml"):
         assert (report / name).stat().st_size > 0
