@@ -24,9 +24,10 @@ def test_workspace_file_and_environment(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "local" / FILE_NAME).write_text(f"data_root: {tmp_path}\ndevice: cpu\n")
     assert load_settings(tmp_path) == SiteSettings(data_root=tmp_path, device="cpu")
     other = tmp_path / "other.yaml"
-    other.write_text("workers: 2\nmin_cases: 20\n")
+    other.write_text("workers: 2\nmin_cases: 20\nattention: plain\ncheckpointing: true\nmicro_batch: 1\n")
     monkeypatch.setenv(ENV, str(other))
-    assert load_settings(tmp_path) == SiteSettings(workers=2, min_cases=20)
+    expected = SiteSettings(workers=2, min_cases=20, attention="plain", checkpointing=True, micro_batch=1)
+    assert load_settings(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,10 @@ def test_workspace_file_and_environment(tmp_path: Path, monkeypatch: pytest.Monk
         ("a: [", "not valid YAML"),
         ("workers: many", "must be a number"),
         ("min_cases: -1", "min_cases must be a number, 0 or more"),
+        ("attention: fast", "there is no such attention; one of"),
+        ("attention: [a]", "there is no such attention"),
+        ("checkpointing: 1", "checkpointing must be true or false"),
+        ("micro_batch: -1", "micro_batch must be a number, 0 or more"),
         ("data_root: ~nobody-of-that-name/x", "absolute path"),
         ("device: gpu", "there is no device 'gpu'"),
         ("device: cuda:99", "device 'cuda:99' is not there"),

@@ -1,0 +1,184 @@
+"""The fast attention against segment-anything's own: outputs, every gradient, bytes kept for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedfms.models import attention, build_model
+from fedfms.models import segment_anything as sa
+from fedfms.models.adapters import build_adapters
+from fedfms.models.vit import ViTEncoder, ViTShape
+from fedfms.report.cost.work import count
+from fedfms.settings import SiteSettings
+from fedfms.study import ModelSpec, Study
+from fedfms.training.build import outline
+
+TINY = ViTShape(embed_dim=48, depth=2, heads=4, global_blocks=(1,), patch_px=8, window=7, out_dim=16)
+VIT_B = ViTShape(embed_dim=768, depth=2, heads=12, global_blocks=(1,))
+ROWS, COLUMNS, HEADS, DIM = 8, 5, 3, 16
+
+
+def by_the_book(qkv: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
+    """Token by token and table row by table row, as the formula has it."""
+    q, k, v = qkv.unbind()
+    places = [(row, column) for row in range(ROWS) for column in range(COLUMNS)]
+    by_row = torch.stack([torch.stack([table_h[a[0] - b[0] + ROWS - 1] for b in places]) for a in places])
+    by_column = torch.stack([torch.stack([table_w[a[1] - b[1] + COLUMNS - 1] for b in places]) for a in places])
+    scores = q @ k.transpose(1, 2) / DIM**0.5 + torch.einsum("mnc,nkc->mnk", q, by_row + by_column)
+    return scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize("way", [attention.attend, attention.folded], ids=["blocks", "folded"])
+@pytest.mark.parametrize("block", [1 << 19, 40 * 40, 40 * 12, 1])  # all at once, a head, uneven blocks, a query
+def test_one_attention(way: Callable[..., Tensor], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", block)
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((3, HEADS, ROWS * COLUMNS, DIM), (2 * ROWS - 1, DIM), (2 * COLUMNS - 1, DIM))
+    inputs = [torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    qkv, table_h, table_w = inputs
+    ours = way(qkv, sa.get_rel_pos(ROWS, ROWS, table_h), sa.get_rel_pos(COLUMNS, COLUMNS, table_w))
+    theirs = by_the_book(*inputs)
+    grad = torch.randn(theirs.shape, generator=draw, dtype=torch.float64)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    pairs = zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad), strict=True)
+    for mine, yours in pairs:
+        torch.testing.assert_close(mine, yours, rtol=1e-10, atol=1e-12)
+
+
+def make(shape: ViTShape, spec: ModelSpec, *, adapters: bool) -> ViTEncoder:
+    """An encoder with every table and bias at random."""
+    torch.manual_seed(0)
+    encoder = ViTEncoder(shape, spec)
+    if adapters:
+        encoder.adapters = build_adapters(encoder.block_dims, spec)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if parameter.ndim == 1 or "rel_pos" in name or "pos_embed" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return encoder
+
+
+def outcome(encoder: ViTEncoder, features: Tensor, *, bfloat16: bool = False) -> dict[str, Tensor]:
+    """The embedding and, under their names, all gradients of a random sum of it."""
+    features = features.clone().requires_grad_()
+    encoder.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        out = encoder.rest(features).float()
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    assert features.grad is not None
+    grads = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+    return {"": out.detach(), "input": features.grad, **grads}
+
+
+def worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """The largest relative error of a tensor."""
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
+
+
+def compare(shape: ViTShape, spec: ModelSpec, *, adapters: bool, trained: str = "") -> float:
+    encoder = make(shape, spec, adapters=adapters)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+    features = torch.randn(1, encoder.grid, encoder.grid, shape.embed_dim, generator=torch.Generator().manual_seed(2))
+    fast = outcome(encoder, features)
+    encoder.plain_attention = True
+    return worst(fast, outcome(encoder, features))
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("window_pad", ["sam", "reference"])
+@pytest.mark.parametrize("input_px", [56, 64, 104])  # windows that fit, that pad one and that pad six to a side of 7
+def test_an_encoder(input_px: int, window_pad: str, adapters: bool) -> None:
+    spec = ModelSpec(input_px=input_px, window_pad=window_pad, adapter_init="reference")
+    assert compare(TINY, spec, adapters=adapters) < 1e-5
+
+
+def test_a_table_of_another_size_is_interpolated_with_its_gradient() -> None:
+    spec = ModelSpec(input_px=64)
+    encoder = make(TINY, spec, adapters=False)
+    for table in ("rel_pos_h", "rel_pos_w"):
+        setattr(encoder.blocks[1].attn, table, torch.nn.Parameter(torch.randn(9, 12)))
+    features = torch.randn(2, 8, 8, 48)
+    fast = outcome(encoder, features)
+    encoder.plain_attention = True
+    assert worst(fast, outcome(encoder, features)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("input_px", "window_pad", "adapters", "trained"),
+    [(1024, "sam", True, "adapters."), (512, "reference", True, ""), (512, "sam", False, ""), (400, "sam", True, "")],
+)
+def test_blocks_of_vit_b(input_px: int, window_pad: str, adapters: bool, trained: str) -> None:
+    spec = ModelSpec(input_px=input_px, window_pad=window_pad, adapter_init="reference")
+    assert compare(VIT_B, spec, adapters=adapters, trained=trained) < 1e-5
+
+
+def test_bfloat16_is_near_float32() -> None:
+    """With GELU: at a ReLU's kink, a rounding decides whether there is a gradient at all."""
+    encoder = make(TINY, ModelSpec(input_px=64, adapter_act="gelu", adapter_init="reference"), adapters=True)
+    features = torch.randn(2, 8, 8, 48, generator=torch.Generator().manual_seed(2))
+    exact = outcome(encoder, features)
+    near = outcome(encoder, features, bfloat16=True)
+    encoder.plain_attention = True
+    plain = outcome(encoder, features, bfloat16=True)
+    concerned = [name for name in exact if name in ("", "input") or ".attn." in name]
+    assert 1e-4 < worst({name: near[name] for name in concerned}, {name: exact[name] for name in concerned}) < 2e-2
+    assert worst(near, exact) < 1.25 * worst(plain, exact)  # of all tensors: what any bfloat16 costs, and no more
+
+
+@pytest.mark.parametrize("spec", [ModelSpec(backbone="vit_tiny", input_px=64), ModelSpec("tiny_vit", input_px=32)])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_checkpointing_gives_the_same_numbers(spec: ModelSpec, adapters: bool) -> None:
+    model = build_model(spec, 1, adapters=adapters, seed=0)
+    images, found = torch.rand(2, 3, spec.input_px, spec.input_px), []
+    for checkpointing in (False, True):
+        model.work_by(checkpointing=checkpointing)
+        model.zero_grad()
+        logits = model(images)
+        logits.square().sum().backward()
+        found.append((logits, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, grad in found[0][1].items():
+        assert torch.equal(grad, found[1][1][name]), name
+
+
+def kept_mib(method: str, backbone: str = "vit_b", **settings: object) -> float:
+    """What autograd keeps of a step on one image, at 1024 px, counted on the meta device."""
+    study = Study.from_dict({
+        "name": "t", "method": method, "model": {"backbone": backbone, "input_px": 1024}, "train": {"batch_size": 1},
+    })  # fmt: skip
+    return count(outline(study, SiteSettings(**settings)), study).kept_bytes / 2**20  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "fast", "kept"), [("fedmsa", 0.34, 0.055), ("fedsam", 0.40, 0.05)])
+def test_bytes_kept_for_the_backward_pass(method: str, fast: float, kept: float) -> None:
+    plain = kept_mib(method, attention="plain")
+    assert kept_mib(method) < fast * plain
+    assert kept_mib(method, checkpointing=True) < kept * plain
+
+
+@pytest.mark.slow
+def test_bytes_kept_of_a_convolutional_stage() -> None:
+    assert kept_mib("fedsam", "tiny_vit", checkpointing=True) < 0.2 * kept_mib("fedsam", "tiny_vit")
+
+
+def test_nothing_is_kept_before_the_first_adapter() -> None:
+    encoder = make(TINY, ModelSpec(input_px=64), adapters=True).requires_grad_(False)
+    encoder.adapters[1].requires_grad_(True)
+    seen: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        seen.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        encoder._block(encoder.blocks[0], encoder.adapters[0], torch.randn(1, 8, 8, 48))  # type: ignore[arg-type]
+    assert not seen

@@ -1,0 +1,168 @@
+"""A step in parts of its batch and in lower precision: the same numbers, or near ones; what cannot be is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedfms.errors import StudyError, TrainingError
+from fedfms.inference.predictor import probabilities
+from fedfms.settings import SiteSettings
+from fedfms.study import Study
+from fedfms.training.build import BuiltModel, build
+from fedfms.training.optimizers import Scaled
+from fedfms.training.precision import available
+from fedfms.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def study_of(method: str = "fedmsa", backbone: str = "vit_tiny", **train: object) -> Study:
+    model = {"backbone": backbone, "input_px": 32, "adapter_init": "reference"}
+    options = {"method": method, "model": model, "train": {"batch_size": 5, "lr": 1e-3, **train}}
+    return Study.from_dict({"name": "t", **options})
+
+
+def batch_of(model: Any, slices: int = 5) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(0)
+    masks = (torch.rand(slices, 1, model.mask_px, model.mask_px, generator=draw) > 0.6).float()
+    masks[0] = 0
+    return {
+        "image": torch.rand(slices, 3, model.input_px, model.input_px, generator=draw),
+        "label": masks,
+        "key": [f"{index:064d}" for index in range(slices)],
+        "case": [f"{index:02d}" for index in range(slices)],
+    }
+
+
+def gradients_of_a_step(study: Study, settings: SiteSettings, slices: int = 5) -> tuple[BuiltModel, float]:
+    """The model with the gradients of its last step, after two, and the loss of that step."""
+    built = build(study, settings)
+    trainer = Trainer(built, study.train, study.structure_names)
+    optimizer, received = trainer.optimizer(0), built.shared()
+    built.method.before_training(built.model, 1, received)
+    batch = batch_of(built.model, slices)
+    return built, [trainer.epoch([batch], optimizer, received, cached=False) for _ in range(2)][-1]
+
+
+def assert_same_gradients(one: BuiltModel, other: BuiltModel, most: float) -> None:
+    for name, parameter in one.parameters().items():
+        if name.endswith("k_proj.bias"):  # softmax cancels it: its gradient is rounding alone
+            continue
+        theirs = other.parameters()[name].grad
+        assert parameter.grad is not None
+        assert theirs is not None
+        assert float((parameter.grad - theirs).norm()) <= most * float(theirs.norm()) + 1e-8, name
+
+
+@pytest.mark.parametrize(
+    ("method", "loss"), [("fedmsa", "bce"), ("fedmsa", "dice_bce"), ("fedprox", "bce"), ("feddbe", "bce")]
+)
+@pytest.mark.parametrize("micro_batch", [1, 2, 9])
+def test_parts_of_a_batch_give_its_gradients(method: str, loss: str, micro_batch: int) -> None:
+    study = study_of(method, loss=loss)
+    whole, value = gradients_of_a_step(study, SiteSettings())
+    parts, summed = gradients_of_a_step(study, SiteSettings(micro_batch=micro_batch))
+    assert summed == pytest.approx(value, rel=1e-6)
+    assert_same_gradients(parts, whole, 1e-4)
+
+
+def test_a_model_that_needs_its_batch_whole_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of("fedunet", "unet_tiny")
+    seen = []
+    built = build(study, SiteSettings(micro_batch=2))
+    built.model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    monkeypatch.setattr(type(built.model), "prefix", lambda _, images: seen.append(len(images)) or images)
+    trainer = Trainer(built, study.train, study.structure_names)
+    batch = batch_of(built.model)
+    trainer.epoch([batch], trainer.optimizer(0), {}, cached=False)
+    assert seen == [5]
+    trainer.predict(batch)
+    assert seen == [5, 2, 2, 1]
+
+
+def test_scores_and_gradients_in_parts() -> None:
+    study = study_of()
+    found = []
+    for micro_batch in (0, 2):
+        built = build(study, SiteSettings(micro_batch=micro_batch))
+        trainer = Trainer(built, study.train, study.structure_names)
+        batch = batch_of(built.model)
+        names = sorted(built.parameters())[:3]
+        found.append((trainer.score([batch]).result(), *trainer.gradients(batch, names)))
+    assert found[0][0]["dice"] == pytest.approx(found[1][0]["dice"], abs=1e-6)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
+    for name, grad in found[0][2].items():
+        torch.testing.assert_close(grad, found[1][2][name], rtol=1e-4, atol=1e-7)
+
+
+def test_bfloat16_trains_near_float32_and_keeps_what_trains_in_float32() -> None:
+    exact, value = gradients_of_a_step(study_of(), SiteSettings())
+    near, rounded = gradients_of_a_step(study_of(precision="bfloat16"), SiteSettings())
+    assert rounded != value
+    assert rounded == pytest.approx(value, rel=1e-2)
+    assert {tensor.dtype for tensor in near.trained().values()} == {torch.float32}
+    block = near.model.image_encoder.blocks[0]  # type: ignore[union-attr, index]
+    assert (block.attn.qkv.weight.dtype, block.norm1.weight.dtype) == (torch.bfloat16, torch.float32)
+    assert exact.trained().keys() == near.trained().keys()
+
+
+def test_frozen_weights_kept_rounded_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(precision="bfloat16")
+    rounded, value = gradients_of_a_step(study, SiteSettings())
+    monkeypatch.setattr("fedfms.training.precision.Forward.store_frozen", lambda *_: None)
+    cast, same = gradients_of_a_step(study, SiteSettings())
+    assert value == same
+    assert_same_gradients(rounded, cast, 0)
+
+
+def test_float16_on_a_processor_is_refused_in_one_line() -> None:
+    study = study_of(precision="float16")
+    with pytest.raises(TrainingError, match="train.precision is float16, which device cpu cannot compute in; train on"):
+        Trainer(build(study, SiteSettings()), study.train, study.structure_names)
+    assert [available(precision, CPU) for precision in ("float32", "bfloat16", "float16")] == [True, True, False]
+    with pytest.raises(StudyError, match="train.precision is 'half'"):
+        study_of(precision="half")
+
+
+def test_prediction_falls_back_to_float32_where_the_device_lacks_the_precision() -> None:
+    model = build(study_of(), SiteSettings()).model
+    slices = [torch.randint(0, 256, (40, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()]
+    exact, half, near = (next(probabilities(model, slices, 1, p)) for p in ("float32", "float16", "bfloat16"))
+    assert (exact == half).all()
+    assert 0 < abs(exact - near).max() < 2e-2
+
+
+def test_a_scaled_optimizer_steps_as_its_own_and_resumes_with_its_scale() -> None:
+    def pair() -> tuple[torch.nn.Parameter, Scaled]:
+        weight = torch.nn.Parameter(torch.ones(3))
+        return weight, Scaled(torch.optim.Adam([weight], lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0))
+
+    weight, scaled = pair()
+    plain = torch.nn.Parameter(torch.ones(3))
+    adam = torch.optim.Adam([plain], lr=0.1)
+    for factor in (1.0, float("inf"), 2.0):  # the second step is left out
+        scaled.zero_grad()
+        scaled.scale(factor * weight.square().sum()).backward()
+        scaled.step()
+        if factor < 3:
+            adam.zero_grad()
+            (factor * plain.square().sum()).backward()
+            adam.step()
+    torch.testing.assert_close(weight, plain)
+    state = scaled.state_dict()
+    assert state["scaler"]["scale"] == 512.0
+    other, resumed = pair()
+    other.data.copy_(weight.data)
+    resumed.load_state_dict(state)
+    for group in resumed.param_groups:
+        group["lr"] = 0.5
+    adam.param_groups[0]["lr"] = 0.5
+    for optimizer, parameter in ((resumed, other), (adam, plain)):
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        (resumed.scale(loss) if optimizer is resumed else loss).backward()
+        optimizer.step()
+    torch.testing.assert_close(other, plain)
