@@ -52,7 +52,7 @@ def _nbytes(done: list[ReferenceRound]) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "wire"), [("fedmsa", "bfloat16"), ("fedra", "int8"), ("fedsca", "float16")])
+@pytest.mark.parametrize(("method", "wire"), [("fedra", "int8"), ("fedsca", "float16")])
 def test_a_stop_after_any_round_and_a_resume_give_the_same_bits(method: str, wire: str, tmp_path: Path) -> None:
     of = study(method, f"federation.wire={wire}", rounds=3)
     whole = run(of, tmp_path / "whole")
@@ -97,9 +97,9 @@ def test_a_round_is_of_float32s_numbers_but_for_rounding(wire: str, tmp_path: Pa
 
 @pytest.mark.slow
 def test_dice_after_some_rounds_is_float32s(tmp_path: Path) -> None:
-    """The table `wire` measures it over seeds and 20 rounds."""
+    """Of the coarsest form; the table `wire` measures all of them, over seeds and 20 rounds."""
     told = {}
-    for wire in ("float32", *CODECS):
+    for wire in ("float32", "int8"):
         of = study(
             "fedmsa", f"federation.wire={wire}", "data.phantom_images=16", "held_out=[unseen]", "train.batch_size=4",
             "train.local_epochs=2", rounds=5,

@@ -12,8 +12,9 @@ from fedfms.methods import METHODS, POOL, Server, Tensors, fitted
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import build
+from fedfms.training.result import RoundResult
 from fedfms.training.server import ServerStore
-from fedfms.training.site import RoundResult, Site
+from fedfms.training.site import Site
 from fedfms.training.state import StateStore
 from fedfms.wire import CODECS, Downlink
 

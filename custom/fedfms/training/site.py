@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
 from fedfms.training.learner import SiteLearner
-from fedfms.training.link import Coded, Link, Received
+from fedfms.training.link import Link, Received
 from fedfms.training.metrics import Scores, merge
 from fedfms.training.prefix import PrefixCache
+from fedfms.training.result import RoundResult
 from fedfms.training.state import SiteState, StateStore, save_model
 from fedfms.training.told import withhold
 from fedfms.training.trainer import Stop, Trainer, batches, never
@@ -38,19 +38,6 @@ from fedfms.wire import CODECS
 
 _OVERLAYS = 4
 _SCORES_FORMAT = 1  # of the file of scores by image
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """What a site has to say after a round: its update, and how the model that it received did on its own data, as far
-    as that may leave the site (`fedfms.training.told`).
-    """
-
-    update: Update
-    scores: dict[str, Any] | None  # of the received model, on the validation images; None where there are none
-    train_loss: float | None
-    seconds: float
-    coded: Coded | None = None  # the update as a compressed wire has it
 
 
 class Site:

@@ -64,9 +64,10 @@ def sent_over(parameters: float, sites: int, rounds: int) -> float:
 
 
 def in_setting(study: Study, table: Mapping[str, Any]) -> Study:
-    """The study with the paper's number of sites and rounds."""
-    setting = table["setting"]
-    return with_sites(replace(study, train=replace(study.train, rounds=setting["rounds"])), setting["sites"])
+    """The study with the paper's number of sites and rounds, and tensors that travel in float32."""
+    setting, federation = table["setting"], replace(study.federation, wire="float32")
+    there = replace(study, train=replace(study.train, rounds=setting["rounds"]), federation=federation)
+    return with_sites(there, setting["sites"])
 
 
 def with_sites(study: Study, count: int) -> Study:
