@@ -79,7 +79,7 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         qkv, rel_h, rel_w = ctx.saved_tensors
         with without_autocast(qkv.device):
             return _gradients(_Scores(qkv, rel_h, rel_w), grad, tables=any(ctx.needs_input_grad[1:]))
