@@ -38,6 +38,9 @@ class SiteSettings:
     workers: int = 0
     threads: int = 0
     min_cases: int = 0
+    attention: str = "auto"  # auto | plain
+    checkpointing: bool = False
+    micro_batch: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, paths as text: what a file of settings holds."""

@@ -76,6 +76,8 @@ class TrainSpec:
     beta2: float = 0.999
     loss: str = "bce"  # bce | dice_bce
     pos_weight: float = 2.0
+    # float32 | bfloat16 | float16 (on CUDA only): of the forward pass; loss, sums and trained tensors stay float32
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)

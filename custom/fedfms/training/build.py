@@ -14,6 +14,7 @@ from fedfms.models import SegmentationModel, build_model, outline_model
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 
+_DEFAULTS = SiteSettings()
 _ONE = "use one version of the job at the server and at all sites"
 
 
@@ -100,8 +101,11 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
     return _bound(model.to(settings.torch_device), method, study.model)
 
 
-def outline(study: Study) -> BuiltModel:
+def outline(study: Study, settings: SiteSettings = _DEFAULTS) -> BuiltModel:
     """As `build`, on torch's meta device: names and shapes, without values, memory or a file of weights.
+
+    Args:
+        settings: of which counts how the model's numbers are worked out.
 
     Raises:
         StudyError: the model or the method of the study cannot be.
