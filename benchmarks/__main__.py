@@ -1,7 +1,14 @@
 """Speed and memory, measured; each prints JSON with the machine that it ran on. And the pages made of the results.
 
 examples:
-  python -m benchmarks step --method fedmsa --backbone vit_b --size 1024 --batch 1 --steps 1
+  python -m benchmarks step --method fedmsa --backbone vit_b --size 1024 --batch 1 --steps 3 --json FILE
+  python -m benchmarks step --paths plain,fast --dtypes float32 --steps 1 --repeats 3
+  python -m benchmarks predict --backbone vit_b --size 1024 --steps 3 --repeats 3
+  python -m benchmarks epoch --backbone tiny_vit --size 1024 --batch 4
+  python -m benchmarks memory --backbone vit_b --size 1024 --batch 6
+  python -m benchmarks loader --size 1024 --images 40
+  python -m benchmarks wire --method fedmsa
+  python -m benchmarks aggregate --sites 64
   python -m benchmarks round --method fedmsa --backbone vit_b --size 1024 --sites 2 --json FILE
   python -m benchmarks data --dataset polyp --raw RAW --site kvasir_seg_vestreviken_no --json FILE
   python -m benchmarks formats --dataset polyp --raw RAW --images 40 --json FILE
@@ -16,21 +23,25 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
-from benchmarks import compare, data, formats, pages, phantom, step
+from benchmarks import aggregate, compare, data, formats, loader, memory, pages, phantom, step
 from benchmarks import round as federated_round
+from benchmarks.parser import make_parser
 from fedfms.files import write_atomic
 from fedfms.machine import machine
 from fedfms.methods import METHODS
 from fedfms.report.overlay import as_png
 from fedfms.settings import SiteSettings
 
+Rows = list[dict[str, Any]]
+
 
 def main() -> int:
     """Run the benchmark that the command names; each measurement in a process of its own, for its peak memory."""
-    args = _parser().parse_args()
+    args = make_parser(__doc__ or "").parse_args()
     if args.benchmark == "pages":
         for page in sorted(pages.PAGES.glob("*.md")):
             write_atomic(page, pages.render(page))
@@ -39,7 +50,7 @@ def main() -> int:
         write_atomic(args.out, as_png(phantom.picture()))
         return 0
     if args.inner:
-        json.dump(_measure(args), sys.stdout)
+        json.dump(_MEASURE[args.benchmark](args), sys.stdout)
         return 0
     inner = [sys.executable, "-m", "benchmarks", *sys.argv[1:], "--inner"]
     done = subprocess.run(inner, stdout=subprocess.PIPE, text=True, check=False)
@@ -52,60 +63,62 @@ def main() -> int:
     return 0
 
 
-def _measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    if args.benchmark == "data":
-        return data.measure(args.dataset, args.raw, args.site, args.size, args.images)
-    if args.benchmark == "compare":
-        methods = sorted(METHODS) if args.methods == ["all"] else args.methods
-        settings = SiteSettings(data_root=args.data_root, checkpoints=args.checkpoints, cache=args.work / "cache")
-        return compare.measure(args.study, methods, args.seeds, args.set, settings, args.work, args.jobs)
-    if args.benchmark == "formats":
-        return formats.measure(args.dataset, args.raw, args.site, args.size, args.images)
-    if args.benchmark == "round":
-        return [federated_round.measure(args.method, args.backbone, args.size, args.sites, args.threads)]
-    return [step.measure(args.method, args.backbone, args.size, args.batch, args.steps)]
+def _compare(args: argparse.Namespace) -> Rows:
+    methods = sorted(METHODS) if args.methods == ["all"] else args.methods
+    settings = SiteSettings(data_root=args.data_root, checkpoints=args.checkpoints, cache=args.work / "cache")
+    return compare.measure(args.study, methods, args.seeds, args.set, settings, args.work, args.jobs)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="benchmark")
-    commands.add_parser("pages", help="make the tables in docs/results again from the JSON beside them")
-    picture = commands.add_parser("phantom", help="a picture of the phantom's sites, for the docs")
-    picture.add_argument("--out", required=True, type=Path, help="a PNG file")
-    step = commands.add_parser("step", help="seconds and peak memory of a training step, random weights")
-    step.add_argument("--batch", type=int, default=1)
-    step.add_argument("--steps", type=int, default=3)
-    round_ = commands.add_parser("round", help="a round in NVFLARE's simulator, one image a site, random weights")
-    round_.add_argument("--sites", type=int, default=2)
-    round_.add_argument("--threads", type=int, default=1, help="sites at once; each needs a step's memory")
-    comparison = commands.add_parser("compare", help="methods on a study: Dice, MB and seconds a round, over seeds")
-    comparison.add_argument("study", help="a YAML file, or a name in jobs/studies")
-    comparison.add_argument("--methods", type=lambda text: text.split(","), default=["all"], help="a,b (default: all)")
-    comparison.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    comparison.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
-    comparison.add_argument("--data-root", type=Path)
-    comparison.add_argument("--checkpoints", type=Path)
-    comparison.add_argument("--work", type=Path, required=True, help="a folder that is kept; a cut run goes on there")
-    comparison.add_argument("--jobs", type=int, default=1, help="cells at once")
-    data = commands.add_parser("data", help="a site's bytes, seconds and images a second, beside the paper's way")
-    formats = commands.add_parser("formats", help="bytes and milliseconds of lossless formats on a data set's images")
-    for command in (data, formats):
-        command.add_argument("--dataset", required=True, help="as `python -m preprocessing --help` names it")
-        command.add_argument("--raw", required=True, type=Path)
-        command.add_argument("--images", type=int, default=40, help="at most so many are loaded")
-    data.add_argument("--site", required=True)
-    formats.add_argument("--site", help="default: some images of each")
-    for command in (step, round_):
-        command.add_argument("--method", default="fedmsa")
-        command.add_argument("--backbone", default="vit_b")
-    for command in (step, round_, data, formats):
-        command.add_argument("--size", type=int, default=1024, help="input, px a side")
-    for command in (step, round_, data, formats, comparison):
-        command.add_argument("--json", type=Path, metavar="FILE", help="a file to write as well")
-        command.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
-    return parser
+def _data(args: argparse.Namespace) -> Rows:
+    return data.measure(args.dataset, args.raw, args.site, args.size, args.images)
+
+
+def _formats(args: argparse.Namespace) -> Rows:
+    return formats.measure(args.dataset, args.raw, args.site, args.size, args.images)
+
+
+def _round(args: argparse.Namespace) -> Rows:
+    return [federated_round.measure(args.method, args.backbone, args.size, args.sites, args.threads)]
+
+
+def _paths(args: argparse.Namespace) -> Rows:
+    """A step, or a prediction."""
+    study = step.study_of(args.method, args.backbone, args.size, getattr(args, "batch", 1))
+    cases = [step.Case(path, dtype) for path, dtype in product(args.paths, args.dtypes)]
+    training = args.benchmark == "step"
+    return step.measure(
+        study, cases, steps=args.steps, repeats=args.repeats, training=training, device=args.device
+    )  # fmt: skip
+
+
+def _epoch(args: argparse.Namespace) -> Rows:
+    study = step.study_of(args.method, args.backbone, args.size, args.batch)
+    cases = [step.Case("fast", "float32", prefix) for prefix in (False, True)]
+    return step.measure(study, cases, steps=args.steps, repeats=args.repeats, device=args.device)
+
+
+def _memory(args: argparse.Namespace) -> Rows:
+    return memory.measure(args.method, args.backbone, args.size, args.batch, args.paths, args.dtypes)
+
+
+def _loader(args: argparse.Namespace) -> Rows:
+    return loader.measure(args.size, args.images, args.batch, args.workers)
+
+
+def _wire(args: argparse.Namespace) -> Rows:
+    from benchmarks import wire
+
+    return wire.measure(args.method, args.backbone, args.repeats)
+
+
+def _aggregate(args: argparse.Namespace) -> Rows:
+    return aggregate.measure(args.method, args.backbone, args.sites, args.repeats)
+
+
+_MEASURE: Mapping[str, Callable[[argparse.Namespace], Rows]] = {
+    "step": _paths, "predict": _paths, "epoch": _epoch, "memory": _memory, "loader": _loader, "wire": _wire,
+    "aggregate": _aggregate, "round": _round, "data": _data, "formats": _formats, "compare": _compare,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def test_one_step_as_json(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
-    command = "step --method fedmsa --backbone vit_tiny --size 64 --batch 1 --steps 1 --json"
+    command = "step --method fedmsa --backbone vit_tiny --size 64 --paths plain,fast --dtypes float32 --steps 1 --json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *command.split(), str(out)],
         cwd=Path(__file__).parents[2],
@@ -20,7 +20,8 @@ def test_one_step_as_json(tmp_path: Path) -> None:
     )
     assert json.loads(done.stdout) == json.loads(out.read_text())
     report = json.loads(done.stdout)
-    (row,) = report["rows"]
-    assert row["step_s"] > 0
-    assert row["peak_mb"] > 0
+    plain, fast = report["rows"]
+    assert (plain["path"], fast["path"]) == ("plain", "fast")
+    assert (plain["times_faster"], plain["peak_share"]) == (1, 1)
+    assert all(row["step_s"] > 0 and row["peak_mb"] > row["base_mb"] > 0 for row in report["rows"])
     assert report["machine"]["cores"] >= 1

@@ -73,7 +73,7 @@ def seconds_a_slice(study: Study, device: str) -> tuple[float, float]:
     """
     kept = study.data.cache and study.data.augment == "none" and study.data.crop_px is None
     bare = replace(study, model=replace(study.model, checkpoint=None, checkpoint_sha256=None))
-    timing = apart(bare, device, _STEPS, _TIMEOUT_S, prefix=kept)
+    timing = apart(bare, SiteSettings(device=device), _STEPS, _TIMEOUT_S, prefix=kept)
     return timing.step_s / study.train.batch_size, timing.predict_s
 
 

@@ -96,7 +96,9 @@ class FedHEAL(FedMSA):
     def _mask(self, name: str, delta: torch.Tensor, past: Mapping[str, Any] | None) -> torch.Tensor:
         """Which elements of one tensor count; made anew where it is needed, for of all sites they would fill memory."""
         rose = delta >= 0
-        return torch.ones_like(rose) if past is None else self._consistent(rose, past["increases"][name], past["rounds"])
+        if past is None:
+            return torch.ones_like(rose)
+        return self._consistent(rose, past["increases"][name], past["rounds"])
 
     def _consistent(self, rose: torch.Tensor, increases: torch.Tensor, rounds: int) -> torch.Tensor:
         # Of counts, not of shares: 1 - 0.7 is not 0.3 in binary, and rising and falling must be treated alike.

@@ -16,11 +16,13 @@ from fedfms.methods import METHODS
 from fedfms.report.cost import Timed, make_cost, published, timing
 from fedfms.report.cost.show import VIEWS, markdown
 from fedfms.report.cost.work import Work
+from fedfms.settings import SiteSettings
 from fedfms.study import load_study
 from fedfms.training.traffic import plan
 from tests.methods.common import STUDIES, study
 
 PAPERS_MILLIONS = 14.73  # 56.2 MiB of float32
+_CPU = SiteSettings(device="cpu")
 _WORK = Work(6 * 10**12, 7 * 10**12, 5 * 10**12, 10**11, 2**30, 2**20)
 
 
@@ -152,10 +154,10 @@ def test_what_cannot_be_timed_is_a_note(monkeypatch: pytest.MonkeyPatch, no_coun
 
 def test_a_fault_of_the_process_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingError, match="starts from gone.pth, but this site names no checkpoint folder"):
-        timing.apart(study("fedmsa", "model.checkpoint=gone.pth"), "cpu", 1, 100)
+        timing.apart(study("fedmsa", "model.checkpoint=gone.pth"), _CPU, 1, 100)
     monkeypatch.setattr(timing, "_CHILD", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(TrainingError, match=r"ended with -9; if it ran out of memory"):
-        timing.apart(study("fedmsa"), "cpu", 1, 100)
+        timing.apart(study("fedmsa"), _CPU, 1, 100)
 
 
 def test_faults_of_the_command_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def make_cost(studies: Sequence[Study], timed: Timed | None, say: Say = lambda t
             say(f"{study.method}: {timed.steps} steps of batch {study.train.batch_size}, in a process of its own")
             try:
                 _check_room(work, timed)
-                timing = apart(study, timed.device, timed.steps, timed.timeout_s)
+                timing = apart(study, SiteSettings(device=timed.device), timed.steps, timed.timeout_s)
             except TrainingError as error:
                 notes.append(f"{_label(study)}: {error.line()}")
         rows.append(_row(study, traffic, work, timing))

@@ -44,13 +44,16 @@ class Timing:
     base_mib: int
 
 
-def measure(study: Study, settings: SiteSettings, steps: int, prefix: Path | None = None) -> Timing:
+def measure(
+    study: Study, settings: SiteSettings, steps: int, prefix: Path | None = None, *, training: bool = True
+) -> Timing:
     """`steps` steps of the first round with the study's batch, after them as many predictions of one image.
 
     From random weights; the method's penalty is in a step, what it does before training and data loading are not.
 
     Args:
         prefix: a folder in which to keep the outputs of a frozen stage, where it pays: the first step computes them.
+        training: false leaves the steps out; the peak is then that of the predictions.
 
     Raises:
         FedfmsError: as `build`.
@@ -67,8 +70,10 @@ def measure(study: Study, settings: SiteSettings, steps: int, prefix: Path | Non
     masks = (torch.rand(batch, model.n_structures, model.mask_px, model.mask_px) > 0.5).float()
     keys = [f"{index:064d}" for index in range(batch)]
     loader = [{"image": images, "label": masks, "key": keys}]
-    step_s = _median(lambda: trainer.epoch(loader, optimizer, received, cached=cache is not None), steps, card)
-    peak = torch.cuda.max_memory_allocated() if card else _peak_of_process()
+    step_s, peak = 0.0, 0
+    if training:
+        step_s = _median(lambda: trainer.epoch(loader, optimizer, received, cached=cache is not None), steps, card)
+        peak = _peak(card)
     built.method.after_training(model)
     predict_s = _median(lambda: trainer.predict({"image": images[:1], "key": keys[:1]}), steps, card)
     return Timing(
@@ -76,21 +81,26 @@ def measure(study: Study, settings: SiteSettings, steps: int, prefix: Path | Non
         steps=steps,
         step_s=round(step_s, 4),
         predict_s=round(predict_s, 4),
-        peak_mib=round(peak / 2**20),
+        peak_mib=round((peak or _peak(card)) / 2**20),
         base_mib=0 if card else round(base / 2**20),
     )
 
 
-def apart(study: Study, device: str, steps: int, timeout_s: float, *, prefix: bool = False) -> Timing:
+def apart(
+    study: Study, settings: SiteSettings, steps: int, timeout_s: float | None, *, prefix: bool = False,
+    training: bool = True,
+) -> Timing:  # fmt: skip
     """As `measure`, in a process of its own, whose peak memory is therefore its own.
 
     Args:
+        settings: without folders: neither data nor weights are read.
         prefix: keep the outputs of a frozen stage where it pays, as a site does that augments nothing.
 
     Raises:
         TrainingError: it did not end in time, or not well (no memory, for instance).
     """
-    order = json.dumps({"study": study.to_dict(), "device": device, "steps": steps, "prefix": prefix})
+    how = {"steps": steps, "prefix": prefix, "training": training}
+    order = json.dumps({"study": study.to_dict(), "settings": settings.to_dict(), **how})
     try:
         done = subprocess.run(
             [sys.executable, "-c", _CHILD], input=order, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -112,8 +122,9 @@ def child() -> None:
     order = json.load(sys.stdin)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            study, settings = Study.from_dict(order["study"]), SiteSettings(device=order["device"])
-            timing = measure(study, settings, order["steps"], Path(folder) if order["prefix"] else None)
+            study, settings = Study.from_dict(order["study"]), SiteSettings(**order["settings"])
+            prefix = Path(folder) if order["prefix"] else None
+            timing = measure(study, settings, order["steps"], prefix, training=order["training"])
     except FedfmsError as error:
         sys.stderr.write(f"{error.line()}\n")
         sys.exit(_FAULT)
@@ -141,6 +152,10 @@ def _median(run: Callable[[], object], times: int, card: bool) -> float:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
+
+
+def _peak(card: bool) -> int:
+    return torch.cuda.max_memory_allocated() if card else _peak_of_process()
 
 
 def _peak_of_process() -> int:

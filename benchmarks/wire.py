@@ -1,0 +1,45 @@
+"""The forms in which an update travels: bytes, seconds to write and to read it, and what rounding takes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.step import study_of
+from fedfms.training.build import outline
+from fedfms.training.traffic import shared_tensors
+from fedfms.wire import CODECS, WHOLE, layout, nbytes
+
+
+def measure(method: str, backbone: str, repeats: int) -> list[dict[str, Any]]:
+    """A row a form; MB are 1e6 bytes, `share` is of float32; `error` is that of one message, relative, as a norm.
+
+    What error feedback gives back in later rounds is not in it.
+    """
+    like = shared_tensors(outline(study_of(method, backbone, 1024, 1)))
+    stream = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(tensor.shape, generator=stream) * 1e-3 for name, tensor in like.items()}
+    whole = nbytes(layout(tensors, None))
+    common = {"method": method, "backbone": backbone}
+    rows = [common | {"wire": WHOLE, "mb": round(whole / 1e6, 2), "share": 1.0}]
+    for codec in CODECS.values():
+        encodes, decodes = [], []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            arrays = {name: codec.encode(tensor) for name, tensor in tensors.items()}
+            encodes.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            back = {name: codec.decode(array, tuple(tensors[name].shape)) for name, array in arrays.items()}
+            decodes.append(time.perf_counter() - started)
+        sent = sum(array.nbytes for array in arrays.values())
+        lost = sum(float((back[name] - tensor).square().sum()) for name, tensor in tensors.items())
+        rows.append(
+            common
+            | {"wire": codec.name, "mb": round(sent / 1e6, 2), "share": round(sent / whole, 3)}
+            | {"encode_s": round(statistics.median(encodes), 4), "decode_s": round(statistics.median(decodes), 4)}
+            | {"error": round((lost / sum(float(t.square().sum()) for t in tensors.values())) ** 0.5, 5)}
+        )
+    return rows

@@ -1,0 +1,73 @@
+"""The benchmarks of speed and memory run, and count what they say; no timing is asserted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import aggregate, loader, memory
+from benchmarks.parser import make_parser
+from benchmarks.step import PATHS
+
+
+def test_live_bytes_of_a_product_by_hand() -> None:
+    weight = torch.empty(100, 100, device="meta", requires_grad=True)
+    images = torch.empty(10, 100, device="meta")
+    with memory.LiveBytes([weight, images]) as live:
+        out = (images @ weight).relu()  # autograd keeps relu's result, and nobody the product
+        assert (live.now, live.peak) == (4000, 8000)
+        view = out.view(-1)  # no bytes of its own
+        assert live.now == 4000
+        del out, view
+        assert live.now == 0
+
+
+def test_memory_is_counted_alike_twice_and_grows_with_the_batch() -> None:
+    one = memory.measure("fedmsa", "vit_tiny", 64, 1, ["plain", "fast"], ["float32"])
+    assert one == memory.measure("fedmsa", "vit_tiny", 64, 1, ["plain", "fast"], ["float32"])
+    two = memory.measure("fedmsa", "vit_tiny", 64, 2, ["plain"], ["float32"])
+    assert one[0]["share"] == 1
+    assert 1.5 * one[0]["kept_mb"] < two[0]["kept_mb"] <= two[0]["live_mb"]
+
+
+def test_a_mean_is_made_of_updates_in_memory_and_on_disk() -> None:
+    in_memory, on_disk = aggregate.measure("fedmsa", "vit_tiny", 3, 1)
+    assert (in_memory["held"], on_disk["held"]) == ("memory", "disk")
+    assert in_memory["sites"] == 3
+    assert in_memory["parameters"] == on_disk["parameters"] > 100_000
+    assert all(row["read_s"] >= 0 and row["combine_s"] > 0 for row in (in_memory, on_disk))
+
+
+def test_a_loader_gives_every_image_with_each_setting() -> None:
+    rows = loader.measure(64, images=6, batch=4, workers=[0, 1])
+    assert [(row["workers"], row["cache"]) for row in rows] == [(0, True), (0, False), (1, True), (1, False)]
+    assert all(row["images"] == 6 and row["images_per_s_later"] > 0 for row in rows)
+
+
+def test_the_wire_is_as_small_as_its_layout_says() -> None:
+    pytest.importorskip("fedfms.wire")
+    from benchmarks import wire
+
+    rows = {row["wire"]: row for row in wire.measure("fedmsa", "vit_tiny", 1)}
+    assert rows["float32"]["share"] == 1
+    assert rows["bfloat16"]["share"] == rows["float16"]["share"] == 0.5
+    assert 0.25 < rows["int8"]["share"] < 0.3
+    assert all(0 < row["error"] < 0.02 for row in rows.values() if row["wire"] != "float32")
+
+
+@pytest.mark.parametrize(
+    "line", ["step --paths fastest", "step --dtypes int8", "predict --paths checkpointed", "step --steps 0", "epoch x"]
+)
+def test_a_command_that_means_nothing_is_refused(line: str) -> None:
+    with pytest.raises(SystemExit):
+        make_parser("").parse_args(line.split())
+
+
+def test_the_issues_own_command_is_understood() -> None:
+    line = "step --method fedmsa --backbone vit_b --size 1024 --batch 1 --steps 3 --json out.json"
+    args = make_parser("").parse_args(line.split())
+    assert (args.paths, args.dtypes) == (["plain", "fast", "checkpointed"], ["float32", "bfloat16"])
+    assert set(args.paths) < set(PATHS)
+    assert args.json == Path("out.json")
