@@ -51,7 +51,7 @@ def measure(
     """A row a path and precision, MiB: all that is alive at most in forward and backward, beside the weights; what is
     left after forward; `share` of the oracle's peak, or of the first row's.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in paths:
         for dtype in dtypes:
             peak, kept = _count(study_of(method, backbone, size_px, batch, dtype), path)
