@@ -117,15 +117,15 @@ class Running:
         with suppress(ProcessLookupError):
             os.killpg(self._processes[name].pid, number)
 
-    def wait(self, what: str, ready: Callable[[], bool], limit_s: float) -> None:
+    def wait(self, what: str, ready: Callable[[], bool], limit_s: float, may_end: Sequence[str] = ()) -> None:
         """Poll until something is so.
 
         Raises:
-            ProvisioningError: it was not in time, or a process has ended.
+            ProvisioningError: it was not in time, or a process has ended that is not one of `may_end`.
         """
         until = time.monotonic() + limit_s
         while not ready():
-            dead = [name for name in self._processes if not self.alive(name)]
+            dead = [name for name in self._processes if not self.alive(name) and name not in may_end]
             if dead:
                 raise ProvisioningError(f"{', '.join(dead)} ended", where=what, do="look at console.log in its kit")
             if time.monotonic() > until:

@@ -143,7 +143,7 @@ def test_a_job_that_sends_more_than_the_site_allows_is_refused_there_and_the_aud
     running: Running, out: Path
 ) -> None:
     job = build_job(_study("fedsam"), out.parent / "fedsam")
-    with pytest.raises(ProvisioningError, match="ended as"):
+    with pytest.raises(ProvisioningError, match="job wait failed"):
         submit(job, running.kits[LEAD], out / "more", LIMIT_S)
     told = "the site's own policy lets no result leave in which there is a tensor that the site has not allowed"
     assert told in _logs(running, "site-2") and told in _logs(running, "localhost")
@@ -160,8 +160,11 @@ def test_a_member_looks_and_does_not_submit(running: Running, out: Path) -> None
 def _starts_and_is_refused(running: Running, kit: Path, reason: str, where: str) -> None:
     running.kits["other"] = kit
     running.start("other")
-    running.wait("the refusal", lambda: reason in _logs(running, where), LIMIT_S)
-    running.end("other")
+    try:
+        running.wait("it", lambda: reason in _logs(running, where) or not running.alive("other"), LIMIT_S, ["other"])
+    finally:
+        running.end("other")
+    assert reason in _logs(running, where), _logs(running, "other")[-3000:] + _logs(running, "localhost")[-3000:]
 
 
 def test_a_kit_of_another_root_is_refused(running: Running, tmp_path: Path) -> None:
@@ -189,7 +192,7 @@ def test_a_blocked_serial_is_refused_at_once_and_its_replacement_works(running: 
     put_blocked(deployment.folder / "blocked.json", running.kits["localhost"])
     running.start("site-3")
     told = f"the certificate {serial} of site-3 is blocked"
-    running.wait("the refusal", lambda: told in _logs(running, "localhost"), LIMIT_S)
+    running.wait("the refusal", lambda: told in _logs(running, "localhost"), LIMIT_S, ["site-3"])
     assert "[A:fedfms.certificate_blocked]" in (running.kits["localhost"] / "audit.log").read_text()
     running.end("site-3")
     running.kits["site-3"] = opened(deployment.folder, "site-3", out / "replaced")
