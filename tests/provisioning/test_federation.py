@@ -180,7 +180,7 @@ def test_a_certificate_of_another_name_is_refused(running: Running, tmp_path: Pa
     for name in ("sub_start.sh", "fed_client.json"):
         path = kit / "startup" / name
         path.write_text(path.read_text().replace("site-2", "site-9"))
-    _starts_and_is_refused(running, kit, "CNMismatch", "localhost")
+    _starts_and_is_refused(running, kit, "authenticated as 'site-2' but claimed endpoint 'site-9'", "localhost")
 
 
 def test_a_blocked_serial_is_refused_at_once_and_its_replacement_works(running: Running, out: Path) -> None:
