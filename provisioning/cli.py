@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -262,6 +263,7 @@ def _submit(args: argparse.Namespace) -> None:
 def _federation(args: argparse.Namespace) -> None:
     from provisioning.federation import demo
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended, as on Ctrl-C
     for run in demo(args.out.resolve(), [job.resolve() for job in args.jobs], args.limit_s):
         print((run / "fedfms" / "report" / "table.md").read_text(encoding="utf-8"))
         print(run)
