@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= workspace/demo
+FEDERATION ?= workspace/federation
 
-.PHONY: help install demo test test-fast lint jobs clean
+.PHONY: help install demo federation test test-fast lint jobs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +20,10 @@ install: $(READY)  ## set up .venv with every dependency and this package
 
 demo: $(READY)  ## a federation of three sites and a held-out one on the phantom; prints the table
 	OMP_NUM_THREADS=1 $(BIN)/nvflare simulator jobs/fedmsa -w $(DEMO) -n 4 -t 4 -l concise
+
+federation: $(READY)  ## server, three sites and an admin as processes of this machine, over mTLS, run two jobs
+	rm -rf $(FEDERATION)
+	OMP_NUM_THREADS=1 $(BIN)/python -m provisioning federation --job jobs/fedmsa --job jobs/fedsca --out $(FEDERATION)
 
 test: $(READY)  ## all tests, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -15,7 +16,6 @@ from rich.table import Table
 from fedfms.errors import FedfmsError, ProvisioningError
 from provisioning import kit as kits
 from provisioning.deployment import Deployment, Made, make
-from provisioning.distributed import approve, package, request
 from provisioning.policy import BLOCKED, allow
 from provisioning.project import MAX_JOB_MB, TEMPLATE
 from provisioning.secret import ENV, passphrase
@@ -33,6 +33,9 @@ the way in which a site's private key never leaves it; codes are told by telepho
   site  python -m provisioning request hospital-e --org hospital_e --project fedfms-study --out MINE
   lead  python -m provisioning approve hospital-e.request.zip --code CODE --out FED      again, to renew
   site  python -m provisioning package hospital-e.signed.zip --request MINE --code CODE --job JOB --into KIT
+a run:
+  python -m provisioning submit JOB --kit LEAD --out DIR        the same job that the simulator runs
+  python -m provisioning federation --job JOB --out DIR         all on this machine, over mTLS; `make federation`
 whoever gets a kit:
   python -m provisioning open hospital-a.kit --into KIT         prints the code to compare by telephone
   python -m provisioning verify KIT                             has somebody changed it since?
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_changes(commands)
     _add_kits(commands)
     _add_distributed(commands)
+    _add_runs(commands)
     return parser
 
 
@@ -133,6 +137,19 @@ def _add_distributed(commands: argparse._SubParsersAction[argparse.ArgumentParse
     packed.add_argument("--into", required=True, type=Path, metavar="DIR", help="a new folder: the kit")
     packed.add_argument("--job", type=Path, action="append", default=[], help="what it shares may leave this site")
     packed.set_defaults(run=_package)
+
+
+def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sent = commands.add_parser("submit", help="run a job with an admin's kit: staged, checked, watched, fetched")
+    sent.add_argument("job", type=Path)
+    sent.add_argument("--kit", required=True, type=Path, help="of a lead or project_admin")
+    sent.set_defaults(run=_submit)
+    local = commands.add_parser("federation", help="a federation of this machine, in processes of their own, runs jobs")
+    local.add_argument("--job", required=True, type=Path, action="append", dest="jobs")
+    local.set_defaults(run=_federation)
+    for one, limit in ((sent, 86400.0), (local, 600.0)):
+        one.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, for the results")
+        one.add_argument("--limit-s", type=float, default=limit, metavar="S", help=f"of a job; default {limit:.0f}")
 
 
 def _add_out(parser: argparse.ArgumentParser, what: str) -> None:
@@ -216,15 +233,37 @@ def _allow(args: argparse.Namespace) -> None:
 
 
 def _request(args: argparse.Namespace) -> None:
+    from provisioning.distributed import request
+
     sent, code = request(args.name, args.org, args.project, args.out)
     print(f"{code}  tell it to the lead by telephone, and send {sent}; the key stays in this folder")
 
 
 def _approve(args: argparse.Namespace) -> None:
+    from provisioning.distributed import approve
+
     signed, code = approve(Deployment(args.out), args.request, args.code, passphrase(args.passphrase_file))
     print(f"{code}  the root's: tell it to the site by telephone, and send {signed}")
 
 
 def _package(args: argparse.Namespace) -> None:
+    from provisioning.distributed import package
+
     code = package(args.signed, args.request, args.code, args.into, args.job, MAX_JOB_MB)
     print(f"{code}  the kit's, to know it again: `verify`")
+
+
+def _submit(args: argparse.Namespace) -> None:
+    from provisioning.submit import submit  # torch: not for those who only open a kit
+
+    args.out.mkdir(parents=True, mode=0o700)
+    print(submit(args.job, args.kit.resolve(), args.out.resolve(), args.limit_s))
+
+
+def _federation(args: argparse.Namespace) -> None:
+    from provisioning.federation import demo
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended, as on Ctrl-C
+    for run in demo(args.out.resolve(), [job.resolve() for job in args.jobs], args.limit_s):
+        print((run / "fedfms" / "report" / "table.md").read_text(encoding="utf-8"))
+        print(run)

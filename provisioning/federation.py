@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +27,7 @@ from fedfms.flare.job import APP
 from provisioning.deployment import make
 from provisioning.kit import SUFFIX, open_kit
 from provisioning.secret import make_passphrase
-from provisioning.tool import nvflare
+from provisioning.submit import ask, submit
 
 POLL_S = 0.5
 ADMIN, LEAD = "admin@lead.example", "lead@lead.example"
@@ -67,7 +67,8 @@ class Running:
 
     def __init__(self, kits: Mapping[str, Path], environment: Mapping[str, str] | None = None) -> None:
         self.kits = dict(kits)
-        self._environment = {**os.environ, **(environment or {})}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # a kit's script says `python3`
+        self._environment = {**os.environ, "PATH": path, **(environment or {})}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Running:
@@ -116,15 +117,15 @@ class Running:
         with suppress(ProcessLookupError):
             os.killpg(self._processes[name].pid, number)
 
-    def wait(self, what: str, ready: Callable[[], bool], limit_s: float) -> None:
+    def wait(self, what: str, ready: Callable[[], bool], limit_s: float, may_end: Sequence[str] = ()) -> None:
         """Poll until something is so.
 
         Raises:
-            ProvisioningError: it was not in time, or a process has ended.
+            ProvisioningError: it was not in time, or a process has ended that is not one of `may_end`.
         """
         until = time.monotonic() + limit_s
         while not ready():
-            dead = [name for name in self._processes if not self.alive(name)]
+            dead = [name for name in self._processes if not self.alive(name) and name not in may_end]
             if dead:
                 raise ProvisioningError(f"{', '.join(dead)} ended", where=what, do="look at console.log in its kit")
             if time.monotonic() > until:
@@ -155,45 +156,6 @@ def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def ask(kit: Path, *command: str, limit_s: float = 120) -> dict[str, Any]:
-    """An `nvflare` command with an admin's kit."""
-    return nvflare(*command, "--startup-kit", str(kit), folder=kit, limit_s=limit_s)
-
-
-def stage(job: Path, folder: Path) -> Path:
-    """A clean copy of a job: without what NVFLARE leaves in it, and without `app/custom` where that holds no code.
-
-    NVFLARE takes a job with that folder for one that brings code, which a site's policy refuses.
-    """
-    clean = shutil.ignore_patterns(".__nvfl_*", "__pycache__", "*.pyc")
-    shutil.copytree(job, folder, ignore=clean)
-    custom = folder / APP / "custom"
-    if custom.is_dir() and {path.name for path in custom.iterdir()} <= {"README.txt"}:
-        shutil.rmtree(custom)
-    return folder
-
-
-def submit(job: Path, kit: Path, work: Path, limit_s: float) -> Path:
-    """Submit a job, wait for its end, fetch its results; returns the server's folder of the run.
-
-    Raises:
-        ProvisioningError: it was refused, did not end well, or not in time.
-    """
-    staged = stage(job, work / job.name)
-    id_ = str(ask(kit, "job", "submit", "-j", str(staged))["job_id"])
-    try:
-        ended = ask(kit, "job", "wait", id_, "--timeout", f"{limit_s:.0f}", "--interval", "1", limit_s=limit_s + 60)
-    except ProvisioningError:
-        with suppress(ProvisioningError):
-            ask(kit, "job", "abort", id_)
-        raise
-    status = str(ended.get("status", ""))
-    if not status.endswith("COMPLETED"):
-        raise ProvisioningError(f"it ended as {status or 'unknown'}", where=job.name, do="look at the server's log")
-    ask(kit, "job", "download", id_, "-o", str(work / f"{job.name}-results"))
-    return work / f"{job.name}-results" / id_ / "workspace"
 
 
 def prepare(
