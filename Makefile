@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 DEMO   ?= workspace/demo
 FEDERATION ?= workspace/federation
 
-.PHONY: help install demo federation test test-fast lint jobs clean
+.PHONY: help install demo federation test test-federation test-fast lint jobs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,8 +25,11 @@ federation: $(READY)  ## server, three sites and an admin as processes of this m
 	rm -rf $(FEDERATION)
 	OMP_NUM_THREADS=1 $(BIN)/python -m provisioning federation --job jobs/fedmsa --job jobs/fedsca --out $(FEDERATION)
 
-test: $(READY)  ## all tests, two files at a time
+test: $(READY)  ## all tests but those of test-federation, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-federation: $(READY)  ## the tests over a server and sites that are processes of this machine
+	$(BIN)/python -m pytest -m processes
 
 test-fast: $(READY)  ## the tests that take under a minute together
 	$(BIN)/python -m pytest -m "not slow and not federation"

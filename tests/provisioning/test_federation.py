@@ -24,7 +24,7 @@ from tests.federation.spy import FILE
 
 from .make import MEMBER, PASSPHRASE, REPO, SITES, opened, project_file
 
-pytestmark = [pytest.mark.federation, pytest.mark.slow]
+pytestmark = [pytest.mark.federation, pytest.mark.processes, pytest.mark.slow]
 
 LIMIT_S = 400
 PHANTOM = REPO / "jobs" / "studies" / "phantom.yaml"
