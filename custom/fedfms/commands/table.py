@@ -102,7 +102,7 @@ def _settings(args: argparse.Namespace) -> SiteSettings:
         settings = replace(settings, checkpoints=args.checkpoint.resolve().parent)
     if settings.cache is None:  # runs that begin alike share the features of the frozen stage
         settings = replace(settings, cache=args.out.resolve() / "cache")
-    return settings
+    return replace(settings, threads=settings.threads or max(1, (os.cpu_count() or 1) // args.jobs))
 
 
 def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSettings, console: Console) -> None:
@@ -125,7 +125,6 @@ def _run(
     from fedfms.grid.run import check, locked, run_cells
     from fedfms.grid.table import save_grid
 
-    threads = settings.threads or max(1, (os.cpu_count() or 1) // args.jobs)
     total = sum(cell.study.train.rounds for cell in cells)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -135,7 +134,7 @@ def _run(
         save_grid(args.out, grid, cells, _command(args))
         bar = progress.add_task("rounds", total=total)
         faults = run_cells(
-            cells, args.out, settings, engine=args.engine, jobs=args.jobs, threads=threads,
+            cells, args.out, settings, engine=args.engine, jobs=args.jobs, threads=settings.threads,
             told=lambda done: progress.update(bar, completed=sum(done.values())),
         )  # fmt: skip
     for name, fault in faults.items():

@@ -57,7 +57,7 @@ def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str]
         if kind not in speeds:
             told(" ".join(part for part in kind if part))
             try:
-                speeds[kind] = seconds_a_slice(cell.study, str(settings.torch_device))
+                speeds[kind] = seconds_a_slice(cell.study, settings)
             except TrainingError as error:
                 return Estimate(len(cells), rounds, sent, None, error.line())
         train_s, score_s = speeds[kind]
@@ -65,7 +65,7 @@ def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str]
     return Estimate(len(cells), rounds, sent, seconds)
 
 
-def seconds_a_slice(study: Study, device: str) -> tuple[float, float]:
+def seconds_a_slice(study: Study, settings: SiteSettings) -> tuple[float, float]:
     """Seconds to train on a slice, in batches of the study's size, and to predict one; pixels and weights are random.
 
     Raises:
@@ -73,7 +73,8 @@ def seconds_a_slice(study: Study, device: str) -> tuple[float, float]:
     """
     kept = study.data.cache and study.data.augment == "none" and study.data.crop_px is None
     bare = replace(study, model=replace(study.model, checkpoint=None, checkpoint_sha256=None))
-    timing = apart(bare, SiteSettings(device=device), _STEPS, _TIMEOUT_S, prefix=kept)
+    nowhere = replace(settings, data_root=None, checkpoints=None, cache=None)
+    timing = apart(bare, nowhere, _STEPS, _TIMEOUT_S, prefix=kept)
     return timing.step_s / study.train.batch_size, timing.predict_s
 
 

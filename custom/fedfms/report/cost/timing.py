@@ -123,6 +123,7 @@ def child() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             study, settings = Study.from_dict(order["study"]), SiteSettings(**order["settings"])
+            torch.set_num_threads(settings.threads or torch.get_num_threads())
             prefix = Path(folder) if order["prefix"] else None
             timing = measure(study, settings, order["steps"], prefix, training=order["training"])
     except FedfmsError as error:
