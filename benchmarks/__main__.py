@@ -98,7 +98,7 @@ def _epoch(args: argparse.Namespace) -> Rows:
 
 
 def _memory(args: argparse.Namespace) -> Rows:
-    return memory.measure(args.method, args.backbone, args.size, args.batch, args.paths, args.dtypes)
+    return memory.measure(args.method, args.backbone, args.size, args.batch, args.paths)
 
 
 def _loader(args: argparse.Namespace) -> Rows:

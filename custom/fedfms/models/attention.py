@@ -94,12 +94,8 @@ class _Scores:
         self.scale = qkv.shape[-1] ** -0.5
         self.bias_h, self.bias_w = _biases(qkv[0].to(self.dtype), self.rel_h, self.rel_w)
         _, self._count, tokens, _ = qkv.shape
-        if qkv.is_meta:  # nothing is worked out, so one block tells all
-            self._at_once, self._rows = self._count, tokens
-        else:
-            whole = max(1, BLOCK // tokens**2)
-            self._at_once = min(self._count, whole * torch.get_num_threads())
-            self._rows = min(tokens, max(1, BLOCK // tokens))
+        self._at_once = min(self._count, max(1, BLOCK // tokens**2) * torch.get_num_threads())
+        self._rows = min(tokens, max(1, BLOCK // tokens))
         self._scores, self._probabilities = (self.buffer() for _ in range(2))
 
     def buffer(self) -> Tensor:
