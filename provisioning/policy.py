@@ -24,7 +24,7 @@ BLOCKED = "blocked_serials.json"
 _FILTER = "fedfms.flare.scope.SharedOnly"
 SITE_CLASSES = (
     "fedfms.flare.executor.SiteExecutor",
-    "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent",  # live curves; take it away and none are sent
+    "fedfms.flare.tracking.Curves",  # and not NVFLARE's, which sends what events a job names: a site's errors as well
 )
 SERVER_CLASSES = (
     "fedfms.flare.aggregator.CheckedAggregator",
