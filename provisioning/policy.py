@@ -57,9 +57,11 @@ _SETTINGS = """\
 # What belongs to this site, and no job can set. Fill in, and restart the client.
 #data_root: /data/fedfms          # holds <dataset>/<site>/manifest.json, as `python -m preprocessing` writes it
 #checkpoints: /data/checkpoints   # a job names a file in it and that file's SHA-256; another one is refused
+#checkpoint_sha256: []             # and of these hashes alone; empty: whatever file in it the job names
 #device: cuda:0                   # default: cuda where there is one
 #cache: /scratch/fedfms           # as private as the images
 #min_cases: 10                    # no score of fewer images leaves
+#quiet: true                      # no live curves leave, whatever a job says
 """
 
 
