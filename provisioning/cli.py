@@ -240,9 +240,11 @@ def _request(args: argparse.Namespace) -> None:
 
 
 def _approve(args: argparse.Namespace) -> None:
-    from provisioning.distributed import approve
+    from provisioning.distributed import approve, who
 
+    name, org = who(args.request)
     signed, code = approve(Deployment(args.out), args.request, args.code, passphrase(args.passphrase_file))
+    print(f"for the site {name} of {org}; if it is not they who told you the code: `block {name}`")
     print(f"{code}  the root's: tell it to the site by telephone, and send {signed}")
 
 
