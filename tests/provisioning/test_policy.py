@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,35 @@ def test_what_a_job_can_be(tmp_path: Path) -> None:
     for index in range(MAX_FILES):
         (app / str(index)).touch()
     assert "files" in SmallJobs(1).validate(str(app))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.conf", "method = ${HOME}", "not JSON alone"),
+        ("custom/a.yml", "method: ${oc.env:HOME}", "not JSON alone"),
+        ("a.json", "{", "not JSON"),
+        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.json", json.dumps({"study": [{"method": "{$HOME}"}]}), "in braces"),
+        ("a.json", json.dumps({"study": {"name": "a {$HOME} b"}}), "in braces"),
+        ("a.json", '{"study": {"name": "\\u007b$HOME}"}}', "in braces"),
+        ("a.json", json.dumps({"{$HOME}": 1}), "in braces"),
+    ],
+)
+def test_a_job_is_not_filled_in_from_the_sites_environment(
+    name: str, content: str, reason: str, tmp_path: Path
+) -> None:
+    """NVFLARE does so: what a site's error then says would leave it."""
+    app = Path(shutil.copytree(REPO / "jobs" / "fedmsa" / "app", tmp_path / "app"))
+    assert SmallJobs(1).validate(str(app)) == ("", {})
+    (app / "config" / name).parent.mkdir(parents=True, exist_ok=True)
+    (app / "config" / name).write_text(content)
+    assert reason in SmallJobs(1).validate(str(app))[0]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_our_own_jobs_are_taken(job: Path) -> None:
+    assert SmallJobs(16).validate(str(job)) == ("", {})
 
 
 def test_a_job_cannot_name_a_data_root_or_leave_it() -> None:
