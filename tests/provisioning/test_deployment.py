@@ -220,6 +220,19 @@ def test_whoever_is_told_to_end_leaves_no_key_behind(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_key_that_a_killed_command_left_goes_with_the_next_and_two_at_once_are_not_let_in(copy: Path) -> None:
+    (copy / ".work.killed").mkdir()
+    (copy / ".work.killed" / "cert.json").write_text("a key")
+    with Deployment(copy).root(PASSPHRASE) as work:
+        assert not (copy / ".work.killed").exists()
+        with pytest.raises(ProvisioningError, match="another command"), Deployment(copy).root(PASSPHRASE):
+            pass
+        assert (work / "cert.json").is_file()
+    with Deployment(copy).root(PASSPHRASE):
+        pass
+    assert not list(copy.glob(".work*"))
+
+
 @pytest.mark.parametrize("left, expected", [(31, 0), (29, 1), (-1, 1)])
 def test_expiry_tells_who_must_renew(
     left: int, expected: int, copy: Path, capsys: pytest.CaptureFixture[str]
