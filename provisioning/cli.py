@@ -6,7 +6,8 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -45,6 +46,7 @@ A passphrase comes from --passphrase-file (mode 0600), from {ENV}, or from the t
 each: tell them on another way than the kit's.
 """
 _SOON = 30  # days
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _COMPARE = "compare it by telephone with the lead's"
 
 
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(0o077)
     args = _parser().parse_args(argv)
     try:
-        return int(args.run(args) or 0)
+        with _told_to_end():
+            return int(args.run(args) or 0)
     except FedfmsError as error:
         print(f"provisioning: {error.line()}", file=sys.stderr)
     except OSError as error:  # its own text would name the path
@@ -61,6 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("provisioning: interrupted", file=sys.stderr)
     return 1
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Whoever is told to end, by a signal or because the terminal is gone, first takes away what must not stay: the
+    root's key in the open, processes of a federation. Once, so that a second signal does not stop that."""
+
+    def end(*_: object) -> None:
+        for number in _ENDS:
+            signal.signal(number, lambda *_: None)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in _ENDS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -240,9 +261,11 @@ def _request(args: argparse.Namespace) -> None:
 
 
 def _approve(args: argparse.Namespace) -> None:
-    from provisioning.distributed import approve
+    from provisioning.distributed import approve, who
 
+    name, org = who(args.request)
     signed, code = approve(Deployment(args.out), args.request, args.code, passphrase(args.passphrase_file))
+    print(f"for the site {name} of {org}; if it is not they who told you the code: `block {name}`")
     print(f"{code}  the root's: tell it to the site by telephone, and send {signed}")
 
 
@@ -263,7 +286,6 @@ def _submit(args: argparse.Namespace) -> None:
 def _federation(args: argparse.Namespace) -> None:
     from provisioning.federation import demo
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended, as on Ctrl-C
     for run in demo(args.out.resolve(), [job.resolve() for job in args.jobs], args.limit_s):
         print((run / "fedfms" / "report" / "table.md").read_text(encoding="utf-8"))
         print(run)

@@ -10,7 +10,9 @@ No private key of a participant stays here: whoever loses a kit is given another
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ from provisioning.sealed import SealError, restrict, seal, unseal
 from provisioning.secret import make_passphrase
 from provisioning.tool import nvflare
 
+_WORK = ".work."
 _ROOT_CERT, _ROOT_KEY = "root_cert", "root_pri_key"  # as NVFLARE's state/cert.json names them
 
 
@@ -108,7 +111,8 @@ class Deployment:
         """
         self.current(name)
         if name not in {one["name"] for one in self.project.participants}:
-            raise ProvisioningError("its key never was here", where=name, do="let the site make a request again")
+            do = "`block` refuses the old one; let the site make a request again"
+            raise ProvisioningError("its key never was here", where=name, do=do)
         made = self._make(self.project, passphrase, name)
         self._mark_older(name)
         return made
@@ -147,15 +151,30 @@ class Deployment:
         """A folder with the root's certificate and key as NVFLARE's state, gone when the block ends.
 
         Raises:
-            ProvisioningError: the passphrase is wrong.
+            ProvisioningError: the passphrase is wrong, or another command is at work with the root.
         """
         try:
             content = json.loads(unseal((self.folder / "ca.sealed").read_bytes(), passphrase))
         except SealError as error:
             raise ProvisioningError(str(error), where="ca.sealed") from None
-        with work_folder(self.folder) as work:
+        with self._alone(), work_folder(self.folder) as work:
             write_atomic(work / "cert.json", json.dumps(content), mode=0o600)
             yield work
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other commands out, and take away what one that was killed has left: the root's key in the open."""
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ProvisioningError("another command is at work in this folder", do="wait for its end") from None
+            for left in self.folder.glob(f"{_WORK}*"):
+                shutil.rmtree(left)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _make(self, project: Project, passphrase: str, name: str) -> Made:
         with self.root(passphrase) as work:
@@ -243,7 +262,7 @@ def _issued(found: x509.Certificate, kind: str) -> Issued:
 @contextmanager
 def work_folder(folder: Path) -> Iterator[Path]:
     """A folder for keys in the open, beside what they become, and gone afterwards whatever happens."""
-    work = Path(tempfile.mkdtemp(dir=folder, prefix=".work."))
+    work = Path(tempfile.mkdtemp(dir=folder, prefix=_WORK))
     try:
         yield work
     finally:

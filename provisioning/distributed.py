@@ -19,6 +19,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
 from nvflare.tool.cert.cert_constants import PROVISION_VERSION_FIELD, ROOTCA_FINGERPRINT_FIELD
 from nvflare.tool.cert.fingerprint import cert_fingerprint_sha256
 
@@ -28,11 +29,11 @@ from provisioning.deployment import Deployment, work_folder
 from provisioning.kit import finish, spoken
 from provisioning.policy import sizes_of, write_policy
 from provisioning.project import check_participant
-from provisioning.sealed import restrict
+from provisioning.sealed import read_zip, restrict
 from provisioning.tool import nvflare
 
 DAYS = 360  # as NVFLARE's of kits that the lead makes
-MAX_BYTES = 1 << 20  # of a request, an answer and what is in them, which are 4 kB
+MAX_FILES, MAX_BYTES = 20, 1 << 20  # of a request, an answer and what is in them, which are 4 kB
 _SCHEME, _SECURITY = "http", "mtls"  # NVFLARE's defaults for a provisioned project
 
 
@@ -62,12 +63,36 @@ def key_code(sent: Path) -> str:
     Raises:
         ProvisioningError: it is no request.
     """
-    (content,) = _members(sent, ".csr")
+    key = _asked(sent).public_key()
+    return spoken(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+def _asked(sent: Path) -> x509.CertificateSigningRequest:
+    contents = _members(sent, ".csr")
     try:
-        key = x509.load_pem_x509_csr(content).public_key()
+        (content,) = contents
+        return x509.load_pem_x509_csr(content)
     except ValueError:
         raise ProvisioningError("this is not a request", where=sent.name) from None
-    return spoken(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+def who(sent: Path) -> tuple[str, str]:
+    """Name and organisation that a request of a site asks a certificate for: the code says nothing of them.
+
+    Raises:
+        ProvisioningError: it is no request; it asks to be a server or a person; the file has the name of another.
+    """
+    subject = _asked(sent).subject
+    name, org, kind = (
+        "".join(str(found.value) for found in subject.get_attributes_for_oid(oid)[:1])
+        for oid in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.UNSTRUCTURED_NAME)
+    )
+    if kind != "client":
+        raise ProvisioningError("the request is not a site's", where=sent.name, do="a person's kit: `add --role`")
+    check_participant({"name": name, "type": kind, "org": org})
+    if sent.name != f"{name}.request.zip":
+        raise ProvisioningError("the request is for another name than its file's", where=sent.name, do="ask the site")
+    return name, org
 
 
 def approve(federation: Deployment, sent: Path, code: str, passphrase: str) -> tuple[Path, str]:
@@ -76,13 +101,17 @@ def approve(federation: Deployment, sent: Path, code: str, passphrase: str) -> t
     A name that has a certificate gets a newer one: so a site renews.
 
     Raises:
-        ProvisioningError: the code is another, NVFLARE refuses the request, the passphrase is wrong.
+        ProvisioningError: the code is another, it asks for more than a site's certificate or for a name that is not
+            the site's own, NVFLARE refuses the request, the passphrase is wrong.
     """
     if key_code(sent) != code:
         raise ProvisioningError("the request has another code than the site told", where=sent.name, do="ask the site")
+    name, org = who(sent)
+    for one in federation.project.participants:
+        if one["name"] == name and (one["type"], one["org"]) != ("client", org):
+            raise ProvisioningError("the name is somebody else's", where=name, do="let the site ask under its own")
     with federation.root(passphrase) as work:
         profile = _authority(federation, work)
-        name = sent.name.removesuffix(".request.zip")
         signed = work / f"{name}.signed.zip"
         nvflare(
             "cert", "approve", str(sent.resolve()), "-c", str(work), "--profile", str(profile),
@@ -165,10 +194,10 @@ def package(signed: Path, asked: Path, code: str, kit: Path, jobs: Iterable[Path
 def _members(archive: Path, ending: str) -> list[bytes]:
     """The files in a small zip whose names end so; one at least."""
     try:
-        with zipfile.ZipFile(archive) as file:
-            found = [info for info in file.infolist() if info.filename.endswith(ending)]
-            if found and sum(info.file_size for info in file.infolist()) <= MAX_BYTES:
-                return [file.read(info) for info in found]
+        with archive.open("rb") as file:
+            found = [content for name, content in read_zip(file, MAX_FILES, MAX_BYTES) if name.endswith(ending)]
     except (OSError, zipfile.BadZipFile):
-        pass
-    raise ProvisioningError("this is neither a request nor an answer to one", where=archive.name)
+        found = []
+    if not found:
+        raise ProvisioningError("this is neither a request nor an answer to one", where=archive.name)
+    return found

@@ -2,23 +2,25 @@
 
     python -m provisioning federation --job JOB [--job JOB ...] --out DIR
 
-Everything is polled: no step waits for longer than it takes. Processes are ended by the pid that started them.
+Everything is polled: no step waits for longer than it takes. What was started bears a mark in its environment, by
+which it is ended; no other process is.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from fedfms.errors import ProvisioningError
@@ -26,12 +28,15 @@ from fedfms.files import write_atomic
 from fedfms.flare.job import APP
 from provisioning.deployment import make
 from provisioning.kit import SUFFIX, open_kit
+from provisioning.secret import environment as own_environment
 from provisioning.secret import make_passphrase
 from provisioning.submit import ask, submit
 
 POLL_S = 0.5
 ADMIN, LEAD = "admin@lead.example", "lead@lead.example"
 _SERVER = "localhost"
+_MARK = "FEDFMS_FEDERATION"  # in the environment of what is started, which passes it on
+_GRACE_S, _END_POLL_S = 10.0, 0.1
 
 
 def free_port() -> int:
@@ -68,7 +73,8 @@ class Running:
     def __init__(self, kits: Mapping[str, Path], environment: Mapping[str, str] | None = None) -> None:
         self.kits = dict(kits)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # a kit's script says `python3`
-        self._environment = {**os.environ, "PATH": path, **(environment or {})}
+        self._environment = {**own_environment(), "PATH": path, **(environment or {})}
+        self._mark = uuid.uuid4().hex
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Running:
@@ -83,8 +89,8 @@ class Running:
         with os.fdopen(os.open(kit / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             self._processes[name] = subprocess.Popen(
                 ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
-                cwd=kit, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, umask=0o077,
+                cwd=kit, env=self._environment | {_MARK: f"{self._mark} {name}"}, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True, umask=0o077,
             )  # fmt: skip
 
     def log(self, name: str) -> str:
@@ -98,24 +104,39 @@ class Running:
 
     def stop(self) -> None:
         """End all processes that were started, and those that they started."""
-        for name in list(self._processes):
-            self._signal(name, signal.SIGTERM)
-        for name in list(self._processes):
-            self.end(name)
+        self._end("")
+        for process in self._processes.values():
+            process.wait()
+        self._processes.clear()
 
     def end(self, name: str) -> None:
         """End a server or site, with its jobs."""
-        process = self._processes[name]
-        self._signal(name, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-        self._signal(name, signal.SIGKILL)
-        process.wait()
-        del self._processes[name]
+        self._end(name)
+        self._processes.pop(name).wait()
 
-    def _signal(self, name: str, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._processes[name].pid, number)
+    def _end(self, name: str) -> None:
+        """End what bears our mark and that name (all, if empty): a job is in a session of its own, and outlives the
+        server or site that started it."""
+        begun, told = time.monotonic(), set[psutil.Process]()
+        while (found := self._marked(name)) and (passed := time.monotonic() - begun) < 2 * _GRACE_S:
+            for process in found:
+                with suppress(psutil.Error):
+                    if passed > _GRACE_S:
+                        process.kill()
+                    elif process not in told:  # once: what ends in order is not to be disturbed
+                        process.terminate()
+            told.update(found)
+            time.sleep(_END_POLL_S)
+
+    def _marked(self, name: str) -> list[psutil.Process]:
+        """Processes that run and were started here, or by one that was."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                mark, _, owner = process.environ().get(_MARK, "").partition(" ")
+                if mark == self._mark and name in ("", owner) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
     def wait(self, what: str, ready: Callable[[], bool], limit_s: float, may_end: Sequence[str] = ()) -> None:
         """Poll until something is so.

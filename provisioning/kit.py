@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def open_kit(sealed: Path, folder: Path, passphrase: str) -> str:
     """Open a sealed kit into a new folder; returns the code, to compare with the one that the lead reads out.
 
     Raises:
-        ProvisioningError: it cannot be read, the passphrase is wrong, a bit was changed, or the folder is there.
+        ProvisioningError: it cannot be read, the passphrase is wrong, a bit was changed, the folder is there, or the
+            files are not those of the kit's list: its code would vouch for others.
     """
     try:
         unpack(unseal(sealed.read_bytes(), passphrase), folder)
@@ -45,12 +47,15 @@ def open_kit(sealed: Path, folder: Path, passphrase: str) -> str:
         raise ProvisioningError(f"the kit cannot be opened ({error.strerror})", where=sealed.name) from None
     except SealError as error:
         raise ProvisioningError(str(error), where=sealed.name) from None
+    if not (folder / LIST).is_file() or _listed(folder, str(folder.resolve())).encode() != _read_list(folder):
+        shutil.rmtree(folder)
+        raise ProvisioningError("the files are not those of the kit's list", where=sealed.name, do="tell the lead")
     return code(folder)
 
 
-def _listed(folder: Path) -> str:
+def _listed(folder: Path, opened_into: str = "") -> str:
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return "".join(f"{_sha256(folder / path)}  {path}\n" for path in paths if path != LIST)
+    return "".join(f"{_sha256(folder / path, opened_into)}  {path}\n" for path in paths if path != LIST)
 
 
 def _sha256(path: Path, opened_into: str = "") -> str:

@@ -7,6 +7,7 @@ The list of classes that a job may build is the classes that our jobs name, one 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ BLOCKED = "blocked_serials.json"
 _FILTER = "fedfms.flare.scope.SharedOnly"
 SITE_CLASSES = (
     "fedfms.flare.executor.SiteExecutor",
-    "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent",  # live curves; take it away and none are sent
+    "fedfms.flare.tracking.Curves",  # and not NVFLARE's, which sends what events a job names: a site's errors as well
 )
 SERVER_CLASSES = (
     "fedfms.flare.aggregator.CheckedAggregator",
@@ -56,14 +57,16 @@ _SETTINGS = """\
 # What belongs to this site, and no job can set. Fill in, and restart the client.
 #data_root: /data/fedfms          # holds <dataset>/<site>/manifest.json, as `python -m preprocessing` writes it
 #checkpoints: /data/checkpoints   # a job names a file in it and that file's SHA-256; another one is refused
+#checkpoint_sha256: []             # and of these hashes alone; empty: whatever file in it the job names
 #device: cuda:0                   # default: cuda where there is one
 #cache: /scratch/fedfms           # as private as the images
 #min_cases: 10                    # no score of fewer images leaves
+#quiet: true                      # no live curves leave, whatever a job says
 """
 
 
 def sizes_of(jobs: Iterable[Path]) -> dict[str, int]:
-    """What the jobs share: the number of elements by the name of each tensor, the largest where jobs differ.
+    """What the jobs share: bytes by the name of each tensor, the most where jobs differ.
 
     Raises:
         ProvisioningError: a folder holds no job of this package.
@@ -74,7 +77,7 @@ def sizes_of(jobs: Iterable[Path]) -> dict[str, int]:
     found: dict[str, int] = {}
     for job in jobs:
         for name, tensor in shared_tensors(outline(_study(job))).items():
-            found[name] = max(found.get(name, 0), tensor.numel())
+            found[name] = max(found.get(name, 0), tensor.numel() * tensor.element_size())
     return found
 
 
@@ -94,28 +97,40 @@ def _study(job: Path) -> Study:
 def privacy(tensors: Mapping[str, int]) -> dict[str, Any]:
     """The site's scope, the only one and therefore everybody's: only these tensors leave.
 
-    Limits follow from them: four bytes an element and a twentieth more, for scales and steps beside them.
+    Args:
+        tensors: bytes by name; each leaves once in a reply, in whatever form of the wire: none takes more than its own.
     """
-    largest = sum(tensors.values()) * 4 * 1.05 / 1e6
-    args = {"tensors": dict(sorted(tensors.items())), "max_mb": round(largest, 3), "max_tensors": 3 * len(tensors)}
-    scope = {"name": SCOPE, "properties": {}, "task_result_filters": [{"path": _FILTER, "args": args}]}
+    scope = {"name": SCOPE, "properties": {}, "task_result_filters": [{"path": _FILTER, "args": _limits(tensors)}]}
     return {"scopes": [scope], "default_scope": SCOPE}
+
+
+def _limits(tensors: Mapping[str, int]) -> dict[str, Any]:
+    most = math.ceil(sum(tensors.values()) / 1e3) / 1e3
+    return {"tensors": dict(sorted(tensors.items())), "max_mb": most, "max_tensors": len(tensors)}
 
 
 def allow(kit: Path, jobs: Iterable[Path]) -> int:
     """Let a site's kit send what the jobs share, beside what it could before; returns the number of names.
+
+    All else that the site has written into its policy, filters of its own for instance, stays.
 
     Raises:
         ProvisioningError: it is no site's kit with our scope, or a folder holds no job.
     """
     path = kit / "local" / "privacy.json"
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["scopes"][0]["task_result_filters"][0]["args"]["tensors"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        policy = json.loads(path.read_text(encoding="utf-8"))
+        (own,) = [
+            one for scope in policy["scopes"] if scope["name"] == SCOPE
+            for one in scope["task_result_filters"] if one["path"] == _FILTER
+        ]  # fmt: skip
+        before = dict(own["args"]["tensors"])
+    except (OSError, ValueError, KeyError, TypeError):
         raise ProvisioningError("this kit has no local/privacy.json of ours", where=kit.name) from None
     more = sizes_of(jobs)
     tensors = {name: max(before.get(name, 0), more.get(name, 0)) for name in {*before, *more}}
-    _write(path, privacy(tensors))
+    own["args"].update(_limits(tensors))
+    _write(path, policy)
     return len(tensors)
 
 

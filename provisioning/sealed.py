@@ -15,7 +15,9 @@ import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -89,17 +91,37 @@ def unpack(archive: bytes, folder: Path) -> None:
 
 def _members(archive: bytes) -> list[tuple[str, bytes]]:
     try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as file:
-            found = [info for info in file.infolist() if not info.is_dir()]
-            if len(found) > MAX_FILES or sum(info.file_size for info in found) > MAX_BYTES:
-                raise SealError("the kit is larger than a kit can be")
-            for info in found:
-                path = PurePosixPath(info.filename)
-                if path.is_absolute() or ".." in path.parts or "\\" in info.filename:
-                    raise SealError("the kit names a place outside its folder")
-            return [(info.filename, file.read(info)) for info in found]
-    except zipfile.BadZipFile:
-        raise SealError("this is not a kit") from None
+        found = read_zip(io.BytesIO(archive), MAX_FILES, MAX_BYTES)
+    except zipfile.BadZipFile as error:
+        raise SealError(f"this is not a kit: {error}") from None
+    for name, _ in found:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name:
+            raise SealError("the kit names a place outside its folder")
+    return found
+
+
+def read_zip(source: BinaryIO, most: int, nbytes: int) -> list[tuple[str, bytes]]:
+    """Names and contents of the files in a zip that somebody else made: at most so many, of so many bytes together.
+
+    Raises:
+        BadZipFile: it is none, larger than that whatever its list of sizes says, encrypted, or of a rare form.
+    """
+    found = []
+    try:
+        with zipfile.ZipFile(source) as file:
+            members = [info for info in file.infolist() if not info.is_dir()]
+            if len(members) > most or sum(info.file_size for info in members) > nbytes:
+                raise zipfile.BadZipFile("it is larger than it can be")
+            for info in members:
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
+                    raise zipfile.BadZipFile("a file in it is not as ours are")
+                with file.open(info) as member:
+                    # Not `file.read`, which first unpacks it all, whatever size is said.
+                    found.append((info.filename, member.read(info.file_size + 1)))
+    except (OSError, EOFError, ValueError, NotImplementedError, zlib.error):
+        raise zipfile.BadZipFile("it cannot be read") from None
+    return found
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -50,6 +50,11 @@ def passphrase(file: Path | None, *, new: bool = False) -> str:
     return found
 
 
+def environment() -> dict[str, str]:
+    """The environment without the passphrase: for processes that are started, which have no need of it."""
+    return {key: value for key, value in os.environ.items() if key != ENV}
+
+
 def _from_file(file: Path) -> str:
     do = "name a file that is there, of mode 0600"
     try:

@@ -1,4 +1,4 @@
-"""NVFLARE's own command line, run so that nothing it writes is readable by others."""
+"""NVFLARE's own command line, run so that nothing it writes is readable by others, and without our passphrase."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.errors import ProvisioningError
+from provisioning.secret import environment
 
 LIMIT_S = 120
 
@@ -24,7 +25,7 @@ def nvflare(*arguments: str, folder: Path, limit_s: float = LIMIT_S) -> dict[str
     try:
         done = subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s, check=False,
-            umask=0o077,
+            umask=0o077, env=environment(),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise ProvisioningError(f"{what} did not end in {limit_s:.0f} s", do="look whether the server runs") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fedfms.errors import SettingsError
 from fedfms.settings import ENV, FILE_NAME, SiteSettings, load_settings
@@ -28,6 +29,11 @@ def test_workspace_file_and_environment(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv(ENV, str(other))
     expected = SiteSettings(workers=2, min_cases=20, attention="plain", checkpointing=True, micro_batch=1)
     assert load_settings(tmp_path) == expected
+    other.write_text(f"checkpoint_sha256: ['{'aB' * 32}']\nquiet: true\n")
+    expected = SiteSettings(checkpoint_sha256=("ab" * 32,), quiet=True)
+    assert load_settings(tmp_path) == expected
+    other.write_text(yaml.safe_dump(expected.to_dict()))
+    assert load_settings(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,6 +48,11 @@ def test_workspace_file_and_environment(tmp_path: Path, monkeypatch: pytest.Monk
         ("attention: fast", "there is no such attention; one of"),
         ("attention: [a]", "there is no such attention"),
         ("checkpointing: 1", "checkpointing must be true or false"),
+        ("quiet: 1", "quiet must be true or false"),
+        ("checkpoint_sha256: abc", "must be a list of SHA-256 hashes"),
+        ("checkpoint_sha256: [abc]", "must be a list of SHA-256 hashes"),
+        ("checkpoint_sha256: {}", "must be a list of SHA-256 hashes"),
+        ("checkpoint_sha256: ''", "must be a list of SHA-256 hashes"),
         ("micro_batch: -1", "micro_batch must be a number, 0 or more"),
         ("data_root: ~nobody-of-that-name/x", "absolute path"),
         ("device: gpu", "there is no device 'gpu'"),

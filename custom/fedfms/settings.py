@@ -4,6 +4,7 @@ Read from the file named by FEDFMS_SITE, or from `local/fedfms_site.yaml` in the
 
     data_root: /data/fedfms        # holds <dataset>/<site>/manifest.json
     checkpoints: /data/checkpoints # holds the files that a study names
+    checkpoint_sha256: []          # hashes of the files that a study may start from; empty: of any in that folder
     device: cuda:0                 # default: cuda if there is one, else cpu
     cache: /scratch/fedfms         # default: inside the run's own folder
     workers: 0                     # loader processes
@@ -12,13 +13,15 @@ Read from the file named by FEDFMS_SITE, or from `local/fedfms_site.yaml` in the
     attention: auto                # plain: by segment-anything's own code, slower, in several times the memory
     checkpointing: false           # true: work each block out again in the backward pass, for less memory
     micro_batch: 0                 # slices worked off at a time, for less memory; 0: a step's batch as a whole
+    quiet: false                   # true: no live curves leave the site, whatever the study says
 
-None of the last three changes what is computed: sums are added in another order, no more.
+None of attention, checkpointing and micro_batch changes what is computed: sums are added in another order, no more.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from fedfms.errors import SettingsError
 ENV = "FEDFMS_SITE"
 FILE_NAME = "fedfms_site.yaml"
 ATTENTION = ("auto", "plain")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class SiteSettings:
 
     data_root: Path | None = None
     checkpoints: Path | None = None
+    checkpoint_sha256: tuple[str, ...] = ()  # small hexadecimal digits
     device: str = ""
     cache: Path | None = None
     workers: int = 0
@@ -47,10 +52,12 @@ class SiteSettings:
     attention: str = "auto"  # one of `ATTENTION`
     checkpointing: bool = False
     micro_batch: int = 0
+    quiet: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, paths as text: what a file of settings holds."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        return plain | {"checkpoint_sha256": list(self.checkpoint_sha256)}
 
     @property
     def torch_device(self) -> torch.device:
@@ -95,12 +102,14 @@ def _parse(path: Path) -> SiteSettings:
             raise SettingsError(f"{path.name}: {key} must be a number, 0 or more", do="0 is a good start")
     if raw.get("attention", "auto") not in ATTENTION:
         raise SettingsError(f"{path.name}: there is no such attention", do=f"one of {list(ATTENTION)}")
-    if type(raw.get("checkpointing", False)) is not bool:
-        raise SettingsError(f"{path.name}: checkpointing must be true or false", do="false is the faster")
+    for key in ("checkpointing", "quiet"):
+        if type(raw.get(key, False)) is not bool:
+            raise SettingsError(f"{path.name}: {key} must be true or false", do="leave it out for false")
     check_device(str(raw.get("device") or ""), path.name)
     return SiteSettings(
         data_root=raw.get("data_root"),
         checkpoints=raw.get("checkpoints"),
+        checkpoint_sha256=_hashes(raw.get("checkpoint_sha256"), path.name),
         device=str(raw.get("device") or ""),
         cache=raw.get("cache"),
         workers=raw.get("workers", 0),
@@ -109,6 +118,7 @@ def _parse(path: Path) -> SiteSettings:
         attention=raw.get("attention", "auto"),
         checkpointing=raw.get("checkpointing", False),
         micro_batch=raw.get("micro_batch", 0),
+        quiet=raw.get("quiet", False),
     )
 
 
@@ -122,6 +132,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise SettingsError(f"{path.name} must be a mapping of settings", do="see the example in README.md")
     return raw
+
+
+def _hashes(raw: Any, file: str) -> tuple[str, ...]:
+    """As small letters. A list that is none must not be taken for an empty one, which accepts every file."""
+    found = [] if raw is None else raw
+    if not isinstance(found, list) or not all(isinstance(one, str) and _SHA256.fullmatch(one) for one in found):
+        raise SettingsError(
+            f"{file}: checkpoint_sha256 must be a list of SHA-256 hashes", do="64 hexadecimal digits each, in quotes"
+        )
+    return tuple(one.lower() for one in found)
 
 
 def _absolute(text: str, where: str) -> Path:

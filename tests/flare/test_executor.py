@@ -20,7 +20,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.flare.executor import SiteExecutor
 from fedfms.flare.wire import REASON, REPORT, SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE, to_arrays
-from fedfms.settings import SiteSettings
+from fedfms.settings import FILE_NAME, SiteSettings
 from fedfms.study import load_study
 from fedfms.training.build import build
 from fedfms.training.site import Site
@@ -124,6 +124,15 @@ def test_what_is_withheld_is_not_sent_live_either(context: FLContext) -> None:
 
 def test_a_study_without_live_curves_sends_nothing(context: FLContext) -> None:
     _do(_with(tracking="none"), TRAIN, _task(), context)
+    assert not context.get_engine().streamed
+
+
+def test_a_quiet_site_sends_no_live_curves_whatever_the_study_says(context: FLContext) -> None:
+    settings = Path(context.get_workspace().get_root_dir()) / "local" / FILE_NAME
+    settings.parent.mkdir()
+    settings.write_text("quiet: true\n")
+    reply = _do(SiteExecutor(STUDY.to_dict()), TRAIN, _task(), context)
+    assert reply.get_return_code() == ReturnCode.OK
     assert not context.get_engine().streamed
 
 

@@ -123,7 +123,7 @@ def test_live_curves_are_nvflares_own_and_can_be_left_out(tmp_path: Path, monkey
         configs = [json.loads(path.read_text()) for path in sorted((folder / "app" / "config").iterdir())]
         return [each["path"] for config in configs for each in config["components"] if each["id"] == "tracking"]
 
-    sender = "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent"
+    sender = "fedfms.flare.tracking.Curves"
     assert components("none") == []
     assert components("tensorboard") == [sender, "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver"]
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())

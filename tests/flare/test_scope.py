@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
 from nvflare.fuel.sec.audit import Auditor, AuditService
 
 from fedfms.errors import TrainingError
-from fedfms.flare.scope import ACTION, MAX_NUMBERS, MAX_REASON, SharedOnly
+from fedfms.flare.scope import ACTION, MAX_NUMBERS, MAX_REASON, MAX_TEXT, SharedOnly
 from fedfms.flare.wire import REASON, REPORT, error_reply, update_dxo
+from fedfms.training.link import Coded
+from fedfms.wire import CODECS, digest, upload
 
-ALLOWED = {"adapter.weight": 8, "adapter.bias": 2}
+ALLOWED = {"adapter.weight": 32, "adapter.bias": 8}  # bytes
 SCORES = {"scores": {"dice": 0.5, "standard": {"left ventricle": {"dice": None, "iou": 0.4}}}, "part": "val"}
 
 
@@ -59,6 +62,13 @@ def test_a_compressed_form_of_an_allowed_tensor_leaves(own: SharedOnly) -> None:
 _IMAGE = np.zeros((4, 4), np.uint8)
 
 
+def _nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
@@ -75,10 +85,20 @@ _IMAGE = np.zeros((4, 4), np.uint8)
         (_update({"word": "a" * 65}), "a text that is no word"),
         (_update({"a\nb": 1}), "a key that is no name"),
         (_update({"x" * 201: 1}), "a key that is no name"),
-        (_update({"pixels": [0.5] * (MAX_NUMBERS + 1)}), "numbers (at most"),
+        (_update({"pixels": [0.5] * (MAX_NUMBERS + 1)}), "more than 2000 numbers"),
+        (_update({"lists": [[]] * (MAX_NUMBERS + 1)}), "more than 2000 numbers"),
+        (_update({"pixels": int.from_bytes(bytes(range(1, 100)), "big")}), "more than eight bytes"),
+        (_update({"pixels": -(2**63) - 1}), "more than eight bytes"),
+        (_update({"pixels": np.longdouble(0.1)}), "more than eight bytes"),
+        (_update({"words": ["a" * 64] * (MAX_TEXT // 64 + 1)}), "characters of text"),
+        (_update({"keys": {f"{i:0100d}": {} for i in range(MAX_TEXT // 100 + 1)}}), "characters of text"),
+        (_update({"keys": {"Doe\nJane": {}}}), "a key that is no name"),
+        (_update({"keys": {("Doe", "Jane"): {}}}), "a key that is no name"),
+        (_update({"deep": _nested(5000)}), "more than 2000 numbers"),
+        (_update({"array": np.ma.masked_array([1.0], mask=[True])}), "there is a MaskedArray"),
         (_update({"object": object()}), "there is a object"),
-        (_update(**{"adapter.weight": [np.zeros(8)] * 9}), "10 tensors (at most 4)"),
-        (_update(**{"adapter.weight": [np.zeros(8)] * 3}) | {"adapter.bias": np.zeros(2)}, "5 tensors (at most 4)"),
+        (_update(**{"adapter.weight": [np.zeros(4)] * 9}), "more than 4 tensors"),
+        (_update(**{"adapter.weight": [np.zeros(4)] * 3}) | {"adapter.bias": np.zeros(1)}, "more than 4 tensors"),
     ],
 )
 def test_anything_else_stays(own: SharedOnly, reply: Shareable, reason: str) -> None:
@@ -92,8 +112,22 @@ def _again(content: dict[str, Any]) -> Shareable:
     return reply
 
 
+@pytest.mark.parametrize("wire", CODECS)
+@pytest.mark.parametrize("shape", [(1,), (7,), (5, 1), (3, 4), (2, 3, 3, 3), ()])
+def test_every_form_of_the_wire_leaves_within_the_bytes_of_the_plain_one(wire: str, shape: tuple[int, ...]) -> None:
+    """Digest, rows and their scales too; but not one byte more than the plain tensor has."""
+    size = 4 * math.prod(shape)
+    tensors = {"adapter.weight": torch.rand(shape)}
+    coded = upload(tensors, {"adapter.weight": torch.zeros(shape)}, {}, CODECS[wire])
+    form = Coded(coded.arrays, digest(tensors))
+    reply = update_dxo(tensors, samples=3, round_=1, report=SCORES, val_dice=0.5, coded=form).to_shareable()
+    assert SharedOnly({"adapter.weight": size}, size / 1e6, 1).refusal(reply) is None
+    less = coded.arrays["adapter.weight"].nbytes - 1
+    assert "larger" in str(SharedOnly({"adapter.weight": max(less, 1)}, 1, 1).refusal(reply))
+
+
 def test_bytes_have_a_limit_of_their_own() -> None:
-    assert "MB (at most" in str(SharedOnly({"adapter.weight": 1000}, 0.001, 4).refusal(
+    assert "more than 0.0 MB" in str(SharedOnly({"adapter.weight": 8000}, 0.001, 4).refusal(
         DXO(DataKind.WEIGHTS, data={"adapter.weight": np.zeros(1000)}).to_shareable()
     ))  # fmt: skip
 
@@ -102,6 +136,9 @@ def test_a_reason_is_a_line_of_a_failure_and_of_nothing_else(own: SharedOnly) ->
     reply = _update()
     reply.set_header(REASON, "a line, of words")
     assert own.refusal(reply) is not None
+    elsewhere = make_reply(ReturnCode.EXECUTION_EXCEPTION)
+    elsewhere["lines"] = [{REASON: "a line, of words"}] * 9
+    assert own.refusal(elsewhere) == "there is a text that is no word"
     failed = make_reply(ReturnCode.EXECUTION_EXCEPTION)
     failed.set_header(REASON, "x" * (MAX_REASON + 1))
     assert own.refusal(failed) == "the reason is too long"
@@ -121,5 +158,5 @@ def test_a_refusal_is_told_to_the_server_and_in_the_sites_audit(
 
 @pytest.mark.parametrize("tensors", [{"a": "8"}, {"a": 0}, ["a"]])
 def test_a_policy_that_is_none_does_not_load(tensors: Any) -> None:
-    with pytest.raises(ValueError, match="numbers of elements"):
+    with pytest.raises(ValueError, match="numbers of bytes"):
         SharedOnly(tensors, 1, 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import stat
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -19,7 +21,7 @@ from provisioning.cli import main
 from provisioning.deployment import Deployment, make
 from provisioning.kit import LIST, certificate, changes, code, open_kit
 from provisioning.project import load_project
-from provisioning.sealed import unseal
+from provisioning.sealed import pack, seal, unseal
 from provisioning.secret import ENV
 
 from .make import ADMIN, LEAD, PASSPHRASE, SITES, opened, project_file, umask
@@ -106,6 +108,23 @@ def test_a_changed_kit_is_told(federation: Path, tmp_path: Path, capsys: pytest.
     assert code(kit) not in told  # whoever changes the list as well has another code
 
 
+def test_a_kit_that_was_sealed_again_with_other_files_under_the_old_list_is_refused(
+    federation: Path, tmp_path: Path
+) -> None:
+    """Whoever knows the passphrase can: the code, which is of the list, would be the one that the lead reads out."""
+    kit = opened(federation, "site-1", tmp_path)
+    for name in ("startup/sub_start.sh", "startup/more.py", "more.py", LIST):
+        changed = Path(shutil.copytree(kit, tmp_path / "changed"))
+        (changed / name).unlink(missing_ok=True)
+        if name != LIST:
+            (changed / name).write_text("#!/bin/sh\n")
+        (tmp_path / "site-1.kit").write_bytes(seal(pack(changed), PASSPHRASE))
+        with pytest.raises(ProvisioningError, match="not those of the kit's list"):
+            open_kit(tmp_path / "site-1.kit", tmp_path / "opened", PASSPHRASE)
+        assert not (tmp_path / "opened").exists()
+        shutil.rmtree(changed)
+
+
 def test_a_servers_stores_are_in_its_kit_and_not_in_a_folder_that_all_servers_share(
     federation: Path, tmp_path: Path
 ) -> None:
@@ -181,6 +200,37 @@ def test_a_failure_of_nvflare_leaves_no_key_behind(copy: Path, monkeypatch: pyte
         Deployment(copy).renew("site-1", PASSPHRASE)
     assert _digests(copy) == before
     assert not [path for path in copy.iterdir() if path.name.startswith(".work")]
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whoever_is_told_to_end_leaves_no_key_behind(
+    told: signal.Signals, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENV, PASSPHRASE)
+    before, seen = _digests(copy), list[str]()
+
+    def interrupted(*_: str, folder: Path) -> None:
+        seen.extend(path.name for path in folder.rglob("cert.json") if "root_pri_key" in path.read_text())
+        os.kill(os.getpid(), told)
+
+    monkeypatch.setattr("provisioning.deployment.nvflare", interrupted)
+    assert main(["renew", "site-1", "--out", str(copy)]) == 1
+    assert seen == ["cert.json"]
+    assert _digests(copy) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_key_that_a_killed_command_left_goes_with_the_next_and_two_at_once_are_not_let_in(copy: Path) -> None:
+    (copy / ".work.killed").mkdir()
+    (copy / ".work.killed" / "cert.json").write_text("a key")
+    with Deployment(copy).root(PASSPHRASE) as work:
+        assert not (copy / ".work.killed").exists()
+        with pytest.raises(ProvisioningError, match="another command"), Deployment(copy).root(PASSPHRASE):
+            pass
+        assert (work / "cert.json").is_file()
+    with Deployment(copy).root(PASSPHRASE):
+        pass
+    assert not list(copy.glob(".work*"))
 
 
 @pytest.mark.parametrize("left, expected", [(31, 0), (29, 1), (-1, 1)])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.x509.oid import NameOID
 
 from fedfms.errors import ProvisioningError
 from provisioning.deployment import Deployment
-from provisioning.distributed import approve, key_code, package, request, root_code
+from provisioning.distributed import MAX_BYTES, approve, key_code, package, request, root_code
 from provisioning.kit import certificate, changes
 
 from .make import PASSPHRASE, REPO, umask
@@ -76,7 +80,47 @@ def test_a_request_to_another_federation_is_refused(federation: Path, tmp_path: 
         approve(Deployment(federation), sent, told, PASSPHRASE)
 
 
+def _forged(path: Path, name: str, org: str, kind: str) -> Path:
+    """A request with a key of its own, as somebody who is no site of NVFLARE's commands can make it."""
+    parts = {NameOID.COMMON_NAME: name, NameOID.ORGANIZATION_NAME: org, NameOID.UNSTRUCTURED_NAME: kind}
+    subject = x509.Name([x509.NameAttribute(oid, value) for oid, value in parts.items()])
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(f"{name}.csr", csr.public_bytes(Encoding.PEM))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "org", "kind", "file", "told"),
+    [
+        ("site-9", "org_n", "project_admin", "site-9", "not a site's"),
+        ("site-9", "org_n", "server", "site-9", "not a site's"),
+        ("site-9", "org_n", "", "site-9", "not a site's"),
+        ("site-1", "org_1", "client", "site-9", "another name than its file's"),
+        ("site-1", "org_n", "client", "site-1", "somebody else's"),
+        ("localhost", "lead", "client", "localhost", "somebody else's"),
+        ("admin@lead.example", "lead", "client", "admin@lead.example", "somebody else's"),
+        ("../site", "org_n", "client", "site", "a name must be"),
+    ],
+)
+def test_a_site_gets_no_certificate_but_a_sites_under_its_own_name(
+    name: str, org: str, kind: str, file: str, told: str, federation: Path, tmp_path: Path
+) -> None:
+    """The code that is told by telephone is of the key: it is right, and says nothing of who asks."""
+    sent = _forged(tmp_path / f"{file}.request.zip", name, org, kind)
+    with pytest.raises(ProvisioningError, match=told):
+        approve(Deployment(federation), sent, key_code(sent), PASSPHRASE)
+
+
 def test_what_is_no_request_is_told(tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(b"PK")
-    with pytest.raises(ProvisioningError, match="neither a request"):
-        key_code(tmp_path / "a.zip")
+    path = tmp_path / "a.zip"
+    for content in (b"", b"PK", b"PK\x05\x06" + bytes(18)):
+        path.write_bytes(content)
+        with pytest.raises(ProvisioningError, match="neither a request"):
+            key_code(path)
+    for form in (zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path, "w", form) as file:
+            file.writestr("a.csr", bytes(MAX_BYTES + 1 if form == zipfile.ZIP_DEFLATED else 1))
+        with pytest.raises(ProvisioningError, match="neither a request"):
+            key_code(path)

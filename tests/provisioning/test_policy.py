@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from nvflare.apis.app_validation import AppValidationKey
+from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_constant import FilterKey, FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.fl_exception import UnsafeComponentError
@@ -21,8 +24,12 @@ from nvflare.security.security import FLAuthorizer
 from fedfms.errors import ProvisioningError, StudyError
 from fedfms.flare.jobcheck import MAX_FILES, SmallJobs
 from fedfms.flare.scope import SharedOnly
+from fedfms.flare.wire import BASE
 from fedfms.settings import SiteSettings, load_settings
 from fedfms.study import Study
+from fedfms.training.build import outline
+from fedfms.training.traffic import shared_tensors
+from fedfms.wire import CODECS, WIRES, layout
 from provisioning.policy import SCOPE, SERVER_CLASSES, SITE_CLASSES, allow, privacy, sizes_of, write_policy
 
 from .make import REPO
@@ -132,12 +139,29 @@ def test_the_settings_that_are_to_be_filled_in_are_settings(kit: Path) -> None:
 
 def test_a_site_takes_up_another_job_itself(kit: Path) -> None:
     job = REPO / "jobs" / "fedmsa"
-    shared = sizes_of([job])
+    path, shared = kit / "local" / "privacy.json", sizes_of([job])
+    policy, noise = json.loads(path.read_text()), {"path": "a.filter.of.the.Site", "args": {}}
+    policy["scopes"][0]["task_result_filters"].insert(0, noise)
+    path.write_text(json.dumps(policy))
     assert shared and allow(kit, [job]) == len(shared) + 1
-    (scope,) = json.loads((kit / "local" / "privacy.json").read_text())["scopes"]
-    assert scope == privacy(shared | {"a": 4})["scopes"][0]
+    (scope,) = json.loads(path.read_text())["scopes"]
+    assert scope["task_result_filters"] == [noise, *privacy(shared | {"a": 4})["scopes"][0]["task_result_filters"]]
     with pytest.raises(ProvisioningError, match="not a job"):
         allow(kit, [kit])
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_an_update_of_a_study_leaves_in_every_form_of_the_wire(wire: str) -> None:
+    job = REPO / "jobs" / "fedmsa"
+    config = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())
+    built = outline(Study.from_dict(config["executors"][0]["executor"]["args"]["study"]))
+    forms = layout(shared_tensors(built), CODECS.get(wire))
+    data = {name: np.zeros(shape, dtype) for name, (shape, dtype) in forms.items()}
+    own = SharedOnly(**privacy(sizes_of([job]))["scopes"][0]["task_result_filters"][0]["args"])
+    assert own.refusal(DXO(DataKind.WEIGHT_DIFF, data=data, meta={BASE: "0f" * 16}).to_shareable()) is None
+    name = next(iter(data))
+    data[name] = np.zeros(data[name].size * 4 + 1)
+    assert "larger" in str(own.refusal(DXO(DataKind.WEIGHT_DIFF, data=data).to_shareable()))
 
 
 def test_what_a_job_can_be(tmp_path: Path) -> None:
@@ -154,6 +178,35 @@ def test_what_a_job_can_be(tmp_path: Path) -> None:
     for index in range(MAX_FILES):
         (app / str(index)).touch()
     assert "files" in SmallJobs(1).validate(str(app))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.conf", "method = ${HOME}", "not JSON alone"),
+        ("custom/a.yml", "method: ${oc.env:HOME}", "not JSON alone"),
+        ("a.json", "{", "not JSON"),
+        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.json", json.dumps({"study": [{"method": "{$HOME}"}]}), "in braces"),
+        ("a.json", json.dumps({"study": {"name": "a {$HOME} b"}}), "in braces"),
+        ("a.json", '{"study": {"name": "\\u007b$HOME}"}}', "in braces"),
+        ("a.json", json.dumps({"{$HOME}": 1}), "in braces"),
+    ],
+)
+def test_a_job_is_not_filled_in_from_the_sites_environment(
+    name: str, content: str, reason: str, tmp_path: Path
+) -> None:
+    """NVFLARE does so: what a site's error then says would leave it."""
+    app = Path(shutil.copytree(REPO / "jobs" / "fedmsa" / "app", tmp_path / "app"))
+    assert SmallJobs(1).validate(str(app)) == ("", {})
+    (app / "config" / name).parent.mkdir(parents=True, exist_ok=True)
+    (app / "config" / name).write_text(content)
+    assert reason in SmallJobs(1).validate(str(app))[0]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_our_own_jobs_are_taken(job: Path) -> None:
+    assert SmallJobs(16).validate(str(job)) == ("", {})
 
 
 def test_a_job_cannot_name_a_data_root_or_leave_it() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import stat
+import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -74,6 +76,20 @@ def test_a_kit_as_large_as_none_can_be_is_not_written(tmp_path: Path) -> None:
         archive.writestr("zeros", bytes(sealed.MAX_BYTES + 1))
     with pytest.raises(SealError, match="larger"):
         unpack(buffer.getvalue(), tmp_path / "kit")
+
+
+def test_a_size_that_is_not_so_is_not_believed(tmp_path: Path) -> None:
+    """The list says ten bytes; unpacked, it would be larger than a kit can be."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(sealed.MAX_BYTES + 1))
+    content = buffer.getvalue().replace(struct.pack("<I", sealed.MAX_BYTES + 1), struct.pack("<I", 10))
+    tracemalloc.start()
+    with pytest.raises(SealError, match="not a kit"):
+        unpack(content, tmp_path / "kit")
+    assert tracemalloc.get_traced_memory()[1] < sealed.MAX_BYTES / 8
+    tracemalloc.stop()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:

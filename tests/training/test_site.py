@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from fedfms.errors import CheckpointError, FedfmsError, SettingsError
 from fedfms.methods import POOL, Tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study, load_study
-from fedfms.training.build import build
+from fedfms.training.build import build, checkpoint_path
 from fedfms.training.reference import rounds
 from fedfms.training.site import Site
 from fedfms.training.state import StateStore
@@ -166,3 +168,19 @@ def test_a_named_checkpoint_needs_a_folder_and_a_file(tmp_path: Path) -> None:
         build(study, SiteSettings())
     with pytest.raises(CheckpointError, match=r"weights\.pth"):
         build(study, SiteSettings(checkpoints=tmp_path))
+
+
+def test_a_site_takes_no_checkpoint_but_those_it_accepts(tmp_path: Path) -> None:
+    """Whatever hash the study names, or none: the file itself is what counts."""
+    study = load_study(PHANTOM, method="fedmsa", overrides=[*SMALL, "model.checkpoint=weights.pth"])
+    (tmp_path / "weights.pth").write_bytes(b"weights that the job brought to the site's folder")
+    digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
+    settings = SiteSettings(checkpoints=tmp_path, checkpoint_sha256=("0" * 64,))
+    for named in (study, replace(study, model=replace(study.model, checkpoint_sha256=digest))):
+        with pytest.raises(CheckpointError, match="not among those that the site accepts"):
+            checkpoint_path(named, settings)
+    accepted = replace(settings, checkpoint_sha256=("0" * 64, digest))
+    assert checkpoint_path(study, accepted) == tmp_path / "weights.pth"
+    (tmp_path / "weights.pth").unlink()
+    with pytest.raises(CheckpointError, match="no such file"):
+        checkpoint_path(study, accepted)

@@ -23,7 +23,7 @@ from nvflare.fuel.sec.audit import AuditService
 from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.private.fed.utils.identity_utils import IdentityVerifier, InvalidAsserterCert, get_cn_from_cert
 
-ACTION = "fedfms.certificate_blocked"  # in the server's audit.txt
+ACTION = "fedfms.certificate_blocked"  # in the server's audit.log
 
 
 class BlockedSerials(FLComponent):

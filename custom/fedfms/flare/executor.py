@@ -142,7 +142,7 @@ class SiteExecutor(Executor):
         return dxo
 
     def _stream(self, site: Site, report: dict[str, Any], round_: int, fl_ctx: FLContext) -> None:
-        if site.study.federation.tracking != "none":
+        if site.study.federation.tracking != "none" and not site.quiet:
             stream(self, numbers(report, site.data.scored_part), round_, fl_ctx)
 
     def _validate(self, site: Site, shareable: Shareable, fl_ctx: FLContext) -> DXO:

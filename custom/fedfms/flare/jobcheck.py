@@ -1,7 +1,13 @@
-"""What a site or server takes as a job: NVFLARE has no limit on a job's size. Named by `local/resources.json`."""
+"""What a site or server takes as a job. Named by `local/resources.json`.
+
+NVFLARE has no limit on a job's size; and it fills `{$NAME}` in a job's configuration with the site's environment, whose
+secrets would be in the next error that the site tells. Our jobs hold no such thing, and are JSON alone.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +17,7 @@ MAX_FILES = 200
 
 
 class SmallJobs(AppValidator):
-    """Refuses an app that is larger than a configuration can be, or that holds links.
+    """Refuses an app that is larger than a configuration can be, holds links, or is filled in from where it runs.
 
     Args:
         max_mb: of all files together (1e6 bytes).
@@ -30,4 +36,35 @@ class SmallJobs(AppValidator):
             return f"the job holds {len(paths)} files (at most {MAX_FILES})", {}
         if size > self._max_mb * 1e6:
             return f"the job holds {size / 1e6:.1f} MB (at most {self._max_mb:.1f})", {}
-        return "", {}
+        return _configuration([path for path in paths if path.is_file() and _is_configuration(path, app_folder)]), {}
+
+
+def _is_configuration(path: Path, app_folder: str) -> bool:
+    """NVFLARE looks for it in `config/` and all folders in that."""
+    *folders, _ = path.relative_to(app_folder).parts
+    return "config" in folders and "custom" not in folders[: folders.index("config")]
+
+
+def _configuration(files: list[Path]) -> str:
+    """A reason not to take a job's configuration; empty if there is none."""
+    if any(path.suffix != ".json" for path in files):
+        return "the job's configuration is not JSON alone"
+    try:
+        texts = [text for path in files for text in _texts(json.loads(path.read_text(encoding="utf-8")))]
+    except (OSError, ValueError, RecursionError):
+        return "the job's configuration is not JSON"
+    if any("{" in text for text in texts):
+        return "the job's configuration has a variable in braces, which the site's environment would fill"
+    return ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in JSON, keys too."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value

@@ -1,8 +1,9 @@
 """Live curves: what a site tells of a round goes to the server's TensorBoard or MLflow as soon as it is known.
 
-By NVFLARE's own parts: an analytics event at the site, `ConvertToFedEvent`, and a receiver at the server, which the job
-names by path. Filters of task results do not see these events: that is why they hold nothing but numbers of the site's
-report of the round, as far as they may leave it (`fedfms.training.told`), under tags made of words of the study.
+By NVFLARE's own analytics events and receivers at the server, which the job names by path. Filters of task results do
+not see these events: that is why they hold nothing but numbers of the site's report of the round, as far as they may
+leave it (`fedfms.training.told`), under tags made of words of the study; and why `Curves` sends them, not NVFLARE's
+`ConvertToFedEvent`, which takes from the job which events leave: a site's errors, with its paths, are events too.
 """
 
 from __future__ import annotations
@@ -11,17 +12,43 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE, AnalyticsDataType
+from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE, AnalyticsData, AnalyticsDataType
+from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import EventScope, FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
 
 from fedfms.errors import StudyError
 from fedfms.study import Study
 
+_MAX_TAG = 200  # characters
 EVENTS = "tb_events"  # folder of TensorBoard's files in the run's own at the server, one in it a site
+_EVENT = f"fed.{ANALYTIC_EVENT_TYPE}"  # at the server
 _PARTS = {"val": "validation", "test": "test", "all": "held-out"}
 _KINDS = {"standard": "", "fedfms": "_fedfms", "volume": "_volume"}  # modes, behind the name of the metric
+
+
+class Curves(FLComponent):
+    """Sends the numbers of analytics events to the server: no other event, and of these tag, value and step alone.
+
+    It has no arguments: what leaves a site is not for a job to choose.
+    """
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Pass a number on."""
+        data = fl_ctx.get_prop(FLContextKey.EVENT_DATA)
+        local = fl_ctx.get_prop(FLContextKey.EVENT_SCOPE, EventScope.LOCAL) == EventScope.LOCAL
+        if event_type != ANALYTIC_EVENT_TYPE or not local or not isinstance(data, Shareable):
+            return
+        found = AnalyticsData.from_dxo(from_shareable(data))
+        tag = str(found.tag)
+        if not isinstance(found.value, int | float) or len(tag) > _MAX_TAG or not tag.isprintable():
+            self.log_error(fl_ctx, "fedfms: what is no number under a short tag is not sent", fire_event=False)
+            return
+        own = create_analytic_dxo(tag, float(found.value), AnalyticsDataType.SCALAR, global_step=found.step)
+        self.fire_fed_event(_EVENT, own.to_shareable(), fl_ctx)
 
 
 def numbers(report: Mapping[str, Any], part: str) -> dict[str, float]:
@@ -61,8 +88,7 @@ def sender(study: Study) -> list[dict[str, Any]]:
     """The job's components at a site."""
     if study.federation.tracking == "none":
         return []
-    path = "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent"
-    return [{"id": "tracking", "path": path, "args": {"events_to_convert": [ANALYTIC_EVENT_TYPE]}}]
+    return [{"id": "tracking", "path": f"{__name__}.{Curves.__name__}", "args": {}}]
 
 
 def receiver(study: Study) -> list[dict[str, Any]]:
@@ -73,7 +99,7 @@ def receiver(study: Study) -> list[dict[str, Any]]:
     """
     if study.federation.tracking == "none":
         return []
-    events = [f"fed.{ANALYTIC_EVENT_TYPE}"]
+    events = [_EVENT]
     if study.federation.tracking == "tensorboard":
         path, args = "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver", {"tb_folder": EVENTS}
         return [{"id": "tracking", "path": path, "args": args | {"events": events}}]

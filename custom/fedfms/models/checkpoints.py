@@ -63,6 +63,20 @@ def verify(path: Path, *, sha256: str | None = None) -> None:
         )  # fmt: skip
 
 
+def check_accepted(path: Path, accepted: Collection[str]) -> None:
+    """Check a file against the hashes that its site accepts, SHA-256 in small letters.
+
+    Raises:
+        CheckpointError: no such file; it has none of them, or cannot be read.
+    """
+    verify(path)
+    if _digest(path, "sha256") not in accepted:
+        raise CheckpointError(
+            "its SHA-256 is not among those that the site accepts", where=path.name,
+            do="ask the site to add it to checkpoint_sha256 of its settings, or let the study name another file",
+        )  # fmt: skip
+
+
 def _digest(path: Path, algorithm: str) -> str:
     try:
         with path.open("rb") as file:

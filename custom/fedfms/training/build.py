@@ -11,6 +11,7 @@ import torch
 from fedfms.errors import CheckpointError, SettingsError
 from fedfms.methods import Layout, Method, Partition, Tensors, fitted, make_method
 from fedfms.models import SegmentationModel, build_model, outline_model
+from fedfms.models.checkpoints import check_accepted
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 
@@ -136,6 +137,7 @@ def checkpoint_path(study: Study, settings: SiteSettings) -> Path | None:
 
     Raises:
         SettingsError: the study names a file, but the site has no checkpoint folder.
+        CheckpointError: the site accepts certain files only, and this is none of them.
     """
     if study.model.checkpoint is None:
         return None
@@ -144,4 +146,7 @@ def checkpoint_path(study: Study, settings: SiteSettings) -> Path | None:
             f"study {study.name} starts from {study.model.checkpoint}, but this site names no checkpoint folder",
             do="write `checkpoints: FOLDER` in local/fedfms_site.yaml, or in the file that FEDFMS_SITE names",
         )
-    return settings.checkpoints / study.model.checkpoint
+    path = settings.checkpoints / study.model.checkpoint
+    if settings.checkpoint_sha256:
+        check_accepted(path, settings.checkpoint_sha256)
+    return path

@@ -84,6 +84,11 @@ class Site:
         return None if codec is None else Link(codec, self.built, self._initial, self._store)
 
     @property
+    def quiet(self) -> bool:
+        """Whether the site lets no live curves leave it."""
+        return self._settings.quiet
+
+    @property
     def _min_cases(self) -> int:
         return max(self.study.federation.min_cases, self._settings.min_cases)
 
