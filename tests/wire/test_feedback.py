@@ -213,3 +213,20 @@ def test_a_digest_is_of_names_dtypes_shapes_and_bytes() -> None:
     others = [{**one, "w": one["w"].reshape(6, 4)}, {**one, "w": one["w"] + 1}, {"v": one["w"], **one},
               {**one, "n": torch.tensor(0, dtype=torch.int32)}, {}]  # fmt: skip
     assert len({digest(each) for each in [one, *others]}) == 6
+
+
+@ANY
+def test_a_variance_stays_above_zero(name: str) -> None:
+    """One channel's grows far, another's shrinks to next to nothing: a level of the one is more than the other has."""
+    codec, start = CODECS[name], {"net.bn.running_var": torch.ones(2), "net.bn.weight": torch.ones(2)}
+    trained = {"net.bn.running_var": torch.tensor([1e-3, 180.0]), "net.bn.weight": torch.tensor([1.1, 0.9])}
+    sent = upload(trained, start, {}, codec)
+    assert torch.equal(read_upload(sent.arrays, start, codec)["net.bn.running_var"], trained["net.bn.running_var"])
+    assert set(sent.residual) == {"net.bn.weight"}
+    downlink = Downlink(codec)
+    downlink.advance({"a": trained}, start)
+    site = _Reader(dict(start), name)
+    assert torch.equal(
+        site.read(downlink.message("a", digest(start)), start)["net.bn.running_var"], trained["net.bn.running_var"]
+    )
+    assert _same(site.held, downlink.mirrors["a"])

@@ -99,14 +99,14 @@ class Downlink:
                 old, target = mirror.get(name), line.target[name]
                 held.append(old)
                 if (id(old), id(target)) not in steps:
-                    steps[id(old), id(target)] = self._stepped(old, target)
+                    steps[id(old), id(target)] = self._stepped(name, old, target)
                 line.arrays[name], mirror[name] = steps[id(old), id(target)]
         known: dict[int, bytes] = {}
         for site in sites:
             self._holds[site] = digest(self.mirrors[site], known)
 
-    def _stepped(self, old: torch.Tensor | None, target: torch.Tensor) -> _Step:
-        if old is None or not compressed(target):
+    def _stepped(self, name: str, old: torch.Tensor | None, target: torch.Tensor) -> _Step:
+        if old is None or not compressed(name, target):
             return target.numpy(), target
         array = self.codec.encode(target - old)
         return array, old + self.codec.decode(array, tuple(target.shape))
