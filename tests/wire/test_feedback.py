@@ -230,3 +230,31 @@ def test_a_variance_stays_above_zero(name: str) -> None:
         site.read(downlink.message("a", digest(start)), start)["net.bn.running_var"], trained["net.bn.running_var"]
     )
     assert _same(site.held, downlink.mirrors["a"])
+
+
+def test_a_site_that_was_absent_has_no_mirror_and_gets_what_the_others_hold() -> None:
+    downlink, shared = Downlink(CODECS["int8"]), _model(0)
+    downlink.advance({"a": shared, "b": shared}, shared)
+    absent = _Reader(dict(shared), "int8")
+    absent.read(downlink.message("b", digest(absent.held)), shared)
+    for round_ in (1, 2):
+        target = _model(round_)
+        downlink.advance({"a": target}, target)
+        assert set(downlink.mirrors) == {"a"}
+    target = _model(3)
+    downlink.advance({"a": target, "b": target}, target)
+    assert _same(absent.read(downlink.message("b", digest(absent.held)), shared), downlink.received("a"))
+    assert downlink.mirrors["b"]["w"] is downlink.mirrors["a"]["w"]
+
+
+def test_what_is_forgotten_is_no_base_in_the_same_round() -> None:
+    """A site that claims nothing gets a part of the model, whole, and after a crash finds out what it holds."""
+    downlink, shared = Downlink(CODECS["int8"]), _model(0)
+    downlink.advance({"a": {"w": _model(1)["w"]}}, shared)
+    site = _Reader(dict(shared), "int8")
+    assert not downlink.message("a", "").base
+    again = downlink.message("a", digest(shared))
+    assert (again.differences, again.base) == (False, "")
+    site.read(again, shared)
+    assert digest(site.held) == downlink.holds("a")
+    assert not downlink.message("a", "").differences
