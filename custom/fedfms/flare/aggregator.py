@@ -7,7 +7,7 @@ of arrival; see `fedfms.guard`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,12 +123,9 @@ class CheckedAggregator(Aggregator):
 
     def _keep(self, site: str, dxo: DXO, fl_ctx: FLContext) -> str | None:
         """Put a good update by until the round is combined; why it could not be, or None."""
-        arrays, reason = self._decoded(site, dxo, fl_ctx)
-        if reason is not None:
-            return reason
         samples = int(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
         try:
-            self._updates[site] = Update(site, spooled(arrays.items(), _spool(fl_ctx)), samples)
+            self._updates[site] = Update(site, spooled(self._decoded(site, dxo, fl_ctx), _spool(fl_ctx)), samples)
         except UpdateError as error:
             return error.line()
         return None
@@ -162,14 +159,23 @@ class CheckedAggregator(Aggregator):
         codec = None if downlink is None else downlink.codec
         return Schema(layout({name: holder.shared[name] for name in names}, codec))
 
-    def _decoded(self, site: str, dxo: DXO, fl_ctx: FLContext) -> tuple[dict[str, np.ndarray], str | None]:
-        """The whole tensors of an update that `_refusal` had nothing against, and why they may not be aggregated."""
+    def _decoded(self, site: str, dxo: DXO, fl_ctx: FLContext) -> Iterator[tuple[str, np.ndarray]]:
+        """The whole tensors of an update that `_refusal` had nothing against, made one after another.
+
+        Raises:
+            UpdateError: one may not be aggregated.
+        """
         downlink = self._wire(fl_ctx)
         if downlink is None:
-            return dxo.data, None
-        tensors = read_upload(dxo.data, downlink.received(site), downlink.codec)
-        arrays = to_arrays(tensors)
-        return arrays, check_tensors(arrays, Schema.of(tensors))
+            yield from dxo.data.items()
+            return
+        received = downlink.received(site)
+        for name, array in dxo.data.items():
+            tensors = read_upload({name: array}, received, downlink.codec)
+            decoded = to_arrays(tensors)
+            if reason := check_tensors(decoded, Schema.of(tensors)):
+                raise UpdateError(reason)
+            yield name, decoded[name]
 
     def _wire(self, fl_ctx: FLContext) -> Downlink | None:
         """The server's end of a compressed wire; None where tensors travel as they are."""
