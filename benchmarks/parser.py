@@ -41,6 +41,7 @@ def _add_models(commands: Any) -> list[argparse.ArgumentParser]:
         paths = [path for path in PATHS if command is not predict or "checkpointed" not in path]
         default = [path for path in paths if path != "plain-checkpointed"]
         command.add_argument("--paths", type=_some_of(paths), default=default, help=f"of {','.join(paths)}")
+    for command in (step, predict):
         dtypes = ["float32", "bfloat16", "float16"]
         command.add_argument("--dtypes", type=_some_of(dtypes), default=dtypes[:2], help=f"of {','.join(dtypes)}")
     return [step, predict, epoch, memory]
