@@ -104,6 +104,7 @@ BAD = {
     "samples beyond float": lambda: update(samples=10**400),
     "a score above 1": lambda: update(val_dice=1e9),
     "older round": lambda: update(round_=2),
+    "rounds": lambda: update(round_=np.array([3, 3])),
     "differences": lambda: DXO(DataKind.WEIGHT_DIFF, {"decoder.w": np.zeros((2, 2), np.float32)}).to_shareable(),
     "metrics": lambda: DXO(DataKind.METRICS, {REPORT: {}}).to_shareable(),
     "no exchange object": Shareable,

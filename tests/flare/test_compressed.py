@@ -87,6 +87,7 @@ BAD = {
     "no array": {"decoder.w": b"1234"},
     "extra name": {"encoder.secret": np.zeros((1, 4), np.uint8)},
     "another base": {"base": digest({})},
+    "bases": {"base": np.array([1, 2])},
 }
 
 

@@ -138,9 +138,12 @@ class CheckedAggregator(Aggregator):
         if dxo.data_kind != (DataKind.WEIGHTS if downlink is None else DataKind.WEIGHT_DIFF):
             return f"it holds {kind_of(dxo)}, not {'weights' if downlink is None else 'differences'}"
         sent_for = (shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), dxo.get_meta_prop(ROUND))
-        if sent_for != (round_, round_):
-            return f"it is of round {sent_for[1]}, not of round {round_}"
-        if downlink is not None and (site not in downlink or dxo.get_meta_prop(BASE) != downlink.holds(site)):
+        # Whatever a site may have put there: to compare an array raises, and would end the round for all.
+        if not all(isinstance(of, int) and of == round_ for of in sent_for):
+            told = sent_for[1] if isinstance(sent_for[1], int) else "unknown"
+            return f"it is of round {told}, not of round {round_}"
+        base = dxo.get_meta_prop(BASE)
+        if downlink is not None and not (site in downlink and isinstance(base, str) and base == downlink.holds(site)):
             return "its differences are to another model than it was sent"
         schema = self._schema(site, round_, fl_ctx)
         metrics = dxo.get_meta_prop(MetaKey.INITIAL_METRICS)
