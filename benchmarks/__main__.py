@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-from benchmarks import aggregate, compare, data, formats, loader, memory, pages, phantom, step
+from benchmarks import aggregate, compare, data, formats, loader, memory, pages, phantom, step, wire
 from benchmarks import round as federated_round
 from benchmarks.parser import make_parser
 from fedfms.files import write_atomic
@@ -106,8 +106,6 @@ def _loader(args: argparse.Namespace) -> Rows:
 
 
 def _wire(args: argparse.Namespace) -> Rows:
-    from benchmarks import wire
-
     return wire.measure(args.method, args.backbone, args.repeats)
 
 

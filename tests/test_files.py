@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -86,3 +87,18 @@ def test_a_line_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line break"):
         append_line(tmp_path / "a", "one\ntwo")
     assert not (tmp_path / "a").exists()
+
+
+def test_what_is_large_writes_itself_and_a_fault_leaves_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    write_atomic(path, lambda file: file.write(b"new"), mode=0o600)
+    assert (path.read_bytes(), _mode(path)) == (b"new", 0o600)
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, fail)
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]

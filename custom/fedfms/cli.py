@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stdout = None  # Python would flush it at exit, and fail again
     except OSError as error:  # a path that the system does not take; its own text would name it
-        print(f"fedfms: a file cannot be read or written: {error.strerror}; check names and rights", file=sys.stderr)
+        why = error.strerror or type(error).__name__  # a library's own kinds may have no text of the system's
+        print(f"fedfms: a file cannot be read or written: {why}; check names and rights", file=sys.stderr)
         return 1
     return 0
 

@@ -7,25 +7,32 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 _BLOCK = 4096
 
 
-def write_atomic(path: Path, content: bytes | memoryview | str, *, mode: int = 0o644, sync: bool = True) -> None:
+def write_atomic(
+    path: Path, content: bytes | str | Callable[[BinaryIO], object], *, mode: int = 0o644, sync: bool = True
+) -> None:
     """Put `content` in `path` at once; text as UTF-8. The file has `mode`, whatever the umask.
+
+    What is large may be a function instead, which writes to the open file: no copy of it is made in memory.
 
     Without `sync` a power cut may lose or empty the file: for one of many that are checked when they are next met,
     with `os.sync` before anything says that they are there.
 
     Raises:
-        OSError: no folder, no permission, no room; `path` is as it was.
+        OSError: no folder, no permission, no room; and whatever `content` raises; `path` is as it was.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fchmod(file.fileno(), mode)
             if sync:

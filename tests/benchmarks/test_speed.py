@@ -55,8 +55,10 @@ def test_the_wire_is_as_small_as_its_layout_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["step --paths fastest", "step --dtypes int8", "predict --paths checkpointed", "step --steps 0", "epoch x"]
-)
+    "line",
+    ["step --paths fastest", "step --dtypes int8", "predict --paths checkpointed", "step --steps 0", "epoch x",
+     "memory --dtypes bfloat16"],
+)  # fmt: skip
 def test_a_command_that_means_nothing_is_refused(line: str) -> None:
     with pytest.raises(SystemExit):
         make_parser("").parse_args(line.split())

@@ -113,3 +113,18 @@ def test_faults_are_one_line(study: str, tmp_path: Path, capsys: pytest.CaptureF
         assert str(tmp_path) not in error
     with pytest.raises(SystemExit):
         main(["sites", study, "--min-cases", "1"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"), [(OSError(36, "File name too long", "/data/StMary"), "File name too long"),
+                        (OSError("no picture: /data/StMary"), "OSError")],
+)  # fmt: skip
+def test_a_fault_of_the_system_is_one_line_without_a_path(
+    fault: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("fedfms.commands.sites._opened", fail)
+    assert main(["sites", "phantom"]) == 1
+    assert capsys.readouterr().err == f"fedfms: a file cannot be read or written: {told}; check names and rights\n"

@@ -1,4 +1,4 @@
-"""Run as a program: the memory that a server's process takes for a round of many sites, as JSON."""
+"""Run as a program: the memory that a server's process takes for rounds of many sites, as JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nvflare.apis.dxo import DXO
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.flare.wire import update_dxo
+from fedfms.training.link import Coded
+from fedfms.wire import upload
 
 from .make import Server
 
@@ -26,39 +29,60 @@ def _anonymous() -> int:
 
 
 class _Watch(threading.Thread):
-    """The most that was seen, every millisecond."""
+    """The most that was seen, every millisecond in which it is `on`: while the server works."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.peak, self.ended = 0, False
+        self.peak, self.on, self.ended = 0, False, False
 
     def run(self) -> None:
         while not self.ended:
-            self.peak = max(self.peak, _anonymous())
+            seen = _anonymous()
+            self.peak = max(self.peak, seen) if self.on else self.peak
             time.sleep(0.001)
 
+    def __enter__(self) -> None:
+        self.on = True
 
-def _round(server: Server, round_: int, sites: int, model: dict[str, torch.Tensor]) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.on = False
+
+
+def _round(server: Server, round_: int, sites: int, model: dict[str, torch.Tensor], watch: _Watch) -> None:
     server.context.set_prop(AppConstants.CURRENT_ROUND, round_)
     for index in range(sites):
-        update = {name: tensor + index for name, tensor in model.items()}
-        dxo = update_dxo(update, samples=10 + index, round_=round_, report={}, val_dice=None)
-        assert server.send(f"site-{index:02d}", dxo.to_shareable(), round_)
-        del update, dxo
-    after = server.aggregate()
+        site = f"site-{index:02d}"
+        with watch:
+            server.aggregator.download_for(site, round_, "", server.context)
+        shareable = _sent(server, site, round_, index, model).to_shareable()
+        with watch:
+            assert server.send(site, shareable, round_), server.aggregator.rows[site]["reason"]
+        del shareable
+    with watch:
+        after = server.aggregate()
     assert all(np.isfinite(array).all() for array in after.values())
     server.aggregator.reset(server.context)
 
 
+def _sent(server: Server, site: str, round_: int, index: int, model: dict[str, torch.Tensor]) -> DXO:
+    """A site's update, in the form of the study's wire."""
+    update, coded = {name: tensor + index for name, tensor in model.items()}, None
+    downlink = server.aggregator._downlink
+    if downlink is not None:
+        coded = Coded(upload(update, downlink.received(site), {}, downlink.codec).arrays, downlink.holds(site))
+    return update_dxo(update, samples=10 + index, round_=round_, report={}, val_dice=None, coded=coded)
+
+
 def main() -> None:
-    """Peak over two rounds beside what NVFLARE holds before them: the model; in copies of it."""
-    sites, parameters = int(sys.argv[1]), int(sys.argv[2])
-    server = Server()
-    server.persistor.shared = model = {f"layer-{index}": torch.rand(parameters // 4) for index in range(4)}
+    """Peak over three rounds beside what NVFLARE holds before them: the model; in copies of it."""
+    sites, parameters, wire = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    server = Server(wire=wire)
+    shape = (parameters // 16_000, 1000)
+    server.persistor.shared = model = {f"layer-{index}": torch.rand(shape) for index in range(16)}
     before, watch = _anonymous(), _Watch()
     watch.start()
-    for round_ in (3, 4):
-        _round(server, round_, sites, model)
+    for round_ in (3, 4, 5):
+        _round(server, round_, sites, model, watch)
     watch.ended = True
     watch.join()
     told = {"copies": round((watch.peak - before) / (4 * parameters), 2), "sites": sites, "parameters": parameters}

@@ -80,10 +80,11 @@ def test_a_server_without_room_refuses_an_update_and_says_why() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells a process's own memory")
-def test_memory_does_not_grow_with_the_sites() -> None:
-    """32 sites of 2 M parameters, two rounds, beside the model that NVFLARE holds."""
+@pytest.mark.parametrize(("wire", "sites"), [("float32", 32), ("int8", 16)])
+def test_memory_does_not_grow_with_the_sites(wire: str, sites: int) -> None:
+    """Sites of 4 M parameters, three rounds, beside the model that NVFLARE holds."""
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back: only what is in use counts
-    command = [sys.executable, "-m", "tests.flare.memory", "32", "2000000"]
+    command = [sys.executable, "-m", "tests.flare.memory", str(sites), "4000000", wire]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["copies"] <= 3 + 0.5, told  # the half is for blocks and buffers
@@ -103,6 +104,7 @@ BAD = {
     "samples beyond float": lambda: update(samples=10**400),
     "a score above 1": lambda: update(val_dice=1e9),
     "older round": lambda: update(round_=2),
+    "rounds": lambda: update(round_=np.array([3, 3])),
     "differences": lambda: DXO(DataKind.WEIGHT_DIFF, {"decoder.w": np.zeros((2, 2), np.float32)}).to_shareable(),
     "metrics": lambda: DXO(DataKind.METRICS, {REPORT: {}}).to_shareable(),
     "no exchange object": Shareable,

@@ -87,6 +87,7 @@ BAD = {
     "no array": {"decoder.w": b"1234"},
     "extra name": {"encoder.secret": np.zeros((1, 4), np.uint8)},
     "another base": {"base": digest({})},
+    "bases": {"base": np.array([1, 2])},
 }
 
 
@@ -198,9 +199,12 @@ def test_a_change_of_what_a_site_does_not_hold_is_told(context: FLContext) -> No
     study, downlink = _study("int8"), Downlink(CODECS["int8"])
     other = {name: tensor + 1 for name, tensor in build(study, SiteSettings()).shared().items()}
     context.set_prop(HOLDS, digest(other), private=False, sticky=True)  # a lie
-    reply = _round(SiteExecutor(study.to_dict()), downlink, other, 0, context)
+    executor = SiteExecutor(study.to_dict())
+    reply = _round(executor, downlink, other, 0, context)
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
     assert "site a: the server sent changes of a model that the site does not hold" in reply.get_header(REASON)
+    # The claim is taken back, so that it gets the whole model next, as the error says.
+    assert from_shareable(_round(executor, downlink, other, 1, context)).get_meta_prop(BASE) == downlink.holds("a")
 
 
 def test_in_float32_a_site_claims_nothing_and_differences_are_refused(context: FLContext) -> None:  # noqa: F811

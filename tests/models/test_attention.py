@@ -49,6 +49,22 @@ def test_one_attention(way: Callable[..., Tensor], block: int, monkeypatch: pyte
         torch.testing.assert_close(mine, yours, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (1, 2), (0, 2)])  # qkv, its tables
+def test_gradients_of_some_inputs_are_those_of_all(wanted: tuple[int, ...]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((3, HEADS, ROWS * COLUMNS, DIM), (ROWS, ROWS, DIM), (COLUMNS, COLUMNS, DIM))
+    inputs = [torch.randn(shape, generator=draw, requires_grad=True) for shape in shapes]
+    whole = torch.autograd.grad(attention.attend(*inputs).square().sum(), inputs)
+    some = [tensor.detach().requires_grad_(index in wanted) for index, tensor in enumerate(inputs)]
+    attention.attend(*some).square().sum().backward()
+    for index, tensor in enumerate(some):
+        if index in wanted:
+            assert tensor.grad is not None
+            assert torch.equal(tensor.grad, whole[index])
+        else:
+            assert tensor.grad is None
+
+
 def make(shape: ViTShape, spec: ModelSpec, *, adapters: bool) -> ViTEncoder:
     """An encoder with every table and bias at random."""
     torch.manual_seed(0)

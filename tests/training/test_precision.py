@@ -98,6 +98,22 @@ def test_scores_and_gradients_in_parts() -> None:
         torch.testing.assert_close(grad, found[1][2][name], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e3])  # of which float16 would lose the gradients, and which it overflows with
+def test_gradients_in_float16_are_of_a_scaled_loss(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedfms.training.precision.available", lambda *_: True)
+    found = []
+    for precision in ("float32", "float16"):
+        study = study_of(precision=precision)
+        built = build(study, SiteSettings())
+        trainer = Trainer(built, study.train, study.structure_names)
+        loss = trainer._loss
+        monkeypatch.setattr(trainer, "_loss", lambda logits, masks, loss=loss: size * loss(logits, masks))
+        found.append(trainer.gradients(batch_of(built.model), [n for n in built.parameters() if "up.weight" in n]))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-2)
+    for name, grad in found[0][1].items():
+        assert float((found[1][1][name] - grad).norm()) < 0.1 * float(grad.norm()), name
+
+
 def test_bfloat16_trains_near_float32_and_keeps_what_trains_in_float32() -> None:
     exact, value = gradients_of_a_step(study_of(), SiteSettings())
     near, rounded = gradients_of_a_step(study_of(precision="bfloat16"), SiteSettings())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import stat
 from pathlib import Path
 
@@ -86,3 +87,20 @@ def test_an_unfinished_write_is_not_read(tmp_path: Path) -> None:
     newest = store.load()
     assert newest is not None
     assert newest.round == 0
+
+
+def test_a_disk_without_room_is_told_as_such_and_the_old_state_stays(tmp_path: Path) -> None:
+    """Not as torch's own fault, which is of its archive."""
+    store = StateStore(tmp_path)
+    store.save(SiteState(0, {"w": torch.zeros(1)}, {}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            store.save(SiteState(1, {"w": torch.zeros(100_000)}, {}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    state = store.load()
+    assert state is not None
+    assert state.round == 0
+    assert len(list(tmp_path.iterdir())) == 1

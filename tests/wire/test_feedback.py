@@ -213,3 +213,48 @@ def test_a_digest_is_of_names_dtypes_shapes_and_bytes() -> None:
     others = [{**one, "w": one["w"].reshape(6, 4)}, {**one, "w": one["w"] + 1}, {"v": one["w"], **one},
               {**one, "n": torch.tensor(0, dtype=torch.int32)}, {}]  # fmt: skip
     assert len({digest(each) for each in [one, *others]}) == 6
+
+
+@ANY
+def test_a_variance_stays_above_zero(name: str) -> None:
+    """One channel's grows far, another's shrinks to next to nothing: a level of the one is more than the other has."""
+    codec, start = CODECS[name], {"net.bn.running_var": torch.ones(2), "net.bn.weight": torch.ones(2)}
+    trained = {"net.bn.running_var": torch.tensor([1e-3, 180.0]), "net.bn.weight": torch.tensor([1.1, 0.9])}
+    sent = upload(trained, start, {}, codec)
+    assert torch.equal(read_upload(sent.arrays, start, codec)["net.bn.running_var"], trained["net.bn.running_var"])
+    assert set(sent.residual) == {"net.bn.weight"}
+    downlink = Downlink(codec)
+    downlink.advance({"a": trained}, start)
+    site = _Reader(dict(start), name)
+    assert torch.equal(
+        site.read(downlink.message("a", digest(start)), start)["net.bn.running_var"], trained["net.bn.running_var"]
+    )
+    assert _same(site.held, downlink.mirrors["a"])
+
+
+def test_a_site_that_was_absent_has_no_mirror_and_gets_what_the_others_hold() -> None:
+    downlink, shared = Downlink(CODECS["int8"]), _model(0)
+    downlink.advance({"a": shared, "b": shared}, shared)
+    absent = _Reader(dict(shared), "int8")
+    absent.read(downlink.message("b", digest(absent.held)), shared)
+    for round_ in (1, 2):
+        target = _model(round_)
+        downlink.advance({"a": target}, target)
+        assert set(downlink.mirrors) == {"a"}
+    target = _model(3)
+    downlink.advance({"a": target, "b": target}, target)
+    assert _same(absent.read(downlink.message("b", digest(absent.held)), shared), downlink.received("a"))
+    assert downlink.mirrors["b"]["w"] is downlink.mirrors["a"]["w"]
+
+
+def test_what_is_forgotten_is_no_base_in_the_same_round() -> None:
+    """A site that claims nothing gets a part of the model, whole, and after a crash finds out what it holds."""
+    downlink, shared = Downlink(CODECS["int8"]), _model(0)
+    downlink.advance({"a": {"w": _model(1)["w"]}}, shared)
+    site = _Reader(dict(shared), "int8")
+    assert not downlink.message("a", "").base
+    again = downlink.message("a", digest(shared))
+    assert (again.differences, again.base) == (False, "")
+    site.read(again, shared)
+    assert digest(site.held) == downlink.holds("a")
+    assert not downlink.message("a", "").differences

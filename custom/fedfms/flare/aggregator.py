@@ -7,7 +7,7 @@ of arrival; see `fedfms.guard`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,12 +123,9 @@ class CheckedAggregator(Aggregator):
 
     def _keep(self, site: str, dxo: DXO, fl_ctx: FLContext) -> str | None:
         """Put a good update by until the round is combined; why it could not be, or None."""
-        arrays, reason = self._decoded(site, dxo, fl_ctx)
-        if reason is not None:
-            return reason
         samples = int(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
         try:
-            self._updates[site] = Update(site, spooled(arrays.items(), _spool(fl_ctx)), samples)
+            self._updates[site] = Update(site, spooled(self._decoded(site, dxo, fl_ctx), _spool(fl_ctx)), samples)
         except UpdateError as error:
             return error.line()
         return None
@@ -141,9 +138,12 @@ class CheckedAggregator(Aggregator):
         if dxo.data_kind != (DataKind.WEIGHTS if downlink is None else DataKind.WEIGHT_DIFF):
             return f"it holds {kind_of(dxo)}, not {'weights' if downlink is None else 'differences'}"
         sent_for = (shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), dxo.get_meta_prop(ROUND))
-        if sent_for != (round_, round_):
-            return f"it is of round {sent_for[1]}, not of round {round_}"
-        if downlink is not None and (site not in downlink or dxo.get_meta_prop(BASE) != downlink.holds(site)):
+        # Whatever a site may have put there: to compare an array raises, and would end the round for all.
+        if not all(isinstance(of, int) and of == round_ for of in sent_for):
+            told = sent_for[1] if isinstance(sent_for[1], int) else "unknown"
+            return f"it is of round {told}, not of round {round_}"
+        base = dxo.get_meta_prop(BASE)
+        if downlink is not None and not (site in downlink and isinstance(base, str) and base == downlink.holds(site)):
             return "its differences are to another model than it was sent"
         schema = self._schema(site, round_, fl_ctx)
         metrics = dxo.get_meta_prop(MetaKey.INITIAL_METRICS)
@@ -162,14 +162,23 @@ class CheckedAggregator(Aggregator):
         codec = None if downlink is None else downlink.codec
         return Schema(layout({name: holder.shared[name] for name in names}, codec))
 
-    def _decoded(self, site: str, dxo: DXO, fl_ctx: FLContext) -> tuple[dict[str, np.ndarray], str | None]:
-        """The whole tensors of an update that `_refusal` had nothing against, and why they may not be aggregated."""
+    def _decoded(self, site: str, dxo: DXO, fl_ctx: FLContext) -> Iterator[tuple[str, np.ndarray]]:
+        """The whole tensors of an update that `_refusal` had nothing against, made one after another.
+
+        Raises:
+            UpdateError: one may not be aggregated.
+        """
         downlink = self._wire(fl_ctx)
         if downlink is None:
-            return dxo.data, None
-        tensors = read_upload(dxo.data, downlink.received(site), downlink.codec)
-        arrays = to_arrays(tensors)
-        return arrays, check_tensors(arrays, Schema.of(tensors))
+            yield from dxo.data.items()
+            return
+        received = downlink.received(site)
+        for name, array in dxo.data.items():
+            tensors = read_upload({name: array}, received, downlink.codec)
+            decoded = to_arrays(tensors)
+            if reason := check_tensors(decoded, Schema.of(tensors)):
+                raise UpdateError(reason)
+            yield name, decoded[name]
 
     def _wire(self, fl_ctx: FLContext) -> Downlink | None:
         """The server's end of a compressed wire; None where tensors travel as they are."""

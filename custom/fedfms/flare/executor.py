@@ -117,7 +117,11 @@ class SiteExecutor(Executor):
             self._stream(site, report, round_, fl_ctx)
             self.log_info(fl_ctx, f"fedfms: {_line(site, round_, of, report['scores'])} (held out)", fire_event=False)
             return DXO(DataKind.METRICS, data={REPORT: report})
-        received = Received(to_tensors(dxo.data), {}) if site.link is None else site.link.read(download_of(dxo))
+        if site.link is None:
+            received = Received(to_tensors(dxo.data), {})
+        else:
+            _claim("", fl_ctx)  # until the round is done: after a fault, the whole model mends what may be wrong
+            received = site.link.read(download_of(dxo))
         result = site.train_round(round_, received.tensors, received.held)
         self.log_info(
             fl_ctx,

@@ -7,12 +7,12 @@ before it; the two newest are kept. Loading allows tensors, numbers and names on
 from __future__ import annotations
 
 import dataclasses
-import io
 import pickle
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -67,11 +67,22 @@ def read_tensors(path: Path, what: str, *, lazily: bool = False) -> dict[str, An
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write plain content with tensors whole or not at all, for the owner's eyes only."""
+    """Write plain content with tensors whole or not at all, for the owner's eyes only; no copy is made in memory.
+
+    Raises:
+        OSError: as `write_atomic`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomic(path, buffer.getbuffer(), mode=0o600)  # no second copy of it
+    write_atomic(path, partial(_save, content), mode=0o600)
+
+
+def _save(content: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # no room: torch ends its archive all the same, and hides it
+            raise error.__context__ from None
+        raise
 
 
 class StateStore:

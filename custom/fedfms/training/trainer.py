@@ -20,6 +20,7 @@ from fedfms.training.prefix import PrefixCache
 
 Batch = dict[str, Any]
 Stop = Callable[[], bool]
+_SCALES = (2.0**16, 2.0**12, 2.0**8, 1.0)  # powers of two, which take nothing from a gradient
 
 
 class Aborted(Exception):
@@ -153,17 +154,27 @@ class Trainer:
             yield part, len(part["image"]) / slices
 
     def gradients(self, batch: Batch, names: Collection[str]) -> tuple[float, Tensors]:
-        """Loss of the model as it stands on a batch, without the method's penalty, and its gradients by `names`."""
+        """Loss of the model as it stands on a batch, without the method's penalty, and its gradients by `names`.
+
+        In float16 they are of the loss scaled, as a step's are: by the largest of `_SCALES` at which all are finite.
+        """
+        for scale in _SCALES if self._spec.precision == "float16" else (1.0,):
+            value, sums = self._gradients(batch, names, scale)
+            if all(total.isfinite().all() for total in sums):
+                break
+        return value, {name: total.div_(scale).cpu() for name, total in zip(names, sums, strict=True)}
+
+    def _gradients(self, batch: Batch, names: Collection[str], scale: float) -> tuple[float, list[torch.Tensor]]:
         parameters = self._built.parameters()
         chosen = [parameters[name] for name in names]
         value, sums = 0.0, [torch.zeros_like(p) for p in chosen]
         for part, share in self._parts(batch):
             loss = share * self._loss(self._logits(part, cached=True), part["label"].to(self._device))
             value += float(loss.detach())
-            for total, grad in zip(sums, torch.autograd.grad(loss, chosen, allow_unused=True), strict=True):
+            for total, grad in zip(sums, torch.autograd.grad(loss * scale, chosen, allow_unused=True), strict=True):
                 if grad is not None:
                     total += grad
-        return value, {name: total.cpu() for name, total in zip(names, sums, strict=True)}
+        return value, sums
 
     @torch.no_grad()
     def score(self, loader: Iterable[Batch], *, whole_cases: bool = True) -> Scores:

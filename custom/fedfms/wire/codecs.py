@@ -1,7 +1,8 @@
 """The compressed forms of one float32 tensor, and what a dict of tensors looks like in them.
 
-Other dtypes (counts, flags) travel as they are. An array on the wire bears its tensor's own name in every form, so
-that a site's filters by name see what they expect.
+Other dtypes (counts, flags) travel as they are, and so do a batch norm's statistics: they are few, and a variance that
+rounding takes below 0 makes every output NaN. An array on the wire bears its tensor's own name in every form, so that a
+site's filters by name see what they expect.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ Arrays = dict[str, np.ndarray]
 Layout = dict[str, tuple[tuple[int, ...], str]]  # of a message: name -> (shape, dtype) of the array on the wire
 
 WHOLE = "float32"  # no codec: tensors as they are, no differences
+_STATISTICS = ("running_mean", "running_var")  # torch's names, at the end of a tensor's
 _LEVELS = 127  # of int8 on either side of 0
 _SCALE_BYTES = 2
 _SMALLEST, _LARGEST = 0x0080, 0x7F7F  # bfloat16: the smallest normal, and the largest finite number
@@ -35,15 +37,15 @@ class Codec:
     layout: Callable[[tuple[int, ...]], tuple[tuple[int, ...], str]]
 
 
-def compressed(tensor: torch.Tensor) -> bool:
+def compressed(name: str, tensor: torch.Tensor) -> bool:
     """Whether a codec applies to the tensor."""
-    return tensor.dtype == torch.float32
+    return tensor.dtype == torch.float32 and not name.endswith(_STATISTICS)
 
 
 def layout(like: Mapping[str, torch.Tensor], codec: Codec | None) -> Layout:
     """What `like` (values do not matter) is on the wire; without a codec, itself."""
     return {
-        name: codec.layout(tuple(tensor.shape)) if codec is not None and compressed(tensor)
+        name: codec.layout(tuple(tensor.shape)) if codec is not None and compressed(name, tensor)
         else (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         for name, tensor in like.items()
     }  # fmt: skip

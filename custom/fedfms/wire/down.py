@@ -7,7 +7,7 @@ next target, and so goes out with it. Whichever form a site gets, it then holds 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class _Line:
 
     target: Tensors
     arrays: Arrays
-    before: str  # digest of what it must hold to read them
+    before: str | None  # digest of what it must hold to read them; None: it is to forget that it ever did
 
 
 @dataclass
@@ -58,10 +58,16 @@ class Downlink:
     def advance(self, targets: Mapping[str, Tensors], start: Tensors) -> None:
         """Make a round's messages: bring each site's mirror nearer to its target.
 
+        The mirror of a site without a target is forgotten: of those who come and go, each would keep a model of its
+        own in memory. When it comes back it is as one that was never served.
+
         Args:
             start: the global model, of which each target has names. A site that was never served is taken to hold it
                 (in the first round it does), or to be where one of the same target is.
         """
+        for site in self.mirrors.keys() - targets.keys():
+            del self.mirrors[site]
+            self._holds.pop(site, None)
         known: dict[int, bytes] = {}
         for site in self.mirrors.keys() - self._holds.keys():  # as they came from disk
             self._holds[site] = digest(self.mirrors[site], known)
@@ -99,14 +105,14 @@ class Downlink:
                 old, target = mirror.get(name), line.target[name]
                 held.append(old)
                 if (id(old), id(target)) not in steps:
-                    steps[id(old), id(target)] = self._stepped(old, target)
+                    steps[id(old), id(target)] = self._stepped(name, old, target)
                 line.arrays[name], mirror[name] = steps[id(old), id(target)]
         known: dict[int, bytes] = {}
         for site in sites:
             self._holds[site] = digest(self.mirrors[site], known)
 
-    def _stepped(self, old: torch.Tensor | None, target: torch.Tensor) -> _Step:
-        if old is None or not compressed(target):
+    def _stepped(self, name: str, old: torch.Tensor | None, target: torch.Tensor) -> _Step:
+        if old is None or not compressed(name, target):
             return target.numpy(), target
         array = self.codec.encode(target - old)
         return array, old + self.codec.decode(array, tuple(target.shape))
@@ -133,6 +139,7 @@ class Downlink:
             return Download(whole, claim)
         if len(received) < len(self.mirrors[site]):  # of the other names nothing is known
             self.mirrors[site], self._holds[site] = received, digest(received)
+            self._lines[site] = replace(self._lines[site], before=None)
         return Download(whole)
 
 

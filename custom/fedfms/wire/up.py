@@ -35,7 +35,7 @@ def upload(packed: Tensors, received: Tensors, residual: Tensors, codec: Codec) 
     """
     arrays, tensors, lost = {}, {}, dict(residual)
     for name, tensor in packed.items():
-        if not compressed(tensor):
+        if not compressed(name, tensor):
             arrays[name], tensors[name] = tensor.numpy(), tensor
             continue
         change = tensor - received[name]
@@ -52,7 +52,7 @@ def upload(packed: Tensors, received: Tensors, residual: Tensors, codec: Codec) 
 def read_upload(arrays: Mapping[str, np.ndarray], received: Tensors, codec: Codec) -> Tensors:
     """The whole tensors of a site's message, of the layout of `received`, in which its names are: `Upload.tensors`."""
     return {
-        name: received[name] + codec.decode(array, tuple(received[name].shape)) if compressed(received[name])
+        name: received[name] + codec.decode(array, tuple(received[name].shape)) if compressed(name, received[name])
         else torch.from_numpy(array.copy())
         for name, array in arrays.items()
     }  # fmt: skip
