@@ -126,7 +126,7 @@ def test_a_search_that_fails_is_one_line(volumes, out, error, message):
 
 @pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b"])
 def test_a_site_that_cannot_be_a_folder_is_refused(volumes, name):
-    with pytest.raises(DataError, match="plain name"):
+    with pytest.raises(DataError, match="a site's name cannot be one"):
         list_sites(volumes, dataclasses.replace(fake.RECIPE, sites=lambda raw: ["good", name]))
 
 

@@ -82,7 +82,7 @@ def test_flops_are_those_of_a_step_that_runs() -> None:
     from fedfms.training.build import build
 
     made = study("fedmsa")
-    built, told = build(made, SiteSettings(device="cpu")), step_work(made)
+    built, told = build(made, SiteSettings(device="cpu", attention="plain")), step_work(made)
     images = torch.rand(made.train.batch_size, 3, 64, 64)
     with FlopCounterMode(display=False) as forward:
         logits = built.model(images)

@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedfms.methods import Server
+from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, outline
 from fedfms.training.traffic import planned_sites, shared_tensors
@@ -48,7 +49,8 @@ def step_work(study: Study) -> Work:
     Raises:
         StudyError: the model or the method of the study cannot be.
     """
-    built = outline(study)
+    # By the plain path, whose work is the network's: the fast one works attention out twice, and no padding.
+    built = outline(study, SiteSettings(attention="plain"))
     parts = [frozenset(part) for part in _dispatched(built, study)]
     counted = {part: _in_round_0(built, part, study) for part in set(parts)}
     return Work(
