@@ -81,7 +81,7 @@ class _Watch(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.grown = 0
-        self._before, self._ended = _anonymous(), threading.Event()
+        self._before, self._ended = anonymous(), threading.Event()
 
     def __enter__(self) -> _Watch:
         self.start()
@@ -93,10 +93,11 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.005):
-            self.grown = max(self.grown, _anonymous() - self._before)
+            self.grown = max(self.grown, anonymous() - self._before)
 
 
-def _anonymous() -> int:
+def anonymous() -> int:
+    """Bytes of this process that no file holds; 0 where the system does not tell."""
     status = Path("/proc/self/status")
     found = re.search(r"^RssAnon:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
     return int(found[1]) * 1024 if found else 0

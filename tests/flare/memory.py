@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from nvflare.apis.dxo import DXO
 from nvflare.app_common.app_constant import AppConstants
 
+from benchmarks.aggregate import anonymous
 from fedfms.flare.wire import update_dxo
 from fedfms.training.link import Coded
 from fedfms.wire import upload
 
 from .make import Server
-
-
-def _anonymous() -> int:
-    """Bytes of this process that no file holds."""
-    found = re.search(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 class _Watch(threading.Thread):
@@ -37,7 +29,7 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self.ended:
-            seen = _anonymous()
+            seen = anonymous()
             self.peak = max(self.peak, seen) if self.on else self.peak
             time.sleep(0.001)
 
@@ -79,7 +71,7 @@ def main() -> None:
     server = Server(wire=wire)
     shape = (parameters // 16_000, 1000)
     server.persistor.shared = model = {f"layer-{index}": torch.rand(shape) for index in range(16)}
-    before, watch = _anonymous(), _Watch()
+    before, watch = anonymous(), _Watch()
     watch.start()
     for round_ in (3, 4, 5):
         _round(server, round_, sites, model, watch)
