@@ -14,6 +14,7 @@ from typing import Any
 from nvflare.apis.app_validation import AppValidator
 
 MAX_FILES = 200
+_SIGNED = (".__nvfl_sig.json", ".__nvfl_submitter.crt")  # NVFLARE's own, in every folder of a job that was submitted
 
 
 class SmallJobs(AppValidator):
@@ -41,8 +42,8 @@ class SmallJobs(AppValidator):
 
 def _is_configuration(path: Path, app_folder: str) -> bool:
     """NVFLARE looks for it in `config/` and all folders in that."""
-    *folders, _ = path.relative_to(app_folder).parts
-    return "config" in folders and "custom" not in folders[: folders.index("config")]
+    *folders, name = path.relative_to(app_folder).parts
+    return name not in _SIGNED and "config" in folders and "custom" not in folders[: folders.index("config")]
 
 
 def _configuration(files: list[Path]) -> str:
