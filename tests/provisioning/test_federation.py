@@ -110,7 +110,7 @@ def _names_another_class(job: Path) -> None:
 
 
 def _is_large(job: Path) -> None:
-    (job / "app" / "config" / "more.bin").write_bytes(bytes(17_000_000))
+    (job / "app" / "more.bin").write_bytes(bytes(17_000_000))
 
 
 def _asks_for_another_root(job: Path) -> None:
