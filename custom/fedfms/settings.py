@@ -34,6 +34,7 @@ from fedfms.errors import SettingsError
 ENV = "FEDFMS_SITE"
 FILE_NAME = "fedfms_site.yaml"
 ATTENTION = ("auto", "plain")
+_FOLDERS = ("data_root", "checkpoints", "cache")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -58,6 +59,12 @@ class SiteSettings:
         """Plain values, paths as text: what a file of settings holds."""
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
         return plain | {"checkpoint_sha256": list(self.checkpoint_sha256)}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> SiteSettings:
+        """The settings of which `to_dict` made these values."""
+        folders = {key: Path(plain[key]) for key in _FOLDERS if plain[key] is not None}
+        return cls(**{**plain, **folders, "checkpoint_sha256": tuple(plain["checkpoint_sha256"])})
 
     @property
     def torch_device(self) -> torch.device:
@@ -94,7 +101,7 @@ def _parse(path: Path) -> SiteSettings:
     unknown = sorted(str(key) for key in set(raw) - known)
     if unknown:
         raise SettingsError(f"{path.name} has unknown settings {unknown}", do=f"known ones: {sorted(known)}")
-    for key in ("data_root", "checkpoints", "cache"):
+    for key in _FOLDERS:
         if raw.get(key) is not None:
             raw[key] = _absolute(str(raw[key]), f"{path.name}: {key}")
     for key in ("workers", "threads", "min_cases", "micro_batch"):

@@ -22,5 +22,5 @@ def grid(**values: Any) -> Grid:
 
 def run(cells: list[Cell], out: Path, engine: str = "reference", jobs: int = 2) -> dict[str, str]:
     """Run them as the command does, one thread each."""
-    settings = SiteSettings(cache=out / "cache")
-    return run_cells(cells, out, settings, engine=engine, jobs=jobs, threads=1, told=lambda done: None)
+    settings = SiteSettings(cache=out / "cache", threads=1)
+    return run_cells(cells, out, settings, engine=engine, jobs=jobs, told=lambda done: None)

@@ -42,7 +42,7 @@ def test_a_killed_run_ends_with_the_same_bits_and_a_finished_one_is_not_run_agai
     cells = grid(methods=("fedmsa",), held_out=("site-2",)).cells()
     name = cells[0].name
     assert run(cells, tmp_path / "whole") == {}
-    prepare(cells[0], tmp_path / "cut", SiteSettings(cache=tmp_path / "cut" / "cache"), "reference", 1)
+    prepare(cells[0], tmp_path / "cut", SiteSettings(cache=tmp_path / "cut" / "cache", threads=1), "reference")
     folder = tmp_path / "cut" / CELLS / name
     _kill_after_a_round(folder)
     assert curve(folder)
@@ -78,11 +78,11 @@ def test_a_fault_of_one_run_is_told_and_the_others_go_on(tmp_path: Path) -> None
 def test_another_study_under_the_same_name_is_refused(tmp_path: Path) -> None:
     (cell,) = grid(methods=("fedmsa",), held_out=("site-1",)).cells()
     (other,) = grid(methods=("fedmsa",), held_out=("site-1",), overrides=("train.rounds=9",)).cells()
-    settings = SiteSettings()
-    prepare(cell, tmp_path, settings, "reference", 1)
-    prepare(cell, tmp_path, settings, "reference", 2)
+    settings = SiteSettings(threads=1)
+    prepare(cell, tmp_path, settings, "reference")
+    prepare(cell, tmp_path, SiteSettings(threads=2), "reference")
     with pytest.raises(StudyError, match="another study"):
-        prepare(other, tmp_path, settings, "reference", 1)
+        prepare(other, tmp_path, settings, "reference")
     with pytest.raises(StudyError, match="another --engine"):
         check([cell], tmp_path, "simulator")
     task = json.loads((tmp_path / CELLS / cell.name / "cell.json").read_text())
@@ -95,7 +95,7 @@ def test_another_study_under_the_same_name_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_whose_table_was_killed_ends_by_itself(tmp_path: Path) -> None:
     (cell,) = grid(methods=("fedmsa",), held_out=("site-1",)).cells()
-    prepare(cell, tmp_path, SiteSettings(), "reference", 1)
+    prepare(cell, tmp_path, SiteSettings(threads=1), "reference")
     folder = tmp_path / CELLS / cell.name
     nobody = subprocess.Popen(["true"])
     nobody.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fedfms.models import SegmentationModel
+from fedfms.models import SegmentationModel, build_model
 from fedfms.study import ModelSpec
 
 
@@ -31,3 +31,15 @@ def assert_gradients(model: SegmentationModel, trained: tuple[str, ...]) -> None
             assert name.endswith("k_proj.bias") or parameter.grad.abs().max() > 0, name
         else:
             assert parameter.grad is None, name
+
+
+def built_by_seed(spec: ModelSpec, *, adapters: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The values of a seed, which were seen to come again and to leave torch's own stream alone; those of another."""
+    before = torch.get_rng_state()
+    one = build_model(spec, 1, adapters=adapters, seed=5).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    same = build_model(spec, 1, adapters=adapters, seed=5).state_dict()
+    assert one.keys() == same.keys()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    return one, build_model(spec, 1, adapters=adapters, seed=6).state_dict()

@@ -7,7 +7,7 @@ import torch
 
 from fedfms.models import BACKBONES, build_model, family_of
 from fedfms.study import ModelSpec
-from tests.models.make import assert_gradients, images, step
+from tests.models.make import assert_gradients, built_by_seed, images, step
 
 SCRATCH = [name for name in BACKBONES if family_of(name) != "sam"]
 SMALL_SCRATCH = [ModelSpec(backbone=name, input_px=64) for name in SCRATCH if name.endswith("_tiny")]
@@ -55,11 +55,5 @@ def test_a_network_from_scratch_scores_each_image_alone(spec: ModelSpec) -> None
 
 @pytest.mark.parametrize("spec", SMALL_SCRATCH, ids=lambda spec: spec.backbone)
 def test_a_network_from_scratch_depends_on_the_seed_alone(spec: ModelSpec) -> None:
-    before = torch.get_rng_state()
-    one = build_model(spec, 1, adapters=False, seed=5).state_dict()
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(7)
-    same = build_model(spec, 1, adapters=False, seed=5).state_dict()
-    other = build_model(spec, 1, adapters=False, seed=6).state_dict()
-    assert all(torch.equal(one[name], same[name]) for name in one)
+    one, other = built_by_seed(spec, adapters=False)
     assert any(not torch.equal(one[name], other[name]) for name in one)

@@ -134,7 +134,7 @@ def _run(
         save_grid(args.out, grid, cells, _command(args))
         bar = progress.add_task("rounds", total=total)
         faults = run_cells(
-            cells, args.out, settings, engine=args.engine, jobs=args.jobs, threads=settings.threads,
+            cells, args.out, settings, engine=args.engine, jobs=args.jobs,
             told=lambda done: progress.update(bar, completed=sum(done.values())),
         )  # fmt: skip
     for name, fault in faults.items():

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,21 @@ Progress = Callable[[Mapping[str, int]], None]
 
 
 def run_cells(
-    cells: Sequence[Cell], out: Path, settings: SiteSettings, *, engine: str, jobs: int, threads: int, told: Progress
+    cells: Sequence[Cell], out: Path, settings: SiteSettings, *, engine: str, jobs: int, told: Progress
 ) -> dict[str, str]:
     """Run what is left of `cells` below `out`; returns the faults by run, each one line.
 
     Args:
         engine: "reference", the in-process loop, or "simulator", NVFLARE's.
+        settings: with the threads of torch that each run has.
         jobs: runs at once.
-        threads: of torch, in each.
         told: called with the rounds done by run, whenever that has changed.
 
     Raises:
         StudyError: as `check`.
     """
     for cell in cells:
-        prepare(cell, out, settings, engine, threads)
+        prepare(cell, out, settings, engine)
     waiting = [cell for cell in cells if not (_folder(out, cell) / RESULT).is_file()]
     running: dict[str, subprocess.Popen[bytes]] = {}
     faults: dict[str, str] = {}
@@ -104,7 +105,7 @@ def _standing(cell: Cell, out: Path, engine: str) -> dict[str, Any] | None:
     return dict(old)
 
 
-def prepare(cell: Cell, out: Path, settings: SiteSettings, engine: str, threads: int) -> None:
+def prepare(cell: Cell, out: Path, settings: SiteSettings, engine: str) -> None:
     """Write down what the run's process is to do; a run that was begun keeps its number of threads.
 
     Raises:
@@ -112,16 +113,16 @@ def prepare(cell: Cell, out: Path, settings: SiteSettings, engine: str, threads:
     """
     folder = _folder(out, cell)
     folder.mkdir(parents=True, exist_ok=True)
+    if (old := _standing(cell, out, engine)) is not None:  # sums of another number of threads differ in the last bit
+        settings = replace(settings, threads=old["threads"])
     task = {
         "format": _FORMAT,
         "cell": cell.place(),
         "study": cell.study.to_dict(),
         "engine": engine,
         "settings": settings.to_dict(),
-        "threads": threads,
+        "threads": settings.threads,
     }
-    if (old := _standing(cell, out, engine)) is not None:
-        task["threads"] = old["threads"]  # sums of another number of threads differ in the last bit
     write_atomic(folder / TASK, json.dumps(task, indent=1), mode=0o600)  # the settings are paths of this machine
 
 
@@ -197,18 +198,13 @@ def _main(folder: Path, parent: int) -> int:
 
 
 def _run(task: dict[str, Any], folder: Path, go_on: Callable[[], None], lock: int) -> None:
-    study, settings = Study.from_dict(task["study"]), _settings(task["settings"])
+    study, settings = Study.from_dict(task["study"]), SiteSettings.from_dict(task["settings"])
     if task["engine"] == "simulator":
         from fedfms.flare.simulate import run_simulated
 
         run_simulated(task["cell"], study, settings, folder, lock)
     else:
         run_cell(task["cell"], study, settings, folder, go_on)
-
-
-def _settings(raw: dict[str, Any]) -> SiteSettings:
-    paths = {key: Path(raw[key]) for key in ("data_root", "checkpoints", "cache") if raw[key] is not None}
-    return SiteSettings(**{**raw, **paths})
 
 
 if __name__ == "__main__":

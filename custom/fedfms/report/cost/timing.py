@@ -122,7 +122,7 @@ def child() -> None:
     order = json.load(sys.stdin)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            study, settings = Study.from_dict(order["study"]), SiteSettings(**order["settings"])
+            study, settings = Study.from_dict(order["study"]), SiteSettings.from_dict(order["settings"])
             torch.set_num_threads(settings.threads or torch.get_num_threads())
             prefix = Path(folder) if order["prefix"] else None
             timing = measure(study, settings, order["steps"], prefix, training=order["training"])
