@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from provisioning.submit import ask, submit
 
 from fedfms.errors import ProvisioningError
 from fedfms.flare.job import build_job
@@ -18,7 +19,6 @@ from fedfms.training.reference import rounds
 from provisioning.deployment import Deployment, make
 from provisioning.federation import ADMIN, LEAD, Running, prepare
 from provisioning.kit import certificate, put_blocked
-from provisioning.submit import ask, submit
 from tests.federation.common import assert_equal
 from tests.federation.spy import FILE
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from provisioning.tool import nvflare
 
 from fedfms.errors import ProvisioningError
 from provisioning import federation
 from provisioning.federation import Running, free_port, local_project
 from provisioning.project import load_project
 from provisioning.secret import ENV
-from provisioning.tool import nvflare
 
 
 def _kit(folder: Path, script: str) -> Path:

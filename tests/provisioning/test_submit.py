@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from provisioning.submit import stage
 
 from fedfms.errors import ProvisioningError
-from provisioning.submit import stage
 
 from .make import REPO
 
