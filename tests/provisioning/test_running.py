@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from provisioning.tool import nvflare
 
 from fedfms.errors import ProvisioningError
+from fedfms.flare.console import nvflare
 from provisioning import federation
 from provisioning.federation import Running, free_port, local_project
 from provisioning.project import load_project
