@@ -9,17 +9,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.app_event_type import AppEventType
 from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 
 from fedfms.errors import ProvisioningError
 from fedfms.flare import watch as watching
 from fedfms.flare.console import ConsoleError
-from fedfms.flare.progress import GROUP, KEY, MAX_ROWS, Progress
+from fedfms.flare.progress import ENDED_FILE, GROUP, KEY, MAX_ROWS, Progress
+from fedfms.flare.recorder import Recorder
 from fedfms.flare.watch import COMPLETED, StillRunningError, Watch, round_lines
 from tests.report.make import make_row, make_scores, make_study
 
 from .console import ID, Fake, error, ok, row, runs, state
+from .make import Server
 
 BOTH = [row(0, "site-1"), row(0, "site-2", dice=0.25, seconds=12.0)]
 
@@ -167,3 +172,23 @@ def test_a_question_of_another_kind_is_not_answered() -> None:
     context = FLContext()
     context.set_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR, SimpleNamespace(add_info=None), sticky=False, private=True)
     progress.tell(context)
+
+
+def test_why_the_server_gave_up_is_written_down_and_rounds_are_told_as_they_are_combined(tmp_path: Path) -> None:
+    server = Server()
+    context, recorder = server.context, Recorder()
+    context.get_workspace = lambda: SimpleNamespace(get_run_dir=lambda _: str(tmp_path))
+    context.get_engine = lambda: SimpleNamespace(
+        get_component=lambda name: {"persistor": server.persistor, "aggregator": server.aggregator}[name]
+    )
+    recorder.handle_event(AppEventType.INITIAL_MODEL_LOADED, context)
+    server.aggregator.rows = {"b": make_row(3, "b", None), "a": make_row(3, "a", None)}
+    collector = GroupInfoCollector()
+    context.set_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR, collector, sticky=False, private=True)
+    recorder.handle_event(AppEventType.AFTER_AGGREGATION, context)
+    recorder.handle_event(InfoCollector.EVENT_TYPE_GET_STATS, context)
+    told = json.loads(collector.info[GROUP][KEY])
+    assert [(one["round"], one["site"]) for one in told["rows"]] == [(3, "a"), (3, "b")]
+    context.set_prop(FLContextKey.EVENT_DATA, "round 4: 0 updates accepted,\n1 needed", sticky=False, private=True)
+    recorder.handle_event(EventType.FATAL_SYSTEM_ERROR, context)
+    assert json.loads((tmp_path / ENDED_FILE).read_text()) == {"reason": "round 4: 0 updates accepted, 1 needed"}

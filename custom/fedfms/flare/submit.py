@@ -170,6 +170,7 @@ def fetch(id_: str, kit: Path, out: Path, *, needed: bool) -> Path | None:
     Raises:
         ConsoleError: they cannot be fetched, and are `needed`.
     """
+    out.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         ask(kit, "job", "download", id_, "-o", str(out), "--force", limit_s=_DOWNLOAD_S)
     except ConsoleError:

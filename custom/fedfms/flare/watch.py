@@ -84,9 +84,9 @@ class Watch:
                 raise error
             return ""
         metrics = event.get("metrics")
-        if isinstance(metrics, dict) and KEY in metrics:
+        told = metrics.get(KEY) if isinstance(metrics, dict) else None
+        if told is not None:
             self._heard = time.monotonic()
-            self.rows(_progress(metrics[KEY]))
         if status == "RUNNING":
             if self._once("it runs"):
                 self._refusals()
@@ -94,6 +94,7 @@ class Watch:
         elif time.monotonic() - self._asked > _ASK_S:
             self._asked = self._heard = time.monotonic()
             self._why()
+        self.rows(_progress(told))
         return ""
 
     def rows(self, progress: Mapping[str, Any]) -> None:
