@@ -105,7 +105,7 @@ def run_job(
         id_ = send(job, kit, max_mb)
         submitted(id_)
         result = watch_job(id_, kit, out, limit_s=until - time.monotonic(), tell=tell)
-        if not result.died or retries == 0:
+        if not result.died or retries == 0 or time.monotonic() > until:
             return result
         retries -= 1
         job = next_job(job, result)

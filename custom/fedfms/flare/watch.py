@@ -61,7 +61,7 @@ class Watch:
             if (left := until - time.monotonic()) > 0:
                 self._once("the server does not answer now; it is asked again")
                 time.sleep(min(_AGAIN_S, left))
-        raise StillRunningError(f"it did not end within {limit_s:.0f} s", where=f"job {self._id}", do="it goes on")
+        raise StillRunningError("it has not ended in the time to watch it", where=f"job {self._id}", do="it goes on")
 
     def _follow(self, limit_s: float) -> str:
         """Tell what one monitoring tells; the job's last status, empty if it has not ended."""
