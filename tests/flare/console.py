@@ -27,6 +27,9 @@ answer = answers[min(turn, len(answers) - 1)]
 for line in answer if form == "jsonl" else [answer]:
     if "sleep" in line:
         time.sleep(line["sleep"])
+    elif "until" in line:
+        while not Path(line["until"]).exists():
+            time.sleep(0.02)
     elif "copy" in line:
         source, target = (Path(name) for name in line["copy"])
         import shutil

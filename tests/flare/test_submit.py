@@ -146,7 +146,7 @@ def test_a_job_that_nobody_took_says_so(fake: Fake, tmp_path: Path) -> None:
 
 def test_results_that_cannot_be_fetched_are_a_fault_where_there_must_be_some(fake: Fake, tmp_path: Path) -> None:
     fake.answers("job monitor", [state(COMPLETED)])
-    with pytest.raises(ConsoleError, match="not so"):
+    with pytest.raises(ProvisioningError, match="not so.*--watch` fetches them again"):
         watch_job(ID, fake.kit, tmp_path, limit_s=60)
 
 

@@ -132,7 +132,7 @@ def watch_job(id_: str, kit: Path, out: Path, *, limit_s: float, tell: Tell = la
     """
     watch = Watch(kit, id_, tell)
     status = watch.wait(limit_s)
-    meta = ask(kit, "job", "meta", id_)
+    meta = watch.meta()
     run = fetch(id_, kit, out, needed=status == COMPLETED)
     records = _records(run)
     if records is not None:  # rounds that ended after the server was last asked
@@ -168,14 +168,15 @@ def fetch(id_: str, kit: Path, out: Path, *, needed: bool) -> Path | None:
     """A job's results in `out`, replacing what was fetched before; the server's folder of the run, if there is one.
 
     Raises:
-        ConsoleError: they cannot be fetched, and are `needed`.
+        ProvisioningError: they cannot be fetched, and are `needed`.
     """
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         ask(kit, "job", "download", id_, "-o", str(out), "--force", limit_s=_DOWNLOAD_S)
-    except ConsoleError:
+    except ConsoleError as error:
         if needed:
-            raise
+            do = "`fedfms submit --watch` fetches them again"
+            raise ProvisioningError(f"the results are not here ({error.what})", where=f"job {id_}", do=do) from error
         return None
     run = out / id_ / "workspace"
     return run if run.is_dir() else None

@@ -25,6 +25,7 @@ LOST_S = 1800.0  # NVFLARE itself waits 900 s for the sites' processes after a j
 _AGAIN_S = 10.0  # between two tries to reach the server
 _ASK_S = 60.0  # between two questions why a job does not start
 _NOISE = "NVFLARE_ERROR: "
+_SILENT = "the server does not answer now; it is asked again"
 
 
 class StillRunningError(ProvisioningError):
@@ -59,7 +60,7 @@ class Watch:
             if status := self._follow(left):
                 return status
             if (left := until - time.monotonic()) > 0:
-                self._once("the server does not answer now; it is asked again")
+                self._once(_SILENT)
                 time.sleep(min(_AGAIN_S, left))
         raise StillRunningError("it has not ended in the time to watch it", where=f"job {self._id}", do="it goes on")
 
@@ -83,6 +84,7 @@ class Watch:
             if code != TIMEOUT and code and not error.unreached:
                 raise error
             return ""
+        self._told.discard(_SILENT)
         metrics = event.get("metrics")
         told = metrics.get(KEY) if isinstance(metrics, dict) else None
         if told is not None:
@@ -124,7 +126,8 @@ class Watch:
                 where=f"job {self._id}", do="was the server restarted? then stop it with --abort and submit it again",
             )  # fmt: skip
 
-    def _meta(self) -> dict[str, Any]:
+    def meta(self) -> dict[str, Any]:
+        """What NVFLARE keeps of the job; nothing where the server is not reached."""
         try:
             return ask(self._kit, "job", "meta", self._id)
         except ConsoleError as error:
@@ -133,11 +136,11 @@ class Watch:
             raise
 
     def _refusals(self) -> None:
-        for site, reason in refusals(self._meta()).items():
+        for site, reason in refusals(self.meta()).items():
             self._once(f"  {site} refused the job: {reason}")
 
     def _why(self) -> None:
-        history = self._meta().get("schedule_history") or []
+        history = self.meta().get("schedule_history") or []
         if history:  # "YYYY-MM-DD hh:mm:ss: the reason"
             self._once(f"it waits: {clean_reason(str(history[-1]).split(': ', 1)[-1])}")
 
