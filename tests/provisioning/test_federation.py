@@ -98,7 +98,7 @@ def _run(job: Path, kit: Path, out: Path, max_mb: float = 16) -> Path:
 
 
 def test_rounds_are_told_while_the_job_runs(running: Running, out: Path) -> None:
-    study = load_study(PHANTOM, method="fedmsa", overrides=[*SMALL, "train.rounds=10"])
+    study = load_study(PHANTOM, method="fedmsa", overrides=[*SMALL, "train.rounds=6"])
     ids, told = list[str](), list[str]()
     live: set[str] = set()
 
@@ -110,7 +110,7 @@ def test_rounds_are_told_while_the_job_runs(running: Running, out: Path) -> None
     job = build_job(study, out.parent / "longer")
     result = run_job(job, running.kits[LEAD], out / "longer", limit_s=LIMIT_S, tell=tell, submitted=ids.append)
     rounds = [line for line in told if line.startswith("round")]
-    assert [line.split(";")[0] for line in rounds] == [f"round {n}/10: 3 of 3 sites" for n in range(1, 11)]
+    assert [line.split(";")[0] for line in rounds] == [f"round {n}/6: 3 of 3 sites" for n in range(1, 7)]
     assert rounds[0] in live and "val dice 0." in rounds[0]
     assert (result.status, result.absent) == (COMPLETED, {})
 

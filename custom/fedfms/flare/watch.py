@@ -52,7 +52,7 @@ class Watch:
 
         Raises:
             StillRunningError: it has not ended in `limit_s`.
-        ProvisioningError: the server has lost it.
+            ProvisioningError: the server has lost it.
             ConsoleError: this kit may not look at it, or there is no such job.
         """
         until = time.monotonic() + limit_s
