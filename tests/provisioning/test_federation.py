@@ -108,7 +108,8 @@ def test_rounds_are_told_while_the_job_runs(running: Running, out: Path) -> None
             live.add(line)
 
     job = build_job(study, out.parent / "longer")
-    result = run_job(job, running.kits[LEAD], out / "longer", limit_s=LIMIT_S, tell=tell, submitted=ids.append)
+    kit, limit_s = running.kits[LEAD], 2.0 * LIMIT_S
+    result = run_job(job, kit, out / "longer", limit_s=limit_s, tell=tell, submitted=ids.append)
     rounds = [line for line in told if line.startswith("round")]
     assert [line.split(";")[0] for line in rounds] == [f"round {n}/6: 3 of 3 sites" for n in range(1, 7)]
     assert rounds[0] in live and "val dice 0." in rounds[0]
