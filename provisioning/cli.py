@@ -35,7 +35,7 @@ the way in which a site's private key never leaves it; codes are told by telepho
   lead  python -m provisioning approve hospital-e.request.zip --code CODE --out FED      again, to renew
   site  python -m provisioning package hospital-e.signed.zip --request MINE --code CODE --job JOB --into KIT
 a run:
-  python -m provisioning submit JOB --kit LEAD --out DIR        the same job that the simulator runs
+  fedfms submit JOB --kit LEAD --out DIR                        the same job that the simulator runs
   python -m provisioning federation --job JOB --out DIR         all on this machine, over mTLS; `make federation`
 whoever gets a kit:
   python -m provisioning open hospital-a.kit --into KIT         prints the code to compare by telephone
@@ -161,16 +161,11 @@ def _add_distributed(commands: argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    sent = commands.add_parser("submit", help="run a job with an admin's kit: staged, checked, watched, fetched")
-    sent.add_argument("job", type=Path)
-    sent.add_argument("--kit", required=True, type=Path, help="of a lead or project_admin")
-    sent.set_defaults(run=_submit)
     local = commands.add_parser("federation", help="a federation of this machine, in processes of their own, runs jobs")
     local.add_argument("--job", required=True, type=Path, action="append", dest="jobs")
     local.set_defaults(run=_federation)
-    for one, limit in ((sent, 86400.0), (local, 600.0)):
-        one.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, for the results")
-        one.add_argument("--limit-s", type=float, default=limit, metavar="S", help=f"of a job; default {limit:.0f}")
+    local.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, for the results")
+    local.add_argument("--limit-s", type=float, default=600.0, metavar="S", help="of a job; default 600")
 
 
 def _add_out(parser: argparse.ArgumentParser, what: str) -> None:
@@ -274,13 +269,6 @@ def _package(args: argparse.Namespace) -> None:
 
     code = package(args.signed, args.request, args.code, args.into, args.job, MAX_JOB_MB)
     print(f"{code}  the kit's, to know it again: `verify`")
-
-
-def _submit(args: argparse.Namespace) -> None:
-    from provisioning.submit import submit  # torch: not for those who only open a kit
-
-    args.out.mkdir(parents=True, mode=0o700)
-    print(submit(args.job, args.kit.resolve(), args.out.resolve(), args.limit_s))
 
 
 def _federation(args: argparse.Namespace) -> None:

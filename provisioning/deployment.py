@@ -27,12 +27,12 @@ from cryptography import x509
 
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
+from fedfms.flare.console import nvflare
 from provisioning.kit import SUFFIX, certificate, common_name, seal_kit
 from provisioning.policy import BLOCKED, sizes_of, write_policy
 from provisioning.project import Project, check_participant, load_project
 from provisioning.sealed import SealError, restrict, seal, unseal
 from provisioning.secret import make_passphrase
-from provisioning.tool import nvflare
 
 _WORK = ".work."
 _ROOT_CERT, _ROOT_KEY = "root_cert", "root_pri_key"  # as NVFLARE's state/cert.json names them

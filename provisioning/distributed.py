@@ -25,12 +25,12 @@ from nvflare.tool.cert.fingerprint import cert_fingerprint_sha256
 
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
+from fedfms.flare.console import nvflare
 from provisioning.deployment import Deployment, work_folder
 from provisioning.kit import finish, spoken
 from provisioning.policy import sizes_of, write_policy
 from provisioning.project import check_participant
 from provisioning.sealed import read_zip, restrict
-from provisioning.tool import nvflare
 
 DAYS = 360  # as NVFLARE's of kits that the lead makes
 MAX_FILES, MAX_BYTES = 20, 1 << 20  # of a request, an answer and what is in them, which are 4 kB

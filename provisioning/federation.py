@@ -25,12 +25,13 @@ import yaml
 
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
+from fedfms.flare.console import ask
+from fedfms.flare.console import environment as own_environment
 from fedfms.flare.job import APP
+from fedfms.flare.submit import registered, run_job
 from provisioning.deployment import make
 from provisioning.kit import SUFFIX, open_kit
-from provisioning.secret import environment as own_environment
 from provisioning.secret import make_passphrase
-from provisioning.submit import ask, submit
 
 POLL_S = 0.5
 ADMIN, LEAD = "admin@lead.example", "lead@lead.example"
@@ -164,8 +165,7 @@ class Running:
 
     def registered(self, admin: str) -> list[str]:
         """Names of the sites that the server knows."""
-        status = ask(self.kits[admin], "system", "status")
-        return [str(one.get("client_name") or one.get("name")) for one in status.get("clients", [])]
+        return registered(self.kits[admin])
 
 
 def _port(kit: Path) -> int:
@@ -203,7 +203,7 @@ def demo(out: Path, jobs: Sequence[Path], limit_s: float) -> list[Path]:
     sites = sorted({site for job in jobs for site in _sites(job)}) or ["site-1", "site-2", "site-3"]
     with Running(prepare(out, sites, jobs, {ADMIN: "project_admin", LEAD: "lead"})) as running:
         running.start_all(sites, ADMIN, limit_s)
-        found = [submit(job, running.kits[LEAD], out, limit_s) for job in jobs]
+        found = [run_job(job, running.kits[LEAD], out, limit_s=limit_s).completed() for job in jobs]
         ask(running.kits[ADMIN], "system", "shutdown", "all", "--force")
     return found
 

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from fedfms.errors import ProvisioningError
+from fedfms.flare.console import MAX_JOB_MB
 
 TEMPLATE = Path(__file__).with_name("project.yml")
 _ROLES = ("project_admin", "org_admin", "lead", "member")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
-MAX_JOB_MB = 16
 _OWN = {"jobs": [], "max_job_mb": MAX_JOB_MB, "root_days": 3650}
 _LIBRARY = "nvflare.lighter.impl"
 

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from fedfms.errors import ProvisioningError
+from fedfms.flare.console import PASSPHRASE as ENV
 
-ENV = "FEDFMS_PASSPHRASE"
 MIN_LENGTH = 12
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is mistaken for another, on paper or by ear
 
@@ -48,11 +48,6 @@ def passphrase(file: Path | None, *, new: bool = False) -> str:
     if new and len(found) < MIN_LENGTH:
         raise ProvisioningError("the passphrase is too short", do=f"take {MIN_LENGTH} characters or more")
     return found
-
-
-def environment() -> dict[str, str]:
-    """The environment without the passphrase: for processes that are started, which have no need of it."""
-    return {key: value for key, value in os.environ.items() if key != ENV}
 
 
 def _from_file(file: Path) -> str:

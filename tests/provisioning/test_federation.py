@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from fedfms.errors import ProvisioningError
+from fedfms.flare.console import ask
 from fedfms.flare.job import build_job
+from fedfms.flare.submit import run_job
+from fedfms.flare.watch import COMPLETED
 from fedfms.settings import SiteSettings
 from fedfms.study import Study, load_study
 from fedfms.training.reference import rounds
 from provisioning.deployment import Deployment, make
 from provisioning.federation import ADMIN, LEAD, Running, prepare
 from provisioning.kit import certificate, put_blocked
-from provisioning.submit import ask, submit
 from tests.federation.common import assert_equal
 from tests.federation.spy import FILE
 
@@ -76,7 +78,7 @@ def _logs(running: Running, name: str) -> str:
 
 
 def test_the_final_model_is_the_references_and_only_shared_names_left(running: Running, out: Path) -> None:
-    run = submit(out.parent / "fedmsa", running.kits[LEAD], out / "plain", LIMIT_S)
+    run = _run(out.parent / "fedmsa", running.kits[LEAD], out / "plain")
     *_, last = rounds(_study(), SITES, SiteSettings(), out / "reference")
     saved = torch.load(run / "app_server" / "FL_global_model.pt", weights_only=True)["model"]
     assert_equal({name: torch.as_tensor(value) for name, value in saved.items()}, last.server.shared, 1e-6)
@@ -89,6 +91,29 @@ def test_the_final_model_is_the_references_and_only_shared_names_left(running: R
     assert list(store.iterdir())
     for name in ("localhost", *SITES):
         assert not [path.name for path in running.kits[name].rglob("*.key") if path.stat().st_mode & 0o077]
+
+
+def _run(job: Path, kit: Path, out: Path, max_mb: float = 16) -> Path:
+    return run_job(job, kit, out, limit_s=LIMIT_S, max_mb=max_mb).completed()
+
+
+def test_rounds_are_told_while_the_job_runs(running: Running, out: Path) -> None:
+    study = load_study(PHANTOM, method="fedmsa", overrides=[*SMALL, "train.rounds=6"])
+    ids, told = list[str](), list[str]()
+    live: set[str] = set()
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if (running.kits["localhost"] / ids[-1]).is_dir():  # which the server clears away when the job has ended
+            live.add(line)
+
+    job = build_job(study, out.parent / "longer")
+    kit, limit_s = running.kits[LEAD], 2.0 * LIMIT_S
+    result = run_job(job, kit, out / "longer", limit_s=limit_s, tell=tell, submitted=ids.append)
+    rounds = [line for line in told if line.startswith("round")]
+    assert [line.split(";")[0] for line in rounds] == [f"round {n}/6: 3 of 3 sites" for n in range(1, 7)]
+    assert rounds[0] in live and "val dice 0." in rounds[0]
+    assert (result.status, result.absent) == (COMPLETED, {})
 
 
 def _other(out: Path, name: str, edit: Edit) -> Path:
@@ -135,7 +160,7 @@ def _asks_for_another_scope(job: Path) -> None:
 def test_a_job_is_refused_with_the_reason(running: Running, out: Path, edit: Edit, where: str, reason: str) -> None:
     job = _other(out, edit.__name__, edit)
     with pytest.raises(ProvisioningError) as told:
-        submit(job, running.kits[LEAD], out / "refused", LIMIT_S, max_mb=100)
+        _run(job, running.kits[LEAD], out / "refused", max_mb=100)
     assert reason in _logs(running, where) + told.value.line()
 
 
@@ -143,8 +168,8 @@ def test_a_job_that_sends_more_than_the_site_allows_is_refused_there_and_the_aud
     running: Running, out: Path
 ) -> None:
     job = build_job(_study("fedsam"), out.parent / "fedsam")
-    with pytest.raises(ProvisioningError, match="job wait failed"):
-        submit(job, running.kits[LEAD], out / "more", LIMIT_S)
+    with pytest.raises(ProvisioningError, match="0 updates accepted, 3 needed"):
+        _run(job, running.kits[LEAD], out / "more")
     told = "the site's own policy lets no result leave in which there is a tensor that the site has not allowed"
     assert told in _logs(running, "site-2") and told in _logs(running, "localhost")
     audits = "".join(path.read_text() for path in running.kits["site-2"].rglob("audit.log"))
@@ -154,7 +179,7 @@ def test_a_job_that_sends_more_than_the_site_allows_is_refused_there_and_the_aud
 def test_a_member_looks_and_does_not_submit(running: Running, out: Path) -> None:
     assert ask(running.kits[MEMBER], "system", "status")
     with pytest.raises(ProvisioningError, match="(?i)authoriz|permi"):
-        submit(out.parent / "fedmsa", running.kits[MEMBER], out / "member", LIMIT_S)
+        _run(out.parent / "fedmsa", running.kits[MEMBER], out / "member")
 
 
 def _starts_and_is_refused(running: Running, kit: Path, reason: str, where: str) -> None:

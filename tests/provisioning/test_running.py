@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from fedfms.errors import ProvisioningError
+from fedfms.flare.console import nvflare
 from provisioning import federation
 from provisioning.federation import Running, free_port, local_project
 from provisioning.project import load_project
 from provisioning.secret import ENV
-from provisioning.tool import nvflare
 
 
 def _kit(folder: Path, script: str) -> Path:

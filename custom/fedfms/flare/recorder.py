@@ -14,6 +14,7 @@ import torch
 from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.app_common.app_constant import AppConstants
@@ -25,12 +26,16 @@ from fedfms.files import append_line, write_atomic
 from fedfms.flare.aggregator import CheckedAggregator
 from fedfms.flare.executor import model_name
 from fedfms.flare.persistor import SharedModelPersistor
+from fedfms.flare.progress import ASKED, ENDED_FILE, Progress
 from fedfms.flare.wire import REPORT
 from fedfms.report import make_report, render_text
+from fedfms.report.records import clean_reason
 
 
 class Recorder(FLComponent):
-    """Writes `fedfms/run.json`, `rounds.jsonl` and `final.json` at the server, and the report at the end."""
+    """Writes `fedfms/run.json`, `rounds.jsonl` and `final.json` at the server, and the report at the end; tells the
+    rounds to whoever asks for the job's statistics.
+    """
 
     def __init__(self, persistor_id: str = "persistor", aggregator_id: str = "aggregator") -> None:
         super().__init__()
@@ -40,6 +45,7 @@ class Recorder(FLComponent):
         self._final: dict[str, Any] = {}
         self._rounds_done = 0
         self._best_round = 0
+        self._progress = Progress()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Record what NVFLARE tells by its events."""
@@ -48,7 +54,9 @@ class Recorder(FLComponent):
             AppEventType.AFTER_AGGREGATION: self._write_round,
             AppEventType.GLOBAL_BEST_MODEL_AVAILABLE: self._note_best,
             AppEventType.VALIDATION_RESULT_RECEIVED: self._note_final,
+            EventType.FATAL_SYSTEM_ERROR: self._note_end,
             EventType.END_RUN: self._report,
+            ASKED: self._progress.tell,
         }
         if event_type in handlers:
             handlers[event_type](fl_ctx)
@@ -76,6 +84,7 @@ class Recorder(FLComponent):
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         write_atomic(self._folder(fl_ctx) / "run.json", json.dumps(run, indent=2))
+        self._progress.start(persistor.study)
 
     def _note_best(self, fl_ctx: FLContext) -> None:
         # The model that the sites received in this round, which is the result of that many rounds.
@@ -91,9 +100,13 @@ class Recorder(FLComponent):
     def _write_rows(self, fl_ctx: FLContext, *, aggregated: bool = True) -> None:
         aggregator = self._aggregator(fl_ctx)
         path = self._folder(fl_ctx) / "rounds.jsonl"
-        for _, row in sorted(aggregator.rows.items()):
-            if row["round"] not in self._written and (aggregated or not row["accepted"]):
-                append_line(path, _json(row))
+        new = [
+            row for _, row in sorted(aggregator.rows.items())
+            if row["round"] not in self._written and (aggregated or not row["accepted"])
+        ]  # fmt: skip
+        for row in new:
+            append_line(path, _json(row))
+        self._progress.add(new)
         self._written |= {row["round"] for row in aggregator.rows.values()}
 
     def _aggregator(self, fl_ctx: FLContext) -> CheckedAggregator:
@@ -116,6 +129,11 @@ class Recorder(FLComponent):
         each = report.get("by_site") if isinstance(report, dict) else None
         model["sites"] |= each if isinstance(each, dict) else {site: report}  # pooled data are scored site by site
         write_atomic(self._folder(fl_ctx) / "final.json", _json({"models": self._final}, indent=2))
+
+    def _note_end(self, fl_ctx: FLContext) -> None:
+        """Why the server gives the run up, for whoever fetches it: NVFLARE itself only says that it ended badly."""
+        reason = clean_reason(fl_ctx.get_prop(FLContextKey.EVENT_DATA))
+        write_atomic(self._folder(fl_ctx).parent / ENDED_FILE, _json({"reason": reason}))
 
     def _report(self, fl_ctx: FLContext) -> None:
         folder = self._folder(fl_ctx)

@@ -72,6 +72,11 @@ def read_records(workspace: Path) -> Records:
     return Records(folder, run, study, rounds, models, mixing, notes)
 
 
+def clean_reason(raw: Any) -> str:
+    """One line, of no length that spoils a table, and without what moves a terminal's cursor."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(raw or "")).split())[:_REASON_CHARACTERS]
+
+
 def overlays(workspace: Path, folder: Path) -> list[Path]:
     """Pictures that sites drew under a simulator's workspace, relative to it; they are not opened.
 
@@ -169,7 +174,7 @@ def _clean_row(raw: Any, where: str, study: Study, notes: list[str]) -> dict[str
         raise ReportError("it is no row of a round and site", where=where, do=_AGAIN)
     place = f"{raw['site']}, round {raw['round']}"
     row = {key: raw[key] for key in ("round", "site", "accepted")}
-    row["reason"] = " ".join(str(raw.get("reason") or "").split())[:_REASON_CHARACTERS]
+    row["reason"] = clean_reason(raw.get("reason"))
     row["held_out"] = raw["site"] in study.held_out or raw.get("held_out") is True
     for key in _NUMBERS:
         row[key] = clean_number(raw.get(key))
