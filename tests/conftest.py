@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread, here and in the processes that tests start: sites that run side by side must not fight for the cores,
@@ -11,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+from tests.disk import SmallDisk, small_disk
 
 torch.set_num_threads(1)
 
@@ -28,6 +31,13 @@ def shared_polyp() -> Path:
 def shared_weights() -> Path:
     """The pre-trained TinyViT SAM of LiteMedSAM."""
     return _need(SHARED / "weights" / "lite_medsam.pth")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk that is full when the test says so."""
+    with small_disk(tmp_path / "disk") as made:
+        yield made
 
 
 def _need(path: Path) -> Path:

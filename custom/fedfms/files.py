@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -10,6 +11,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 _BLOCK = 4096
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def no_room(error: OSError) -> bool:
+    """Whether a write failed for want of room: the disk is full, a quota is used up, the file may not be so large."""
+    return error.errno in _NO_ROOM
 
 
 def write_atomic(

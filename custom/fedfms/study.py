@@ -38,6 +38,7 @@ class DataSpec:
     structures: tuple[Structure, ...] = (Structure("structure"),)
     protocol: str = "held-out"  # held-out (9:1 training, validation) | personal (8:2 training, test)
     max_images: int | None = None  # of a site, chosen by seed and patient; None = all
+    max_bad_images: int = 0  # of a site: so many damaged or missing ones are left out; more are an error
     crop_px: int | None = None  # random square crop in training, at native resolution
     # none | flip | photometric: flips, and gamma, gain, offset, colour and noise | nnunet: `fedfms.data.nnunet`
     augment: str = "none"

@@ -33,7 +33,7 @@ _POSITIVE = (
     "train.pos_weight", "federation.min_sites", "federation.round_timeout_s", "federation.min_cases",
     "data.max_images", "data.crop_px", "data.phantom_images", "data.phantom_px",
 )  # fmt: skip
-_NOT_NEGATIVE = ("train.beta1", "train.beta2", "federation.wait_s")
+_NOT_NEGATIVE = ("train.beta1", "train.beta2", "federation.wait_s", "data.max_bad_images")
 PLAIN_NAME = "a name has no blanks and no separators, and begins with no dot"
 _LABEL_VALUES = range(1, 256)  # 0 is the background
 

@@ -1,4 +1,4 @@
-"""A server around the aggregator, just enough of one, and updates to send it."""
+"""A server around the aggregator, just enough of one, and updates to send it; tasks for an executor."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvflare.apis.dxo import from_shareable
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.errors import DataError
 from fedfms.flare.aggregator import CheckedAggregator
+from fedfms.flare.executor import SiteExecutor
 from fedfms.flare.persistor import SharedModelPersistor
-from fedfms.flare.wire import TRAIN, error_reply, update_dxo
+from fedfms.flare.wire import TRAIN, error_reply, to_arrays, update_dxo
 from fedfms.methods import make_method
+from fedfms.settings import SiteSettings
 from fedfms.study import FederationSpec, Study
+from fedfms.training.build import build
 
 MODEL = {"decoder.w": torch.zeros(2, 2), "adapters.0.up.bias": torch.zeros(3)}
 
@@ -75,3 +79,16 @@ def update(
     dxo = update_dxo(tensors, samples=samples, round_=round_, report={"scores": None}, val_dice=val_dice)
     dxo.data.update(change)
     return dxo.to_shareable()
+
+
+def task_of(study: Study) -> Shareable:
+    """A task with the study's shared tensors as they begin."""
+    return DXO(DataKind.WEIGHTS, data=to_arrays(build(study, SiteSettings()).shared())).to_shareable()
+
+
+def do(executor: SiteExecutor, task: str, shareable: Shareable, context: FLContext, *, stop: bool = False) -> Shareable:
+    """The executor's reply to a task, which it is told to stop at once where `stop`."""
+    signal = Signal()
+    if stop:
+        signal.trigger("stop")
+    return executor.execute(task, shareable, context, signal)

@@ -3,53 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE, AnalyticsData, AnalyticsDataType
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
-from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable
-from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.flare.executor import SiteExecutor
-from fedfms.flare.wire import REASON, REPORT, SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE, to_arrays
-from fedfms.settings import FILE_NAME, SiteSettings
+from fedfms.flare.wire import REASON, REPORT, SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
+from fedfms.settings import FILE_NAME
 from fedfms.study import load_study
-from fedfms.training.build import build
 from fedfms.training.site import Site
+from tests.flare.make import do, task_of
 
 PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
 SMALL = [
     "data.phantom_images=6", "train.rounds=1", "train.local_epochs=1", "model.input_px=32", "federation.min_cases=1",
 ]  # fmt: skip
 STUDY = load_study(PHANTOM, overrides=SMALL)
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> FLContext:
-    workspace = SimpleNamespace(get_root_dir=lambda: str(tmp_path), get_run_dir=lambda _: str(tmp_path / "run"))
-    context = FLContext()
-    context.put(ReservedKey.IDENTITY_NAME, "a", private=False, sticky=True)
-    context.get_workspace = lambda: workspace
-    context.get_job_id = lambda: "job"
-    engine = SimpleNamespace(new_context=lambda: _new_context(engine), streamed=[])
-    engine.fire_event = lambda kind, own: engine.streamed.append((kind, own.get_prop(FLContextKey.EVENT_DATA)))
-    context.get_engine = lambda: engine
-    return context
-
-
-@contextmanager
-def _new_context(engine: SimpleNamespace) -> Iterator[FLContext]:
-    context = FLContext()
-    context.get_engine = lambda: engine
-    yield context
 
 
 def _streamed(context: FLContext) -> dict[str, tuple[int, float]]:
@@ -61,38 +36,23 @@ def _streamed(context: FLContext) -> dict[str, tuple[int, float]]:
     return {data.tag: (data.step, data.value) for data in sent}
 
 
-def _task() -> Shareable:
-    shared = build(STUDY, SiteSettings()).shared()
-    shareable: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(shared)).to_shareable()
-    return shareable
-
-
-def _do(
-    executor: SiteExecutor, task: str, shareable: Shareable, context: FLContext, *, stop: bool = False
-) -> Shareable:
-    signal = Signal()
-    if stop:
-        signal.trigger("stop")
-    return executor.execute(task, shareable, context, signal)
-
-
 def test_the_three_tasks_and_an_unknown_one(context: FLContext) -> None:
     executor = SiteExecutor(STUDY.to_dict())
-    trained = from_shareable(_do(executor, TRAIN, _task(), context))
+    trained = from_shareable(do(executor, TRAIN, task_of(STUDY), context))
     assert trained.data_kind == DataKind.WEIGHTS
-    assert set(trained.get_meta_prop(REPORT)) == {"scores", "train_loss", "seconds", "bytes_down"}
-    scored = from_shareable(_do(executor, VALIDATE, _task(), context))
+    assert set(trained.get_meta_prop(REPORT)) == {"scores", "train_loss", "seconds", "bytes_down", "bad_images"}
+    scored = from_shareable(do(executor, VALIDATE, task_of(STUDY), context))
     assert scored.data[REPORT]["part"] == "val"
-    submitted = from_shareable(_do(executor, SUBMIT_MODEL, Shareable(), context))
+    submitted = from_shareable(do(executor, SUBMIT_MODEL, Shareable(), context))
     assert set(submitted.data) == set(trained.data)
-    assert _do(executor, "dance", Shareable(), context).get_return_code() == ReturnCode.TASK_UNKNOWN
+    assert do(executor, "dance", Shareable(), context).get_return_code() == ReturnCode.TASK_UNKNOWN
 
 
 def test_what_is_withheld_chooses_no_model(context: FLContext) -> None:
     """By the selector's key too, no score of two images leaves."""
-    told = from_shareable(_do(SiteExecutor(STUDY.to_dict()), TRAIN, _task(), context))
+    told = from_shareable(do(SiteExecutor(STUDY.to_dict()), TRAIN, task_of(STUDY), context))
     assert told.get_meta_prop(MetaKey.INITIAL_METRICS) == {VAL_DICE: told.get_meta_prop(REPORT)["scores"]["dice"]}
-    kept = from_shareable(_do(_with(min_cases=3), TRAIN, _task(), context))
+    kept = from_shareable(do(_with(min_cases=3), TRAIN, task_of(STUDY), context))
     assert kept.get_meta_prop(MetaKey.INITIAL_METRICS) is None
     assert kept.get_meta_prop(REPORT)["scores"]["dice"] is None
 
@@ -102,9 +62,9 @@ def _with(**federation: object) -> SiteExecutor:
 
 
 def test_a_rounds_numbers_are_sent_live(context: FLContext) -> None:
-    task = _task()
+    task = task_of(STUDY)
     task.set_header(AppConstants.CURRENT_ROUND, 3)
-    told = from_shareable(_do(SiteExecutor(STUDY.to_dict()), TRAIN, task, context)).get_meta_prop(REPORT)
+    told = from_shareable(do(SiteExecutor(STUDY.to_dict()), TRAIN, task, context)).get_meta_prop(REPORT)
     found = _streamed(context)
     assert {step for step, _ in found.values()} == {3}
     assert set(found) == {
@@ -118,12 +78,12 @@ def test_a_rounds_numbers_are_sent_live(context: FLContext) -> None:
 
 
 def test_what_is_withheld_is_not_sent_live_either(context: FLContext) -> None:
-    _do(_with(min_cases=5), TRAIN, _task(), context)  # four images train, two validate
+    do(_with(min_cases=5), TRAIN, task_of(STUDY), context)  # four images train, two validate
     assert set(_streamed(context)) == {"bytes/up", "bytes/down", "seconds/round"}
 
 
 def test_a_study_without_live_curves_sends_nothing(context: FLContext) -> None:
-    _do(_with(tracking="none"), TRAIN, _task(), context)
+    do(_with(tracking="none"), TRAIN, task_of(STUDY), context)
     assert not context.get_engine().streamed
 
 
@@ -131,13 +91,13 @@ def test_a_quiet_site_sends_no_live_curves_whatever_the_study_says(context: FLCo
     settings = Path(context.get_workspace().get_root_dir()) / "local" / FILE_NAME
     settings.parent.mkdir()
     settings.write_text("quiet: true\n")
-    reply = _do(SiteExecutor(STUDY.to_dict()), TRAIN, _task(), context)
+    reply = do(SiteExecutor(STUDY.to_dict()), TRAIN, task_of(STUDY), context)
     assert reply.get_return_code() == ReturnCode.OK
     assert not context.get_engine().streamed
 
 
 def test_a_stop_is_answered_as_aborted(context: FLContext) -> None:
-    reply = _do(SiteExecutor(STUDY.to_dict()), TRAIN, _task(), context, stop=True)
+    reply = do(SiteExecutor(STUDY.to_dict()), TRAIN, task_of(STUDY), context, stop=True)
     assert reply.get_return_code() == ReturnCode.TASK_ABORTED
 
 
@@ -153,7 +113,7 @@ def test_a_stop_is_answered_as_aborted(context: FLContext) -> None:
 def test_a_task_that_cannot_be_done_is_answered_with_the_reason(
     shareable: Shareable, says: str, context: FLContext
 ) -> None:
-    reply = _do(SiteExecutor(STUDY.to_dict()), TRAIN, shareable, context)
+    reply = do(SiteExecutor(STUDY.to_dict()), TRAIN, shareable, context)
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
     assert says in reply.get_header(REASON)
 
@@ -166,7 +126,7 @@ def test_an_unexpected_fault_tells_its_kind_and_no_path(
 
     monkeypatch.setattr(Site, "train_round", burst)
     with caplog.at_level(logging.INFO):
-        reply = _do(SiteExecutor(STUDY.to_dict()), TRAIN, _task(), context)
+        reply = do(SiteExecutor(STUDY.to_dict()), TRAIN, task_of(STUDY), context)
     assert reply.get_header(REASON) == "site a: an unexpected OSError; its cause is in the site's log.txt"
     streamed = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert streamed

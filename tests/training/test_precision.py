@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -15,26 +13,9 @@ from fedfms.training.build import BuiltModel, build
 from fedfms.training.optimizers import Scaled
 from fedfms.training.precision import available
 from fedfms.training.trainer import Trainer
+from tests.training.make import batch_of, study_of
 
 CPU = torch.device("cpu")
-
-
-def study_of(method: str = "fedmsa", backbone: str = "vit_tiny", **train: object) -> Study:
-    model = {"backbone": backbone, "input_px": 32, "adapter_init": "reference"}
-    options = {"method": method, "model": model, "train": {"batch_size": 5, "lr": 1e-3, **train}}
-    return Study.from_dict({"name": "t", **options})
-
-
-def batch_of(model: Any, slices: int = 5) -> dict[str, Any]:
-    draw = torch.Generator().manual_seed(0)
-    masks = (torch.rand(slices, 1, model.mask_px, model.mask_px, generator=draw) > 0.6).float()
-    masks[0] = 0
-    return {
-        "image": torch.rand(slices, 3, model.input_px, model.input_px, generator=draw),
-        "label": masks,
-        "key": [f"{index:064d}" for index in range(slices)],
-        "case": [f"{index:02d}" for index in range(slices)],
-    }
 
 
 def gradients_of_a_step(study: Study, settings: SiteSettings, slices: int = 5) -> tuple[BuiltModel, float]:

@@ -96,7 +96,7 @@ def test_a_disk_without_room_is_told_as_such_and_the_old_state_stays(tmp_path: P
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(TrainingError, match="the state after round 1 cannot be written .File too large."):
             store.save(SiteState(1, {"w": torch.zeros(100_000)}, {}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import ConcatDataset, Dataset
 
+from fedfms.data.damaged import Place
 from fedfms.data.site import SiteData, open_site
 from fedfms.data.source import Item
 from fedfms.settings import SiteSettings
@@ -33,22 +34,28 @@ class PooledData:
         """As each of the sites has it."""
         return self.members[0].scored_part
 
-    def dataset(
-        self, part: str, *, input_px: int, mask_px: int, augment: bool = False, round_: int = 0
-    ) -> Dataset[dict[str, Any]]:
+    @property
+    def bad_images(self) -> int:
+        """Number of the images that are left out because they are damaged, of all sites."""
+        return sum(member.bad_images for member in self.members)
+
+    def dataset(self, part: str, **how: Any) -> Dataset[dict[str, Any]]:
         """See `SiteData.dataset`."""
         return ConcatDataset(
-            member.dataset(part, input_px=input_px, mask_px=mask_px, augment=augment, round_=round_)
+            member.dataset(part, **how)
             for member in self.members
             if part == "all" or member.parts[part]
         )
 
 
-def open_pool(study: Study, sites: Sequence[str], settings: SiteSettings) -> PooledData:
-    """The data of `sites`, all of which must lie where this process runs.
+def open_pool(
+    study: Study, sites: Sequence[str], settings: SiteSettings, known: Mapping[str, Collection[Place]],
+    go_on: Callable[[], None],
+) -> PooledData:  # fmt: skip
+    """The data of `sites`, all of which must lie where this process runs; `known` by site, else as `open_site`.
 
     Raises:
         SettingsError, DataError: as `open_site`, with the site in `where`.
     """
     alone = replace(study, held_out=())
-    return PooledData(tuple(open_site(alone, site, settings) for site in sorted(sites)))
+    return PooledData(tuple(open_site(alone, site, settings, known.get(site, ()), go_on) for site in sorted(sites)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from monai.transforms import Compose
 from torch.utils.data import Dataset
 
 from fedfms.data import splits
+from fedfms.data.damaged import Place, find_damaged
 from fedfms.data.manifest import Manifest, blank_sha256, load_manifest, make_splits, missing_files, pixel_sha256
 from fedfms.data.phantom import make_phantom
 from fedfms.data.source import FolderSource, Item, MemorySource, Pixels, Source, list_items
@@ -26,12 +27,16 @@ from fedfms.study import PHANTOM, DataSpec, Study
 _log = logging.getLogger(__name__)
 
 
+def _on() -> None:
+    """Nothing stops the reading of images."""
+
+
 @dataclass(frozen=True)
 class SiteData:
     """Slices of a site by part, in an order that pixels alone decide.
 
     Parts: train, val, all, and test under the "personal" protocol, where val is the same slices. A held-out
-    site has nothing in train and everything in the others.
+    site has nothing in train and everything in the others. `damaged` slices are in none.
     """
 
     site: str
@@ -40,18 +45,31 @@ class SiteData:
     spec: DataSpec
     seed: int
     source: Source
+    damaged: frozenset[Place] = frozenset()
+
+    @property
+    def bad_images(self) -> int:
+        """Number of the images that are left out because they are damaged."""
+        return len(self.damaged)
+
+    def whole_cases(self, part: str) -> bool:
+        """Whether all slices of each case of a part are in it: neither left out nor beyond `data.max_images`."""
+        cut = {case for case, _ in self.damaged}
+        return self.spec.max_images is None and not any(item.case in cut for item in self.parts[part])
 
     def counts(self) -> dict[str, int]:
         """Number of slices by part."""
         return {part: len(items) for part, items in self.parts.items()}
 
     def dataset(
-        self, part: str, *, input_px: int, mask_px: int, augment: bool = False, round_: int = 0
-    ) -> Dataset[dict[str, Any]]:
+        self, part: str, *, input_px: int, mask_px: int, augment: bool = False, round_: int = 0,
+        go_on: Callable[[], None] = _on,
+    ) -> Dataset[dict[str, Any]]:  # fmt: skip
         """Samples of a part: image float32 (3, input_px, input_px) in 0..1, label float32 (C, mask_px,
         mask_px) in {0, 1}, case str, slice int, key str (content hash of the image).
 
-        With `data.cache`, every slice of the part is decoded here, once, and kept.
+        With `data.cache`, every slice of the part is decoded here, once, and kept; before each, `go_on` is called,
+        which may raise to stop there.
 
         Raises:
             DataError: no such part, or a slice that cannot be read.
@@ -61,6 +79,7 @@ class SiteData:
         transforms = make_transforms(self.spec, input_px=input_px, mask_px=mask_px, augment=augment)
         if self.spec.cache:
             for item in self.parts[part]:
+                go_on()
                 self.source.read(item)
         return _Slices(self, self.parts[part], transforms, round_)
 
@@ -90,10 +109,17 @@ class _Slices(Dataset[dict[str, Any]]):
         return {**sample, "case": item.case, "slice": item.slice, "key": item.key}
 
 
-def open_site(study: Study, site: str, settings: SiteSettings) -> SiteData:
+def open_site(
+    study: Study, site: str, settings: SiteSettings, known: Collection[Place] = (), go_on: Callable[[], None] = _on
+) -> SiteData:
     """The data of a site for a study.
 
-    Damage inside a file is found when a part is first decoded (`SiteData.dataset`); the rest is found here.
+    Damage inside a file is found when a part is first decoded (`SiteData.dataset`); the rest is found here. Where the
+    study lets a site go on without a few images, each that it uses is decoded and compared with the manifest here.
+
+    Args:
+        known: slices to leave out as damaged, whatever they are now.
+        go_on: called before each image is decoded; may raise to stop there.
 
     Raises:
         SettingsError: the study needs a data set, and the site has no data_root.
@@ -104,7 +130,14 @@ def open_site(study: Study, site: str, settings: SiteSettings) -> SiteData:
     if study.data.dataset == PHANTOM != study.name:
         _log.warning("site %s: the data set of study %s is the embedded phantom", site, study.name)
     parts, scored = split_items(study, site, items)
-    return SiteData(site, parts, scored, study.data, study.seed, source)
+    damaged: frozenset[Place] = frozenset()
+    if study.data.max_bad_images:
+        damaged = find_damaged(site, parts["all"], source, study.data.max_bad_images, known, go_on)
+        parts = {
+            part: tuple(item for item in items if (item.case, item.slice) not in damaged)
+            for part, items in parts.items()
+        }
+    return SiteData(site, parts, scored, study.data, study.seed, source, damaged)
 
 
 def find_items(study: Study, site: str, settings: SiteSettings) -> tuple[list[Item], Source]:
@@ -162,8 +195,9 @@ def _open_folder(study: Study, site: str, settings: SiteSettings) -> tuple[list[
     _check_manifest(study, site, manifest, folder)
     source = FolderSource(folder, site, cache=study.data.cache)
     items = list_items(manifest)
-    for item in items:
-        source.look(item)
+    if not study.data.max_bad_images:
+        for item in items:
+            source.look(item)
     return items, source
 
 
@@ -174,7 +208,7 @@ def _check_manifest(study: Study, site: str, manifest: Manifest, folder: Path) -
     if not manifest.cases:
         raise DataError("the manifest lists no case", do=again)
     missing = missing_files(manifest, folder)
-    if missing:
+    if missing and not study.data.max_bad_images:
         more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
         raise DataError(missing[0] + more, do=again)
     for structure in study.data.structures:

@@ -15,7 +15,9 @@ from fedfms.errors import DataError
 from fedfms.study import Structure
 
 Pixels = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # image (H, W) or (H, W, 3); label values (H, W)
-_CHECK = "run `python -m preprocessing check` on the data root, then convert the site again"
+# Pillow reports damage to a PNG's chunks as SyntaxError
+_DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+CHECK = "run `python -m preprocessing check` on the data root, then convert the site again"
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ def list_items(manifest: Manifest) -> list[Item]:
 
 
 class Source(Protocol):
-    """Gives the pixels of an item."""
+    """Gives the pixels of an item, or checks that it can."""
 
     def read(self, item: Item) -> Pixels: ...
+
+    def check(self, item: Item) -> None: ...
 
 
 class MemorySource:
@@ -65,6 +69,9 @@ class MemorySource:
     def read(self, item: Item) -> Pixels:
         """Image and label values of the item."""
         return self._pixels[item.case, item.slice]
+
+    def check(self, item: Item) -> None:
+        """What is in memory is whole."""
 
 
 class FolderSource:
@@ -105,6 +112,15 @@ class FolderSource:
             raise self._fault(f"the label of slice {item.slice} has changed since the conversion", item)
         return label
 
+    def check(self, item: Item) -> None:
+        """Read the item once, and see that its files are what the manifest says.
+
+        Raises:
+            DataError: they are not.
+        """
+        self.look(item)
+        self.read(item)
+
     def look(self, item: Item) -> None:
         """Check that both files open and have the item's size, without decoding them.
 
@@ -118,7 +134,7 @@ class FolderSource:
             try:
                 with Image.open(self._folder / name, formats=FORMATS) as opened:
                     size, mode = opened.size, opened.mode
-            except OSError as error:
+            except _DAMAGE as error:
                 what = f"the {kind} of slice {item.slice} is missing, or neither PNG nor WebP"
                 raise self._fault(what, item) from error
             if size != (item.width_px, item.height_px) or mode not in modes:
@@ -132,8 +148,7 @@ class FolderSource:
         try:
             with Image.open(self._folder / name, formats=FORMATS) as opened:
                 return np.array(opened)  # a copy: torch wants it writable
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            # Pillow reports damage to a PNG's chunks as SyntaxError
+        except _DAMAGE as error:
             raise self._fault(f"the {kind} of slice {item.slice} is missing or damaged", item) from error
 
     def _verify(self, pixels: Pixels, item: Item) -> None:
@@ -147,4 +162,4 @@ class FolderSource:
             raise self._fault(f"the pixels of slice {item.slice} have changed since the conversion", item)
 
     def _fault(self, what: str, item: Item) -> DataError:
-        return DataError(what, where=f"site {self._site}, case {item.case}", do=_CHECK)
+        return DataError(what, where=f"site {self._site}, case {item.case}", do=CHECK)

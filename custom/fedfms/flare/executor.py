@@ -134,6 +134,7 @@ class SiteExecutor(Executor):
             "train_loss": result.train_loss,
             "seconds": result.seconds,
             "bytes_down": bytes_down,
+            "bad_images": result.bad_images,
         }
         dice = result.scores["dice"] if result.scores else None
         dxo = update_dxo(

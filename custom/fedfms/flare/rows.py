@@ -9,7 +9,7 @@ from typing import Any
 def numbers(report: Any) -> dict[str, Any]:
     """The known keys of a site's report; whatever else it sends is dropped."""
     report = report if isinstance(report, dict) else {}
-    keys = ("scores", "train_loss", "seconds", "bytes_down")
+    keys = ("scores", "train_loss", "seconds", "bytes_down", "bad_images")
     return {key: report.get(key) for key in keys} | {"samples": 0, "bytes_up": 0}
 
 

@@ -19,7 +19,7 @@ from fedfms.wire import Download
 TRAIN, VALIDATE, SUBMIT_MODEL = "train", "validate", "submit_model"
 
 # Beside the tensors travel numbers about a site as a whole, never about a case.
-REPORT = "fedfms_report"  # DXO meta: {"scores", "train_loss", "seconds", "bytes_down"}
+REPORT = "fedfms_report"  # DXO meta: {"scores", "train_loss", "seconds", "bytes_down", "bad_images"}
 REASON = "fedfms_reason"  # header of an error reply: one line, `told_outside`
 ROUND = "fedfms_round"  # DXO meta: the round that the update belongs to, as the site knows it
 BASE = "fedfms_base"  # DXO meta on a compressed wire: digest of what differences are to (`fedfms.wire.Download.base`)

@@ -91,7 +91,7 @@ def _keep_best(path: Path, study: Study, done: ReferenceRound, before: Server) -
     dice = mean(result.scores["dice"] for result in done.results.values() if result.scores)
     old = _load_best(path)
     if dice is not None and (old is None or dice > old.dice):
-        write_tensors(path, {"round": done.round, "dice": dice, "shared": before.shared})
+        write_tensors(path, {"round": done.round, "dice": dice, "shared": before.shared}, "the best model")
 
 
 def _load_best(path: Path) -> _Best | None:

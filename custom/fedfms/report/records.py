@@ -4,9 +4,9 @@ A run's folder holds `fedfms/` (in a simulator's workspace: server/simulate_job/
 - `run.json`: {"format": 1, "study" (resolved), "versions", "started", "parameters": {"total", "trained", "shared",
   "shared_mb"}}; perhaps "model": {"input_px", "mask_px"};
 - `rounds.jsonl`: a line a round and site: {"round" (from 0), "site", "accepted", "reason", "held_out", "samples",
-  "train_loss", "seconds", "bytes_up", "bytes_down", "scores" (`Scores.result()` of the model that the site received,
-  on its validation images)}; of a row only the first three are always there; a last line that a kill left unfinished
-  is passed over;
+  "train_loss", "seconds", "bytes_up", "bytes_down", "bad_images" (left out as damaged), "scores" (`Scores.result()` of
+  the model that the site received, on its validation images)}; of a row only the first three are always there; a last
+  line that a kill left unfinished is passed over;
 - `final.json`: {"models": {"final" | "best": {"round", "sites": {site: {"scores", "part", "images", "held_out"}}}}};
   missing when the run was cut;
 - `mixing.jsonl`, of a method that makes each site a mixture of its own: a line a round, {"round", "W": {"sites" (that
@@ -31,7 +31,7 @@ from fedfms.study import Study
 
 FORMAT = 1
 _DEPTH = 6
-_NUMBERS = ("samples", "train_loss", "seconds", "bytes_up", "bytes_down")
+_NUMBERS = ("samples", "train_loss", "seconds", "bytes_up", "bytes_down", "bad_images")
 _PARAMETERS = ("total", "trained", "shared", "shared_mb")
 _REASON_CHARACTERS = 300  # it may be the site's own words
 _AGAIN = "the run's records are damaged; run the job again"

@@ -56,7 +56,7 @@ def make_results(records: Records, overlays: Sequence[Path] = ()) -> dict[str, A
         "curves": _curves(records, rounds),
         "mixing": records.mixing,
         "overlays": dict(sorted(Counter(path.parent.as_posix() for path in overlays).items())),
-        "notes": records.notes,
+        "notes": [*records.notes, *_left_out(records.rounds)],
     }
 
 
@@ -170,6 +170,14 @@ def _participation(records: Records, rounds: Sequence[int]) -> dict[str, Any]:
             missed[str(round_)] = (rows[round_]["reason"] or "no reason given") if round_ in rows else absent
         out[site] = {"held_out": site in held_out, "rounds": took_part, "missed": missed}
     return out
+
+
+def _left_out(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each site that went on without damaged images."""
+    most: dict[str, int] = {}
+    for row in rows:
+        most[row["site"]] = max(most.get(row["site"], 0), int(row["bad_images"] or 0))
+    return [f"{site}: {count} damaged images were left out" for site, count in sorted(most.items()) if count]
 
 
 def _bytes(rows: Iterable[Mapping[str, Any]], rounds: Sequence[int]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import torch
 from fedfms.files import write_atomic
 from fedfms.training.build import BuiltModel
 
+_log = logging.getLogger(__name__)
+
 
 class PrefixCache:
     """Prefix outputs by image content, for one set of frozen weights and one input size."""
@@ -27,6 +30,7 @@ class PrefixCache:
     def __init__(self, built: BuiltModel, folder: Path) -> None:
         self._model = built.model
         self._folder = folder / _fingerprint(built)
+        self._writes = True  # until it has failed once: a full disk costs time, not the round
 
     @staticmethod
     def applies(built: BuiltModel) -> bool:
@@ -43,15 +47,32 @@ class PrefixCache:
 
     def _one(self, image: torch.Tensor, key: str) -> torch.Tensor:
         path = self._folder / f"{key}.npy"
-        if path.is_file():
-            return torch.from_numpy(np.load(path, allow_pickle=False))
+        kept = _read(path)
+        if kept is not None:
+            return kept
         with torch.no_grad():
             output = self._model.prefix(image[None])[0].cpu()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._writes:
+            self._keep(path, output)
+        return output
+
+    def _keep(self, path: Path, output: torch.Tensor) -> None:
         buffer = io.BytesIO()
         np.save(buffer, output.numpy(), allow_pickle=False)
-        write_atomic(path, buffer.getvalue(), mode=0o600)
-        return output
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, buffer.getvalue(), mode=0o600)
+        except OSError as error:
+            self._writes = False
+            _log.warning("the cache cannot be written (%s): training goes on without what is not in it", error.strerror)
+
+
+def _read(path: Path) -> torch.Tensor | None:
+    """What is in the file; None where there is none, or a damaged one."""
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError):  # of a file that is cut short, numpy raises the latter two
+        return None
 
 
 def _fingerprint(built: BuiltModel) -> str:

@@ -25,9 +25,12 @@ class ServerStore:
 
         Args:
             mirrors: what each site holds, where the wire is compressed; tensors that are in several are written once.
+
+        Raises:
+            TrainingError: no room, for instance; the earlier state is as it was.
         """
         fields = {field.name: getattr(server, field.name) for field in dataclasses.fields(server)}
-        write_tensors(self._path, {"format": _FORMAT, "mirrors": dict(mirrors or {}), **fields})
+        write_tensors(self._path, {"format": _FORMAT, "mirrors": dict(mirrors or {}), **fields}, "the server's state")
 
     def load(self) -> Server | None:
         """The server that was saved, or None.

@@ -6,9 +6,9 @@ is on disk (`StateStore`), because a FLARE simulator with fewer threads than sit
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from fedfms.data import SiteData, open_site
+from fedfms.data.damaged import read_record, write_record
 from fedfms.data.pool import PooledData, open_pool
-from fedfms.errors import FedfmsError, TrainingError
-from fedfms.files import write_atomic
+from fedfms.errors import DataError, TrainingError
 from fedfms.methods import METHODS, AtSite, Tensors, Update, fitted, make_method
-from fedfms.report.overlay import overlay_png
 from fedfms.rng import rng, torch_rng
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
+from fedfms.training.faults import placed
+from fedfms.training.kept import OVERLAYS, draw, save_scores
 from fedfms.training.learner import SiteLearner
 from fedfms.training.link import Link, Received
 from fedfms.training.metrics import Scores, merge
@@ -33,11 +34,8 @@ from fedfms.training.prefix import PrefixCache
 from fedfms.training.result import RoundResult
 from fedfms.training.state import SiteState, StateStore, save_model
 from fedfms.training.told import withhold
-from fedfms.training.trainer import Stop, Trainer, batches, never
+from fedfms.training.trainer import Aborted, Stop, Trainer, batches, never
 from fedfms.wire import CODECS
-
-_OVERLAYS = 4
-_SCORES_FORMAT = 1  # of the file of scores by image
 
 
 class Site:
@@ -56,9 +54,15 @@ class Site:
     @cached_property
     def data(self) -> SiteData | PooledData:
         """The site's images; opened when first asked for, so that a fault becomes an error of that task."""
+        path = self._folder / "left_out.json"
+        known = read_record(path)
+        data: SiteData | PooledData
         if self.pooled:
-            return open_pool(self.study, self.study.sites, self._settings)
-        return open_site(self.study, self.name, self._settings)
+            data = open_pool(self.study, self.study.sites, self._settings, known, self._go_on)
+        else:
+            data = open_site(self.study, self.name, self._settings, known.get(self.name, ()), self._go_on)
+        write_record(path, {member.site: member.damaged for member in _members(data)})
+        return data
 
     @cached_property
     def built(self) -> BuiltModel:
@@ -105,10 +109,22 @@ class Site:
         Raises:
             FedfmsError: with the site and the round in `where`.
         """
-        try:
+        with self._told(f"site {self.name}, round {round_}"):
             return self._train_round(round_, Received(received, received if held is None else held))
-        except FedfmsError as error:
-            raise error.at(f"site {self.name}, round {round_}") from error
+
+    @contextmanager
+    def _told(self, where: str) -> Iterator[None]:
+        """Faults inside are told with their place (`placed`); after one of the data, the next task opens them anew."""
+        try:
+            with placed(where):
+                yield
+        except DataError:
+            self.__dict__.pop("data", None)
+            raise
+
+    def _go_on(self) -> None:
+        if self._stop():
+            raise Aborted
 
     def _train_round(self, round_: int, message: Received) -> RoundResult:
         started, received = time.monotonic(), message.tensors
@@ -116,6 +132,8 @@ class Site:
             raise TrainingError("there is no image to train on", do="give it more cases, or hold the site out")
         self.built.check_received(received)
         before = self._store.load(before=round_)
+        if before is not None:
+            self._trainer.most = before.micro_batch
         start = self.built.method.receive(self._at_site(round_, before), received)
         self.built.load(start.tensors)
         scores = [part.result() for part in self._score().values()]
@@ -124,14 +142,16 @@ class Site:
         trained = self.built.trained()
         dice = [before.best_dice if before else None, merge(scores)["dice"] if scores else None]
         best = max((value for value in dice if value is not None), default=None)
-        state = SiteState(round_, trained, optimizer.state_dict(), best, start.memory)
+        most = self._trainer.most
+        state = SiteState(round_, trained, optimizer.state_dict(), best, start.memory, micro_batch=most)
         packed, coded = self.built.method.pack(round_, trained, received), None
         if self.link is not None:
             coded, packed, state = self.link.write(packed, message, state, before)
         self._store.save(state)
         told = self._together([withhold(part, self._min_cases) for part in scores])
         told_loss = loss if self.samples >= self._min_cases else None
-        return RoundResult(Update(self.name, packed, self.samples), told, told_loss, time.monotonic() - started, coded)
+        update, seconds = Update(self.name, packed, self.samples), time.monotonic() - started
+        return RoundResult(update, told, told_loss, seconds, self.data.bad_images, coded)
 
     def _at_site(self, round_: int, before: SiteState | None) -> AtSite:
         own, memory = (self._initial, {}) if before is None else (before.trained, before.memory)
@@ -178,14 +198,14 @@ class Site:
                 such.
 
         Returns:
-            {"scores": ..., "part": "val" | "test" | "all", "images": n, "held_out": bool}, and where the data of
-            several sites are pooled "by_site": the same of each of them. As far as it may leave the site
+            {"scores": ..., "part": "val" | "test" | "all", "images": n, "bad_images": left out, "held_out": bool}, and
+            where the data of several sites are pooled "by_site": the same of each. As far as it may leave the site
             (`fedfms.training.told`).
 
         Raises:
             FedfmsError: with the site in `where`.
         """
-        try:
+        with self._told(f"site {self.name}"):
             self.built.check_received(received)
             # Only a model of the site's own holds more than was received; the state is large, with the optimizer's.
             state = self._store.load() if self.built.method.personal else None
@@ -194,8 +214,6 @@ class Site:
             scores = self._score()
             if overlays is not None:
                 self._keep(overlays, scores)
-        except FedfmsError as error:
-            raise error.at(f"site {self.name}") from error
         return self._tell(scores)
 
     def evaluate_others(self, models: Sequence[Tensors], name: str | None = None) -> dict[str, Any]:
@@ -209,27 +227,26 @@ class Site:
             FedfmsError: with the site in `where`.
         """
         several = []
-        try:
+        with self._told(f"site {self.name}"):
             for tensors in models:
                 self.built.load(tensors)
                 several.append(self._score())
             scores = {site: Scores.mean([each[site] for each in several]) for site in several[0]}
             if name is not None:
                 for part in scores.values():
-                    self._save_scores(name, part, self._folder)
-        except FedfmsError as error:
-            raise error.at(f"site {self.name}") from error
+                    save_scores(self._folder, self.study, name, self.data.scored_part, part)
         return self._tell(scores)
 
     def _tell(self, scores: Mapping[str, Scores]) -> dict[str, Any]:
         told = {site: withhold(part.result(), self._min_cases) for site, part in scores.items()}
         whole = self._report(self.data, self._together(list(told.values())))
-        each = {member.site: self._report(member, told.get(member.site)) for member in self._members}
+        each = {member.site: self._report(member, told.get(member.site)) for member in _members(self.data)}
         return whole | ({"by_site": each} if self.pooled else {})
 
     def _report(self, data: SiteData | PooledData, told: dict[str, Any] | None) -> dict[str, Any]:
         part = data.scored_part
-        return {"scores": told, "part": part, "images": len(data.parts[part]), "held_out": self.held_out}
+        counts = {"images": len(data.parts[part]), "bad_images": data.bad_images}
+        return {"scores": told, "part": part, **counts, "held_out": self.held_out}
 
     def _together(self, told: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         """All members' scores, as far as they may leave: where one's are withheld, the whole would give them away."""
@@ -246,52 +263,36 @@ class Site:
             raise TrainingError("there is no model yet: the site has not trained", where=f"site {self.name}")
         return {name: state.trained[name] for name in self.built.partition.shared}
 
-    @property
-    def _members(self) -> tuple[SiteData, ...]:
-        """The data of each site that is pooled here, or of this one alone."""
-        return self.data.members if isinstance(self.data, PooledData) else (self.data,)
-
     def _score(self) -> dict[str, Scores]:
         """How the model does at each of the members that have images to score it on; cases are one member's own."""
         scores, model = {}, self.built.model
-        for data in self._members:
+        for data in _members(self.data):
             if data.parts[data.scored_part]:
-                dataset = data.dataset(data.scored_part, input_px=model.input_px, mask_px=model.mask_px)
+                part, input_px, mask_px = data.scored_part, model.input_px, model.mask_px
+                dataset = data.dataset(part, input_px=input_px, mask_px=mask_px, go_on=self._go_on)
                 loader = batches(dataset, self.study.train.batch_size)
-                # A study of some images has some slices of a case, which are no volume.
-                scores[data.site] = self._trainer.score(loader, whole_cases=self.study.data.max_images is None)
+                # Some slices of a case are no volume.
+                scores[data.site] = self._trainer.score(loader, whole_cases=data.whole_cases(part))
         return scores
 
     def _keep(self, model_name: str, scores: Mapping[str, Scores]) -> None:
         """Put into the site's own folder what is for its own eyes: overlays, scores by image, a model of its own."""
-        self._draw(model_name)
+        scored = self.data.scored_part
+        count = min(OVERLAYS, len(self.data.parts[scored]))
+        draw(self._folder, self.study, model_name, self._trainer, batches(self._dataset(scored), 1), count)
         for site, part in scores.items():
-            self._save_scores(model_name, part, self._folder / site if self.pooled else self._folder)
+            folder = self._folder / site if self.pooled else self._folder
+            save_scores(folder, self.study, model_name, scored, part)
         if self.built.method.personal and not self.held_out:
             save_model(self._folder / "models" / f"personal_{model_name}.pt", self.study, self.built.trained())
 
-    def _save_scores(self, model_name: str, scores: Scores, place: Path) -> None:
-        content = {
-            "format": _SCORES_FORMAT,
-            "model": model_name,
-            "part": self.data.scored_part,
-            "structures": list(self.study.structure_names),
-            "images": scores.images(),
-        }
-        folder = place / "scores"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / f"{model_name}.json", json.dumps(content, indent=1, allow_nan=False), mode=0o600)
-
-    def _draw(self, model_name: str) -> None:
-        dataset = self._dataset(self.data.scored_part)
-        count = min(_OVERLAYS, len(self.data.parts[self.data.scored_part]))
-        folder = self._folder / "overlays"
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, batch in zip(range(count), batches(dataset, 1), strict=False):
-            masks = self._trainer.predict(batch)[0]
-            png = overlay_png(batch["image"][0], batch["label"][0] > 0, masks, self.study.structure_names)
-            write_atomic(folder / f"{model_name}_{index}.png", png, mode=0o600)
-
     def _dataset(self, part: str, *, augment: bool = False, round_: int = 0) -> Dataset[Any]:
-        model = self.built.model
-        return self.data.dataset(part, input_px=model.input_px, mask_px=model.mask_px, augment=augment, round_=round_)
+        input_px, mask_px = self.built.model.input_px, self.built.model.mask_px
+        return self.data.dataset(
+            part, input_px=input_px, mask_px=mask_px, augment=augment, round_=round_, go_on=self._go_on
+        )
+
+
+def _members(data: SiteData | PooledData) -> tuple[SiteData, ...]:
+    """The data of each site that is pooled here, or of the one alone."""
+    return data.members if isinstance(data, PooledData) else (data,)

@@ -20,8 +20,9 @@ from fedfms.errors import TrainingError
 from fedfms.files import write_atomic
 from fedfms.methods import Tensors
 from fedfms.study import Study
+from fedfms.training.faults import MAKE_ROOM
 
-_FORMAT = 4
+_FORMAT = 5
 _KEEP = 2
 _NAME = re.compile(r"round_(\d{5})\.pt")
 
@@ -33,6 +34,8 @@ class SiteState:
 
     Where the wire is compressed also `residual`, what rounding has kept from the server so far, and `held`, the shared
     tensors as they last came, of digest `holds`: what the next differences are to.
+
+    `micro_batch`: slices of a step that memory has been found to hold at a time; 0 = it has not run out.
     """
 
     round: int
@@ -43,11 +46,12 @@ class SiteState:
     residual: Tensors = field(default_factory=dict)
     held: Tensors = field(default_factory=dict)
     holds: str = ""
+    micro_batch: int = 0
 
 
 def save_model(path: Path, study: Study, tensors: Tensors) -> None:
     """Write the trained tensors of a site's own model, with the study that they belong to."""
-    write_tensors(path, {"format": 1, "study": study.to_dict(), "tensors": tensors})
+    write_tensors(path, {"format": 1, "study": study.to_dict(), "tensors": tensors}, "the site's own model")
 
 
 def read_tensors(path: Path, what: str, *, lazily: bool = False) -> dict[str, Any]:
@@ -66,14 +70,24 @@ def read_tensors(path: Path, what: str, *, lazily: bool = False) -> dict[str, An
     return content
 
 
-def write_tensors(path: Path, content: dict[str, Any]) -> None:
+def write_tensors(path: Path, content: dict[str, Any], what: str) -> None:
     """Write plain content with tensors whole or not at all, for the owner's eyes only; no copy is made in memory.
 
+    One process at a time may write a file; what a kill has left of an earlier try is removed.
+
+    Args:
+        what: what people call it.
+
     Raises:
-        OSError: as `write_atomic`.
+        TrainingError: no room, or no right to the folder; what was there before is whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, partial(_save, content), mode=0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*.tmp"):
+            left.unlink()
+        write_atomic(path, partial(_save, content), mode=0o600)
+    except OSError as error:
+        raise TrainingError(f"{what} cannot be written ({error.strerror})", do=MAKE_ROOM) from error
 
 
 def _save(content: dict[str, Any], file: BinaryIO) -> None:
@@ -92,9 +106,13 @@ class StateStore:
         self._folder = folder
 
     def save(self, state: SiteState) -> None:
-        """Write the state of a round, then forget later ones, of a course that was left, and all but the newest two."""
+        """Write the state of a round, then forget later ones, of a course that was left, and all but the newest two.
+
+        Raises:
+            TrainingError: as `write_tensors`; the earlier states are as they were.
+        """
         fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-        write_tensors(self._path(state.round), {"format": _FORMAT, **fields})
+        write_tensors(self._path(state.round), {"format": _FORMAT, **fields}, f"the state after round {state.round}")
         rounds = self._rounds()
         kept = [round_ for round_ in rounds if round_ <= state.round][-_KEEP:]
         for other in set(rounds) - set(kept):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from fedfms.errors import FedfmsError, TrainingError
 from fedfms.methods import Tensors
 from fedfms.study import TrainSpec
 from fedfms.training.build import BuiltModel
+from fedfms.training.memory import AtOnce
 from fedfms.training.metrics import Scores
 from fedfms.training.optimizers import Scaled
 from fedfms.training.precision import Forward
@@ -68,7 +70,8 @@ class Trainer:
 
     With `built.micro_batch`, a step's batch is worked off in parts and their gradients are summed, each by its share of
     the slices: the same numbers, as the losses of `fedfms.training.losses` are means over slices. A model that needs
-    its batch whole (it trains in training mode, or buffers move with each batch) is not split in training.
+    its batch whole (it trains in training mode, or buffers move with each batch) is not split in training. Where memory
+    runs out, the batch is worked off again in smaller parts, in training and in scoring (`fedfms.training.memory`).
 
     Raises:
         TrainingError: the model's device cannot compute in the study's precision.
@@ -90,8 +93,18 @@ class Trainer:
         self._forward = Forward(built.model, spec.precision, cache)
         self._forward.store_frozen(built.partition.trained)
         self._device = self._forward.device
-        whole = built.model.train_mode or built.model.moving_buffers()
-        self._split = 0 if whole else built.micro_batch
+        whole = bool(built.model.train_mode or built.model.moving_buffers())
+        self._training = AtOnce(0 if whole else built.micro_batch, whole=whole)
+        self._scoring = AtOnce(built.micro_batch)
+
+    @property
+    def most(self) -> int:
+        """Slices of a step that memory has been found to hold at a time; 0 while it has not run out."""
+        return self._training.most
+
+    @most.setter
+    def most(self, slices: int) -> None:
+        self._training.most = slices
 
     def optimizer(self, round_: int, state: dict[str, Any] | None = None) -> torch.optim.Optimizer:
         """The method's optimizer of the trained parameters, in the state that an earlier round left."""
@@ -129,9 +142,18 @@ class Trainer:
 
     def _step(self, batch: Batch, optimizer: torch.optim.Optimizer, received: Tensors, cached: bool) -> float:
         """One step on a batch; returns its loss, the method's penalty, which is added once, included."""
+        backward = partial(self._backward, batch, optimizer, received, cached)
+        value = self._training.work(len(batch["image"]), backward)
+        optimizer.step()  # outside: half of a step cannot be taken back, and the round's start is on disk
+        return value
+
+    def _backward(
+        self, batch: Batch, optimizer: torch.optim.Optimizer, received: Tensors, cached: bool, size: int
+    ) -> float:
+        """The gradients of a step, `size` slices at a time, in place of all that there were; returns its loss."""
         optimizer.zero_grad(set_to_none=True)
         value = 0.0
-        for index, (part, share) in enumerate(self._parts(batch)):
+        for index, (part, share) in enumerate(_parts(batch, size)):
             loss = share * self._loss(self._logits(part, cached), part["label"].to(self._device))
             penalty = None if index else self._built.method.penalty(self._built.model, received)
             if penalty is not None:
@@ -142,16 +164,7 @@ class Trainer:
             if isinstance(optimizer, Scaled):
                 loss = optimizer.scale(loss)
             loss.backward()
-        optimizer.step()
         return value
-
-    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        """Parts of a batch, and the share of its slices that each has."""
-        slices = len(batch["image"])
-        size = self._split or slices
-        for start in range(0, slices, size):
-            part = {name: values[start : start + size] for name, values in batch.items()}
-            yield part, len(part["image"]) / slices
 
     def gradients(self, batch: Batch, names: Collection[str]) -> tuple[float, Tensors]:
         """Loss of the model as it stands on a batch, without the method's penalty, and its gradients by `names`.
@@ -159,16 +172,18 @@ class Trainer:
         In float16 they are of the loss scaled, as a step's are: by the largest of `_SCALES` at which all are finite.
         """
         for scale in _SCALES if self._spec.precision == "float16" else (1.0,):
-            value, sums = self._gradients(batch, names, scale)
+            value, sums = self._training.work(len(batch["image"]), partial(self._gradients, batch, names, scale))
             if all(total.isfinite().all() for total in sums):
                 break
         return value, {name: total.div_(scale).cpu() for name, total in zip(names, sums, strict=True)}
 
-    def _gradients(self, batch: Batch, names: Collection[str], scale: float) -> tuple[float, list[torch.Tensor]]:
+    def _gradients(
+        self, batch: Batch, names: Collection[str], scale: float, size: int
+    ) -> tuple[float, list[torch.Tensor]]:
         parameters = self._built.parameters()
         chosen = [parameters[name] for name in names]
         value, sums = 0.0, [torch.zeros_like(p) for p in chosen]
-        for part, share in self._parts(batch):
+        for part, share in _parts(batch, size):
             loss = share * self._loss(self._logits(part, cached=True), part["label"].to(self._device))
             value += float(loss.detach())
             for total, grad in zip(sums, torch.autograd.grad(loss * scale, chosen, allow_unused=True), strict=True):
@@ -182,18 +197,20 @@ class Trainer:
         self._built.model.eval()  # an epoch that was broken off leaves it training
         scores = Scores(self._structures)
         for batch in self.until_stopped(loader):
-            logits = self._logits(batch, cached=True).cpu()
-            scores.add(logits, batch["label"], batch["key"], batch["case"], by_case=whole_cases)
+            scores.add(self._scored(batch), batch["label"], batch["key"], batch["case"], by_case=whole_cases)
         return scores
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> torch.Tensor:
         """Masks (B, C, m, m), bool: sigmoid(logit) > 0.5."""
-        return self._logits(batch, cached=True).cpu() > 0
+        return self._scored(batch) > 0
 
-    def _logits(self, batch: Batch, cached: bool) -> torch.Tensor:
-        micro_batch = 0 if torch.is_grad_enabled() else self._built.micro_batch  # a part of a step is never split again
-        return self._forward.logits(batch["image"], batch["key"] if cached else None, micro_batch)
+    def _scored(self, batch: Batch) -> torch.Tensor:
+        """Logits of a batch that is not trained on, on the CPU."""
+        return self._scoring.work(len(batch["image"]), lambda size: self._logits(batch, cached=True, size=size).cpu())
+
+    def _logits(self, batch: Batch, cached: bool, size: int = 0) -> torch.Tensor:
+        return self._forward.logits(batch["image"], batch["key"] if cached else None, size)
 
     def until_stopped(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; a fault among them, and the order to stop, are raised."""
@@ -203,3 +220,11 @@ class Trainer:
             if isinstance(batch, FedfmsError):
                 raise batch
             yield batch
+
+
+def _parts(batch: Batch, size: int) -> Iterator[tuple[Batch, float]]:
+    """Parts of a batch, `size` slices each, and the share of its slices that each has."""
+    slices = len(batch["image"])
+    for start in range(0, slices, size):
+        part = {name: values[start : start + size] for name, values in batch.items()}
+        yield part, len(part["image"]) / slices

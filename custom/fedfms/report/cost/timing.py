@@ -74,6 +74,8 @@ def measure(
     if training:
         step_s = _median(lambda: trainer.epoch(loader, optimizer, received, cached=cache is not None), steps, card)
         peak = _peak(card)
+    if trainer.most:  # another step than the one that was asked for
+        raise TrainingError("not measured: there is too little memory", do="--set train.batch_size=1")
     built.method.after_training(model)
     predict_s = _median(lambda: trainer.predict({"image": images[:1], "key": keys[:1]}), steps, card)
     return Timing(

@@ -1,0 +1,185 @@
+"""A site in trouble: a kill in the middle of a write, a file cut short, a full disk. What is lost, and what is not."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedfms.errors import TrainingError, UpdateError
+from fedfms.methods import Server
+from fedfms.settings import SiteSettings
+from fedfms.study import Study
+from fedfms.training.build import build
+from fedfms.training.prefix import PrefixCache
+from fedfms.training.server import ServerStore
+from fedfms.training.site import Site
+from fedfms.training.spool import spooled
+from fedfms.training.state import SiteState, StateStore
+from tests.disk import NO_ROOM, SmallDisk
+from tests.methods.common import SITES, run, same, study
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def _killed_at(number: int, renamed: bool, patch: pytest.MonkeyPatch) -> None:
+    """Be killed at the write of this number: when all is written and not renamed, or just after; half a file is left
+    beside, as of a kill while it was written.
+    """
+    real, writes = os.replace, itertools.count()
+
+    def replace(source: Any, target: Any) -> None:
+        if next(writes) == number:
+            content = Path(source).read_bytes()
+            Path(f"{source}"[: -len(".tmp")] + "x.tmp").write_bytes(content[: len(content) // 2])
+            if renamed:
+                real(source, target)
+            raise _Killed
+        real(source, target)
+
+    patch.setattr(os, "replace", replace)
+
+
+def test_a_kill_at_any_write_of_a_round_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each site's state and the server's, before and after the rename: what was killed goes on to the same bits."""
+    of, first = study("fedmsa", "model.input_px=32", "data.phantom_px=32"), tmp_path / "first"
+    run(of, first, stop_after=1)
+    shutil.copytree(first, tmp_path / "whole")
+    whole = run(of, tmp_path / "whole")[-1]
+    for number, renamed in itertools.product(range(len(SITES) + 1), (False, True)):
+        folder = tmp_path / f"{number} {renamed}"
+        shutil.copytree(first, folder)
+        with monkeypatch.context() as patch, pytest.raises(_Killed):
+            _killed_at(number, renamed, patch)
+            run(of, folder)
+        run(of, folder)
+        server = ServerStore(folder / "server.pt").load()
+        assert server is not None
+        assert same(server.shared, whole.server.shared)
+        for site in SITES:
+            one, other = (StateStore(place / site / "state").load() for place in (folder, tmp_path / "whole"))
+            assert one is not None
+            assert other is not None
+            assert (one.round, same(one.trained, other.trained)) == (other.round, True)
+
+
+def test_a_state_that_is_cut_anywhere_is_never_read_in_part(tmp_path: Path) -> None:
+    """Neither the site's nor the server's; the file of the round before is as it was."""
+    states, server = StateStore(tmp_path / "state"), ServerStore(tmp_path / "server.pt")
+    for round_ in range(2):
+        states.save(SiteState(round_, {"w": torch.full((3,), float(round_))}, {"state": {}}))
+    server.save(Server({"w": torch.ones(3)}, 2))
+    for path, load in ((tmp_path / "state" / "round_00001.pt", states.load), (tmp_path / "server.pt", server.load)):
+        content = path.read_bytes()
+        for length in (*range(0, len(content), 13), *range(len(content) - 30, len(content))):
+            path.write_bytes(content[:length])
+            with pytest.raises(TrainingError, match="cannot be read; remove the run's folder"):
+                load()
+    before = states.load(before=1)
+    assert before is not None
+    assert before.trained["w"].tolist() == [0, 0, 0]
+
+
+def test_what_a_kill_has_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    (tmp_path / ".round_00000.pt.abc.tmp").write_bytes(b"half")
+    assert store.load() is None
+    store.save(SiteState(0, {"w": torch.zeros(1)}, {}))
+    assert [path.name for path in tmp_path.iterdir()] == ["round_00000.pt"]
+
+
+@pytest.fixture(scope="module")
+def tiny_vit() -> Study:
+    model = {"backbone": "tiny_vit", "input_px": 32}
+    train = {"batch_size": 2, "rounds": 1}
+    return Study.from_dict({"name": "t", "data": {"phantom_images": 4}, "model": model, "train": train})
+
+
+def test_a_kept_feature_that_is_cut_anywhere_is_worked_out_anew(tiny_vit: Study, tmp_path: Path) -> None:
+    cache = PrefixCache(build(tiny_vit, SiteSettings()), tmp_path)
+    image, key = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), "a" * 64
+    whole = cache.features(image, [key])
+    (path,) = tmp_path.rglob("*.npy")
+    content = path.read_bytes()
+    for length in (0, 1, 5, 60, 127, 128, 129, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        torch.testing.assert_close(cache.features(image, [key]), whole, rtol=0, atol=0)
+        assert path.read_bytes() == content
+
+
+def test_a_full_disk_under_the_cache_costs_time_alone(
+    tiny_vit: Study, disk: SmallDisk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    updates = []
+    for full in (True, False):
+        site = Site(tiny_vit, "a", SiteSettings(cache=disk.folder if full else None), tmp_path / str(full))
+        received = site.built.shared()
+        if full:
+            disk.fill()
+            # The limit on files that stands in for a full disk would hold for the site's state, too.
+            site._store.save = lambda state: None  # type: ignore[method-assign]
+        with caplog.at_level(logging.WARNING):
+            updates.append(site.train_round(0, received).update.tensors)
+        disk.free()
+    told = [record.getMessage() for record in caplog.records if "cache" in record.getMessage()]
+    assert len(told) == 1
+    assert str(disk.folder) not in told[0]
+    assert same(*updates)
+
+
+def test_a_full_disk_under_a_sites_state_is_told_and_loses_nothing(disk: SmallDisk, tmp_path: Path) -> None:
+    of = study("fedmsa")
+    site, other = (Site(of, "a", SiteSettings(), place / "run") for place in (disk.folder, tmp_path))
+    received = site.built.shared()
+    second = [each.train_round(0, received).update.tensors for each in (site, other)][0]
+    disk.fill()
+    what = f"^site a, round 1: the state after round 1 cannot be written {NO_ROOM}; make room in the folder of its runs"
+    with pytest.raises(TrainingError, match=what) as caught:
+        site.train_round(1, second)
+    assert str(disk.folder) not in caught.value.line()
+    disk.free()
+    assert [path.name for path in (disk.folder / "run" / "state").iterdir()] == ["round_00000.pt"]
+    again = site.train_round(1, second).update.tensors
+    assert same(again, other.train_round(1, second).update.tensors)
+
+
+def test_a_full_disk_under_what_a_site_keeps_for_itself_is_told(disk: SmallDisk) -> None:
+    site = Site(study("fedmsa"), "a", SiteSettings(), disk.folder / "run")
+    shared = site.built.shared()
+    site.evaluate(shared, overlays="best")
+    disk.fill()
+    with pytest.raises(TrainingError, match=f"^site a: what the site keeps of the run cannot be written {NO_ROOM}"):
+        site.evaluate(shared, overlays="final")
+
+
+def test_a_full_disk_under_the_servers_state_is_told_and_loses_nothing(disk: SmallDisk) -> None:
+    store = ServerStore(disk.folder / "server.pt")
+    store.save(Server({"w": torch.zeros(10_000)}, 1))
+    disk.fill()
+    with pytest.raises(TrainingError, match=f"^the server's state cannot be written {NO_ROOM}; make room") as caught:
+        store.save(Server({"w": torch.ones(10_000)}, 2))
+    assert str(disk.folder) not in caught.value.line()
+    disk.free()
+    before = store.load()
+    assert before is not None
+    assert (before.round, float(before.shared["w"].sum())) == (1, 0.0)
+    assert [path.name for path in disk.folder.iterdir()] == ["server.pt"]
+
+
+def test_a_full_disk_under_the_spool_is_told_and_leaves_nothing(disk: SmallDisk) -> None:
+    tensors = [("w", torch.ones(10_000).numpy())]
+    kept = spooled(tensors, disk.folder / "spool")
+    disk.fill()
+    with pytest.raises(UpdateError, match=f"the server cannot keep it {NO_ROOM}; make room"):
+        spooled(tensors, disk.folder / "spool")
+    disk.free()
+    assert list((disk.folder / "spool").iterdir()) == []
+    assert float(kept["w"].sum()) == 10_000
