@@ -27,7 +27,8 @@ def settings(context: Context) -> Finding:
         folder = getattr(found, key)
         if folder is not None and not (folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)):
             return fail(f"{key} is no folder that this user reads", f"mount it, or correct {key} in local/{FILE_NAME}")
-    if found.cache is not None and not os.access(nearest(found.cache), os.W_OK | os.X_OK):
+    cache = nearest(found.cache or context.kit)
+    if not (cache.is_dir() and os.access(cache, os.W_OK | os.X_OK)):
         return fail("cache is no folder that this user writes", f"correct cache in local/{FILE_NAME}")
     here = context.kit / "local" / FILE_NAME
     if not os.environ.get(ENV) and not here.is_file():
