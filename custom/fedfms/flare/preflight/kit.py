@@ -9,6 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from fedfms.errors import ProvisioningError
 from fedfms.flare.kit import LIST, certificate, changes, code, days_left
@@ -91,7 +92,7 @@ def _root(kit: Path) -> x509.Certificate:
         raise ProvisioningError("the root's certificate is missing or damaged", do=_NEW_KIT) from None
 
 
-def _key(kit: Path) -> serialization.base.PrivateKeyTypes:
+def _key(kit: Path) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key((kit / "startup" / "client.key").read_bytes(), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
