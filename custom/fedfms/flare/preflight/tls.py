@@ -10,7 +10,7 @@ import http.client
 import socket
 import ssl
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fedfms.errors import ProvisioningError
 
-_UNTRUSTED = (2, 18, 19, 20, 21)  # X509_V_ERR_* of a chain that does not end at the given root
+_UNTRUSTED = (2, 7, 18, 19, 20, 21)  # X509_V_ERR_* of a chain that does not end at the given root
 _EARLY, _EXPIRED, _OTHER_NAME = 9, 10, (62, 64)
 _ALERT_S = 2.0  # after the handshake of TLS 1.3 a server still may refuse a certificate
 
@@ -49,21 +49,24 @@ def ask(startup: Path, host: str, port: int, scheme: str, timeout_s: float) -> A
         raise ProvisioningError("the kit's certificate, key and root do not load", do="ask for a new kit") from None
     if scheme == "grpc":
         context.set_alpn_protocols(["h2"])
-    connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+    with closing(http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)) as connection:
+        _connect(connection)
+        try:
+            return _answer(connection, scheme)
+        except (OSError, http.client.HTTPException) as error:
+            raise _refused(getattr(error, "reason", None) or type(error).__name__) from None
+
+
+def _connect(connection: http.client.HTTPSConnection) -> None:
     try:
         connection.connect()
-        return _answer(connection, scheme)
     except ssl.SSLCertVerificationError as error:
         raise _distrust(error) from None
     except ssl.SSLError as error:
-        raise _refused(error) from None
-    except (OSError, http.client.HTTPException) as error:
-        why = getattr(error, "strerror", None) or type(error).__name__
-        raise ProvisioningError(
-            f"no answer over TLS ({why})", do="see the row of the port; so does a server that refuses this certificate"
-        ) from None
-    finally:
-        connection.close()
+        raise _no_tls(error) from None
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ProvisioningError(f"no connection ({why})", do="see the row of the port") from None
 
 
 def _answer(connection: http.client.HTTPSConnection, scheme: str) -> Answer:
@@ -114,12 +117,15 @@ def _distrust(error: ssl.SSLCertVerificationError) -> ProvisioningError:
     return ProvisioningError(f"the server's certificate: {error.verify_message}", do="tell the lead")
 
 
-def _refused(error: ssl.SSLError) -> ProvisioningError:
-    reason = error.reason or "no reason"
+def _refused(reason: str) -> ProvisioningError:
+    told = f"the server ends the connection, as one does that refuses this kit's certificate ({reason})"
+    return ProvisioningError(told, do="see the row of the certificate; ask the lead")
+
+
+def _no_tls(error: ssl.SSLError) -> ProvisioningError:
+    reason = error.reason or type(error).__name__
     if "ALERT" in reason:
-        return ProvisioningError(
-            f"the server refuses this kit's certificate ({reason})", do="see the row of the certificate; ask the lead"
-        )
+        return _refused(reason)
     return ProvisioningError(
         f"what answers speaks no TLS ({reason})", do="let TLS through to the server, unopened; check port and proxy"
     )
