@@ -1,48 +1,12 @@
-"""Live bytes of a training step, counted on torch's meta device: the same on every machine, and nothing is computed."""
+"""Live bytes of a training step, counted on torch's meta device (`fedfms.report.cost.live`): a row a path."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
 from benchmarks.step import ORACLE, PATHS, study_of
-from fedfms.study import Study
-from fedfms.training.build import outline
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of what operators make while it is on, until nobody holds it any more: now, and the most there were."""
-
-    def __init__(self, known: Sequence[torch.Tensor] = ()) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known = {_identity(tensor) for tensor in known}
-        self._held = list(known)  # so that no identity is given twice
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run the operator and count what it made."""
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and _identity(leaf) not in self._known:
-                self._add(leaf.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        self._known.add(storage._cdata)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
-
-    def _drop(self, identity: int, size: int) -> None:
-        self._known.discard(identity)
-        self.now -= size
+from fedfms.report.cost.live import live_bytes
 
 
 def measure(method: str, backbone: str, size_px: int, batch: int, paths: Sequence[str]) -> list[dict[str, Any]]:
@@ -51,28 +15,11 @@ def measure(method: str, backbone: str, size_px: int, batch: int, paths: Sequenc
     """
     rows: list[dict[str, Any]] = []
     for path in paths:
-        peak, kept = _count(study_of(method, backbone, size_px, batch), path)
         settings = PATHS[path]
+        live = live_bytes(study_of(method, backbone, size_px, batch), settings)
         row = {"method": method, "backbone": backbone, "size_px": size_px, "batch": batch}
         row |= {"path": "plain" if settings.attention == "plain" else "fast"}
         row |= {"checkpointing": settings.checkpointing}
-        rows.append(row | {"live_mb": round(peak / 2**20, 1), "kept_mb": round(kept / 2**20, 1)})
+        rows.append(row | {"live_mb": round(live.peak / 2**20, 1), "kept_mb": round(live.kept / 2**20, 1)})
     oracle = rows[list(paths).index(ORACLE[0]) if ORACLE[0] in paths else 0]["live_mb"]
     return [row | {"share": round(row["live_mb"] / oracle, 3)} for row in rows]
-
-
-def _count(study: Study, path: str) -> tuple[int, int]:
-    """(peak, left after forward), bytes beside those of the model."""
-    built = outline(study, PATHS[path])
-    model = built.model
-    images = torch.empty(study.train.batch_size, 3, model.input_px, model.input_px, device="meta")
-    model.train(model.train_mode)
-    with LiveBytes([*model.parameters(), *model.buffers(), images]) as live:
-        logits = model(images)
-        kept = live.now
-        logits.sum().backward()  # the loss itself is nothing beside it
-    return live.peak, kept
-
-
-def _identity(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -272,8 +272,9 @@ def _package(args: argparse.Namespace) -> None:
 
 
 def _federation(args: argparse.Namespace) -> None:
+    from fedfms.commands.preflight import teller
     from provisioning.federation import demo
 
-    for run in demo(args.out.resolve(), [job.resolve() for job in args.jobs], args.limit_s):
+    for run in demo(args.out.resolve(), [job.resolve() for job in args.jobs], args.limit_s, teller()):
         print((run / "fedfms" / "report" / "table.md").read_text(encoding="utf-8"))
         print(run)

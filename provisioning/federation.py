@@ -8,6 +8,7 @@ which it is ended; no other process is.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -28,11 +29,13 @@ from fedfms.files import write_atomic
 from fedfms.flare.console import ask
 from fedfms.flare.console import environment as own_environment
 from fedfms.flare.job import APP
+from fedfms.flare.preflight import Context, Row, failed, preflight
 from fedfms.flare.submit import registered, run_job
 from provisioning.deployment import make
 from provisioning.kit import SUFFIX, open_kit
 from provisioning.secret import make_passphrase
 
+Show = Callable[[str, str, list[Row]], object]  # (site, job, rows of its preflight)
 POLL_S = 0.5
 ADMIN, LEAD = "admin@lead.example", "lead@lead.example"
 _SERVER = "localhost"
@@ -194,18 +197,35 @@ def prepare(
     return open_all(out / "federation", out / "kits")
 
 
-def demo(out: Path, jobs: Sequence[Path], limit_s: float) -> list[Path]:
+def demo(out: Path, jobs: Sequence[Path], limit_s: float, show: Show = lambda *_: None) -> list[Path]:
     """Run jobs in a federation of this machine; the server's folder of each run. Nothing of it runs afterwards.
 
+    Args:
+        show: is told what each site's preflight for each job has found.
+
     Raises:
-        ProvisioningError: it cannot be made, does not come up in time, or a job does not end well.
+        ProvisioningError: it cannot be made, does not come up in time, a preflight fails, or a job does not end well.
     """
     sites = sorted({site for job in jobs for site in _sites(job)}) or ["site-1", "site-2", "site-3"]
     with Running(prepare(out, sites, jobs, {ADMIN: "project_admin", LEAD: "lead"})) as running:
         running.start_all(sites, ADMIN, limit_s)
+        for job, site in itertools.product(jobs, sites):
+            look(running.kits[site], site, job, show)
         found = [run_job(job, running.kits[LEAD], out, limit_s=limit_s).completed() for job in jobs]
         ask(running.kits[ADMIN], "system", "shutdown", "all", "--force")
     return found
+
+
+def look(kit: Path, site: str, job: Path, show: Show) -> None:
+    """A site's preflight for a job.
+
+    Raises:
+        ProvisioningError: a check fails.
+    """
+    rows = list(preflight(Context(kit, job)))
+    show(site, job.name, rows)
+    if failed(rows):
+        raise ProvisioningError(f"the preflight fails: {', '.join(failed(rows))}", where=site, do="see its rows")
 
 
 def _sites(job: Path) -> list[str]:

@@ -10,14 +10,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedfms.errors import FedfmsError, ProvisioningError
+from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
 from provisioning.sealed import PLACE
-
-if TYPE_CHECKING:
-    from fedfms.study import Study
 
 SCOPE = "study"
 BLOCKED = "blocked_serials.json"
@@ -69,29 +66,16 @@ def sizes_of(jobs: Iterable[Path]) -> dict[str, int]:
     """What the jobs share: bytes by the name of each tensor, the most where jobs differ.
 
     Raises:
-        ProvisioningError: a folder holds no job of this package.
+        StudyError: a folder holds no job of this package.
     """
-    from fedfms.training.build import outline  # torch: not for those who only open a kit
-    from fedfms.training.traffic import shared_tensors
+    from fedfms.flare.job import read_study  # torch: not for those who only open a kit
+    from fedfms.training.traffic import shared_bytes
 
     found: dict[str, int] = {}
     for job in jobs:
-        for name, tensor in shared_tensors(outline(_study(job))).items():
-            found[name] = max(found.get(name, 0), tensor.numel() * tensor.element_size())
+        for name, size in shared_bytes(read_study(job)).items():
+            found[name] = max(found.get(name, 0), size)
     return found
-
-
-def _study(job: Path) -> Study:
-    from fedfms.flare.job import APP
-    from fedfms.study import Study
-
-    try:
-        config = json.loads((job / APP / "config" / "config_fed_client.json").read_text(encoding="utf-8"))
-        return Study.from_dict(config["executors"][0]["executor"]["args"]["study"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        raise ProvisioningError("this is not a job of this package", where=job.name, do="name its folder") from None
-    except FedfmsError as error:
-        raise error.at(job.name) from None
 
 
 def privacy(tensors: Mapping[str, int]) -> dict[str, Any]:
@@ -115,7 +99,8 @@ def allow(kit: Path, jobs: Iterable[Path]) -> int:
     All else that the site has written into its policy, filters of its own for instance, stays.
 
     Raises:
-        ProvisioningError: it is no site's kit with our scope, or a folder holds no job.
+        ProvisioningError: it is no site's kit with our scope.
+        StudyError: a folder holds no job.
     """
     path = kit / "local" / "privacy.json"
     try:

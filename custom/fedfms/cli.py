@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fedfms
-from fedfms.commands import cost, export, nnunet, predict, sites, submit, table
+from fedfms.commands import cost, export, nnunet, predict, preflight, sites, submit, table
 from fedfms.commands.files import comma, numbers, settings_here
 from fedfms.errors import FedfmsError, StudyError
 from fedfms.study import PHANTOM, PHANTOM_SITES, Study, find_study, load_study
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     sites.add_commands(commands)
     predict.add_commands(commands)
     export.add_commands(commands)
+    preflight.add_commands(commands)
     submit.add_commands(commands)
     report = commands.add_parser("report", help="table, curves and results.json of a run, made again")
     report.add_argument("workspace", type=Path, help="a simulator's workspace, or a run's folder")

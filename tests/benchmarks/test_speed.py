@@ -10,12 +10,13 @@ import torch
 from benchmarks import aggregate, loader, memory, wire
 from benchmarks.parser import make_parser
 from benchmarks.step import PATHS
+from fedfms.report.cost.live import LiveBytes
 
 
 def test_live_bytes_of_a_product_by_hand() -> None:
     weight = torch.empty(100, 100, device="meta", requires_grad=True)
     images = torch.empty(10, 100, device="meta")
-    with memory.LiveBytes([weight, images]) as live:
+    with LiveBytes([weight, images]) as live:
         out = (images @ weight).relu()  # autograd keeps relu's result, and nobody the product
         assert (live.now, live.peak) == (4000, 8000)
         view = out.view(-1)  # no bytes of its own

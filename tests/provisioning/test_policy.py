@@ -21,7 +21,7 @@ from nvflare.private.fed.app.fl_conf import create_privacy_manager
 from nvflare.private.fed.utils.app_authz import AppAuthzService
 from nvflare.security.security import FLAuthorizer
 
-from fedfms.errors import ProvisioningError, StudyError
+from fedfms.errors import StudyError
 from fedfms.flare.jobcheck import MAX_FILES, SmallJobs
 from fedfms.flare.scope import SharedOnly
 from fedfms.flare.wire import BASE
@@ -146,7 +146,7 @@ def test_a_site_takes_up_another_job_itself(kit: Path) -> None:
     assert shared and allow(kit, [job]) == len(shared) + 1
     (scope,) = json.loads(path.read_text())["scopes"]
     assert scope["task_result_filters"] == [noise, *privacy(shared | {"a": 4})["scopes"][0]["task_result_filters"]]
-    with pytest.raises(ProvisioningError, match="not a job"):
+    with pytest.raises(StudyError, match="not a job"):
         allow(kit, [kit])
 
 

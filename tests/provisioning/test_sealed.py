@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fedfms.flare import kit
 from provisioning import sealed
 from provisioning.sealed import MAGIC, SealError, pack, seal, unpack, unseal
 
@@ -114,3 +115,7 @@ def test_the_file_opens_a_kit_without_this_package(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "kit" / "local" / "resources.json").read_text() == f'{{"store": "{tmp_path}/kit/store"}}'
+
+
+def test_the_place_in_a_kit_is_the_same_word_for_who_seals_and_who_looks() -> None:
+    assert kit.PLACE == sealed.PLACE  # said twice, for each of the two files stands alone

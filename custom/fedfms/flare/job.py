@@ -22,6 +22,7 @@ from fedfms.study import Study
 
 APP = "app"
 _CLIENT, _SERVER = "config_fed_client.json", "config_fed_server.json"
+_NOTE = "README.txt"
 _ELSEWHERE = "name another folder"
 
 _BYOC = """\
@@ -64,7 +65,7 @@ def _replaceable(folder: Path) -> bool:
     if not folder.exists():
         return True
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    ours = {"meta.json", *(f"{APP}/{name}" for name in (f"config/{_SERVER}", f"config/{_CLIENT}", "custom/README.txt"))}
+    ours = {"meta.json", *(f"{APP}/{name}" for name in (f"config/{_SERVER}", f"config/{_CLIENT}", f"custom/{_NOTE}"))}
     bundle = f"{APP}/custom/fedfms/"
     others = {
         name for name in files - ours
@@ -80,10 +81,35 @@ def _write(study: Study, name: str, bundle_code: bool, folder: Path) -> None:
     _write_json(folder / "meta.json", _meta(study, name))
     _write_json(config / _SERVER, _server(study))
     _write_json(config / _CLIENT, _client(study))
-    (custom / "README.txt").write_text(_BYOC + (_BUNDLED if bundle_code else _INSTALLED), encoding="utf-8")
+    (custom / _NOTE).write_text(_BYOC + (_BUNDLED if bundle_code else _INSTALLED), encoding="utf-8")
     if bundle_code:
         package = Path(fedfms.__file__).parent
         shutil.copytree(package, custom / "fedfms", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+
+
+def read_study(job: Path) -> Study:
+    """The study that a job folder holds, as its sites get it.
+
+    Raises:
+        StudyError: it is no job of this package, or its study is none.
+    """
+    try:
+        config = json.loads((job / APP / "config" / _CLIENT).read_text(encoding="utf-8"))
+        raw = config["executors"][0]["executor"]["args"]["study"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        raise StudyError("this is not a job of this package", where=job.name, do="name its folder") from None
+    try:
+        return Study.from_dict(raw)
+    except StudyError as error:
+        raise error.at(job.name) from None
+    except (AttributeError, TypeError):
+        raise StudyError("its study is none", where=job.name, do="make it with `fedfms job build`") from None
+
+
+def brings_code(job: Path) -> bool:
+    """Whether there is more in a job's `app/custom` than our note, which is left out when the job is submitted."""
+    custom = job / APP / "custom"
+    return custom.is_dir() and not {path.name for path in custom.iterdir()} <= {_NOTE}
 
 
 def with_checkpoint(path: Path) -> dict[str, str]:

@@ -78,3 +78,13 @@ def shared_tensors(built: BuiltModel) -> Tensors:
     """The shared tensors of an outlined model, which have shapes and no values."""
     own = built.own()
     return {name: own[name].detach() for name in built.partition.shared}
+
+
+def shared_bytes(study: Study) -> dict[str, int]:
+    """Bytes of each tensor that a study shares, by name; no form of the wire takes more.
+
+    Raises:
+        StudyError: the model or the method of the study cannot be.
+    """
+    shared = shared_tensors(outline(study))
+    return {name: tensor.numel() * tensor.element_size() for name, tensor in shared.items()}
