@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import stat
-import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -266,41 +264,3 @@ def test_the_template_is_a_project(tmp_path: Path, capsys: pytest.CaptureFixture
     project = load_project(tmp_path / "project.yml")
     assert project.server["fed_learn_port"] != 8002
     assert {one.get("role") for one in project.participants} >= {"project_admin", "lead", "org_admin"}
-
-
-def _blocks(folder: Path, name: str) -> None:
-    """As a person does who is told that another command is at work: again, until it is done."""
-    until = time.monotonic() + 60
-    while True:
-        try:
-            Deployment(folder).block(name)
-        except ProvisioningError as error:
-            assert "another command" in str(error) and time.monotonic() < until
-            time.sleep(0.002)
-        else:
-            return
-
-
-def test_of_commands_at_once_none_undoes_the_other(copy: Path) -> None:
-    names = [one.name for one in Deployment(copy).issued]
-    with multiprocessing.get_context("spawn").Pool(len(names)) as pool:
-        pool.starmap(_blocks, [(copy, name) for name in names])
-    assert [(one.name, one.state) for one in Deployment(copy).issued] == [(name, "blocked") for name in names]
-    assert set(json.loads((copy / "blocked.json").read_text())["serials"].values()) == set(names)
-
-
-def test_every_command_that_writes_waits_for_the_one_at_work(copy: Path) -> None:
-    before, other = _digests(copy), Deployment(copy)
-    found = x509.load_pem_x509_certificate((copy / "rootCA.pem").read_bytes())
-    with Deployment(copy).alone():
-        for write in (lambda: other.block("site-1"), lambda: other.record(found, "client")):
-            with pytest.raises(ProvisioningError, match="another command"):
-                write()
-    assert _digests(copy) == before
-
-
-def test_two_newcomers_at_once_are_both_in_the_project(copy: Path) -> None:
-    one, other = Deployment(copy), Deployment(copy)  # both have read the project file before either has written it
-    one.add({"name": "site-4", "type": "client", "org": "d"}, PASSPHRASE)
-    other.add({"name": "site-5", "type": "client", "org": "e"}, PASSPHRASE)
-    assert {"site-4", "site-5"} <= {found["name"] for found in load_project(copy / "project.yml").participants}

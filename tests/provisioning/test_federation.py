@@ -4,80 +4,41 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from fedfms.errors import ProvisioningError
 from fedfms.flare.job import build_job
 from fedfms.settings import SiteSettings
-from fedfms.study import Study, load_study
 from fedfms.training.reference import rounds
 from provisioning.deployment import Deployment, make
-from provisioning.federation import ADMIN, LEAD, Running, prepare
+from provisioning.federation import LEAD, Running
 from provisioning.kit import certificate, put_blocked
+from provisioning.sealed import unseal
 from provisioning.submit import ask, submit
 from tests.federation.common import assert_equal
 from tests.federation.spy import FILE
 
-from .make import MEMBER, PASSPHRASE, REPO, SITES, opened, project_file
+from .make import MEMBER, PASSPHRASE, SITES, opened, project_file
+from .processes import LIMIT_S, edit_json, logs, small_study
 
 pytestmark = [pytest.mark.federation, pytest.mark.processes, pytest.mark.slow]
 
-LIMIT_S = 400
-PHANTOM = REPO / "jobs" / "studies" / "phantom.yaml"
-SMALL = [
-    "sites=[site-1, site-2, site-3]", "held_out=[]", "data.phantom_images=12", "train.rounds=2",
-    "train.local_epochs=1", "model.input_px=64", "federation.min_cases=1", "federation.wait_s=60",
-]  # fmt: skip
 Edit = Callable[[Path], None]
-
-
-def _study(method: str = "fedmsa") -> Study:
-    return load_study(PHANTOM, method=method, overrides=SMALL)
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("federation") / "out"
-
-
-@pytest.fixture(scope="module")
-def running(out: Path) -> Iterator[Running]:
-    """All are up. Site 1 writes down what leaves it; the server itself lets the lead bring code, and no site does."""
-    job = build_job(_study(), out.parent / "fedmsa")
-    roles = {ADMIN: "project_admin", LEAD: "lead", MEMBER: "member"}
-    kits = prepare(out, SITES, [job], roles, PASSPHRASE)
-    _edit(kits["site-1"] / "local" / "privacy.json", lambda policy: policy["scopes"][0]["task_result_filters"].append(
-        {"path": "tests.federation.spy.Spy", "args": {}}
-    ))  # fmt: skip
-    _edit(kits["localhost"] / "local" / "authorization.json", _let_in_code)
-    with Running(kits, {"PYTHONPATH": f"{REPO / 'custom'}:{REPO}", "OMP_NUM_THREADS": "1"}) as started:
-        started.start_all(SITES, ADMIN, LIMIT_S)
-        yield started
-
-
-def _edit(path: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def _let_in_code(policy: dict) -> None:  # type: ignore[type-arg]
-    policy["permissions"]["lead"]["byoc"] = "any"
-
-
-def _logs(running: Running, name: str) -> str:
-    """What a server or site has printed, and what its jobs have written."""
-    kit = running.kits[name]
-    return running.log(name) + "".join(path.read_text(errors="replace") for path in kit.rglob("*log.txt"))
+AT_ONCE = 3  # jobs side by side: much of a job's time is waiting
 
 
 def test_the_final_model_is_the_references_and_only_shared_names_left(running: Running, out: Path) -> None:
     run = submit(out.parent / "fedmsa", running.kits[LEAD], out / "plain", LIMIT_S)
-    *_, last = rounds(_study(), SITES, SiteSettings(), out / "reference")
+    *_, last = rounds(small_study(), SITES, SiteSettings(), out / "reference")
     saved = torch.load(run / "app_server" / "FL_global_model.pt", weights_only=True)["model"]
     assert_equal({name: torch.as_tensor(value) for name, value in saved.items()}, last.server.shared, 1e-6)
     (record,) = running.kits["site-1"].rglob(FILE)
@@ -106,7 +67,7 @@ def _brings_code(job: Path) -> None:
 
 def _names_another_class(job: Path) -> None:
     path = job / "app" / "config" / "config_fed_client.json"
-    _edit(path, lambda c: c["components"].append({"id": "log", "path": "fedfms.files.replace_folder", "args": {}}))
+    edit_json(path, lambda c: c["components"].append({"id": "log", "path": "fedfms.files.replace_folder", "args": {}}))
 
 
 def _is_large(job: Path) -> None:
@@ -114,41 +75,76 @@ def _is_large(job: Path) -> None:
 
 
 def _asks_for_another_root(job: Path) -> None:
+    _edit_data(job, data_root="/etc")
+
+
+def _names_a_folder_above(job: Path) -> None:
+    _edit_data(job, dataset="../other")
+
+
+def _names_an_absolute_path(job: Path) -> None:
+    _edit_data(job, dataset="/etc")
+
+
+def _edit_data(job: Path, **data: str) -> None:
     path = job / "app" / "config" / "config_fed_client.json"
-    _edit(path, lambda c: c["executors"][0]["executor"]["args"]["study"]["data"].update(data_root="/etc"))
+    edit_json(path, lambda c: c["executors"][0]["executor"]["args"]["study"]["data"].update(data))
+
+
+def _deploys_from_above(job: Path) -> None:
+    edit_json(job / "meta.json", lambda meta: meta.update(deploy_map={"../app": ["@ALL"]}))
+
+
+def _deploys_from_an_absolute_path(job: Path) -> None:
+    edit_json(job / "meta.json", lambda meta: meta.update(deploy_map={"/app": ["@ALL"]}))
 
 
 def _asks_for_another_scope(job: Path) -> None:
-    _edit(job / "meta.json", lambda meta: meta.update(scope="public"))
+    edit_json(job / "meta.json", lambda meta: meta.update(scope="public"))
 
 
-@pytest.mark.parametrize(
-    ("edit", "where", "reason"),
-    [
-        (_brings_code, "localhost", "site-2: NVFLARE_ERROR: BYOC not permitted"),
-        (_names_another_class, "site-2", "'fedfms.files.replace_folder' at config path"),
-        (_asks_for_another_root, "site-2", "data_root"),
-        (_asks_for_another_scope, "localhost", "site-2: NVFLARE_ERROR: privacy scope 'public' is not allowed"),
-        (_is_large, "localhost", "the job holds 17."),
-    ],
-)
-def test_a_job_is_refused_with_the_reason(running: Running, out: Path, edit: Edit, where: str, reason: str) -> None:
-    job = _other(out, edit.__name__, edit)
-    with pytest.raises(ProvisioningError) as told:
-        submit(job, running.kits[LEAD], out / "refused", LIMIT_S, max_mb=100)
-    assert reason in _logs(running, where) + told.value.line()
+REFUSED: dict[Edit, tuple[str, str]] = {  # where it is told, and what
+    _brings_code: ("localhost", "site-2: NVFLARE_ERROR: BYOC not permitted"),
+    _names_another_class: ("site-2", "'fedfms.files.replace_folder' at config path"),
+    _asks_for_another_root: ("site-2", "data_root"),
+    _names_a_folder_above: ("site-2", "data.dataset"),
+    _names_an_absolute_path: ("site-2", "data.dataset"),
+    _deploys_from_above: ("localhost", "'../app'"),
+    _deploys_from_an_absolute_path: ("localhost", "'/app'"),
+    _asks_for_another_scope: ("localhost", "site-2: NVFLARE_ERROR: privacy scope 'public' is not allowed"),
+    _is_large: ("localhost", "the job holds 17."),
+}
+MORE = "the site's own policy lets no result leave in which there is a tensor that the site has not allowed"
+
+
+@pytest.fixture(scope="module")
+def refused(running: Running, out: Path) -> dict[str, str]:
+    """Jobs that are refused, all submitted; what the lead was told, by name."""
+    jobs = {edit.__name__: _other(out, edit.__name__, edit) for edit in REFUSED}
+    jobs["fedsam"] = build_job(small_study("fedsam"), out.parent / "fedsam")
+
+    def told(name: str) -> str:
+        with pytest.raises(ProvisioningError) as error:
+            submit(jobs[name], running.kits[LEAD], out / "refused" / name, LIMIT_S, max_mb=100)
+        return error.value.line()
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return dict(zip(jobs, pool.map(told, jobs), strict=True))
+
+
+@pytest.mark.parametrize("edit", REFUSED)
+def test_a_job_is_refused_with_the_reason(running: Running, refused: dict[str, str], edit: Edit) -> None:
+    where, reason = REFUSED[edit]
+    assert reason in logs(running, where) + refused[edit.__name__]
 
 
 def test_a_job_that_sends_more_than_the_site_allows_is_refused_there_and_the_audit_says_so(
-    running: Running, out: Path
+    running: Running, refused: dict[str, str]
 ) -> None:
-    job = build_job(_study("fedsam"), out.parent / "fedsam")
-    with pytest.raises(ProvisioningError, match="job wait failed"):
-        submit(job, running.kits[LEAD], out / "more", LIMIT_S)
-    told = "the site's own policy lets no result leave in which there is a tensor that the site has not allowed"
-    assert told in _logs(running, "site-2") and told in _logs(running, "localhost")
+    assert "job wait failed" in refused["fedsam"]
+    assert MORE in logs(running, "site-2") and MORE in logs(running, "localhost")
     audits = "".join(path.read_text() for path in running.kits["site-2"].rglob("audit.log"))
-    assert "[A:fedfms.result_refused]" in audits and told in audits
+    assert "[A:fedfms.result_refused]" in audits and MORE in audits
 
 
 def test_a_member_looks_and_does_not_submit(running: Running, out: Path) -> None:
@@ -161,10 +157,10 @@ def _starts_and_is_refused(running: Running, kit: Path, reason: str, where: str)
     running.kits["other"] = kit
     running.start("other")
     try:
-        running.wait("it", lambda: reason in _logs(running, where) or not running.alive("other"), LIMIT_S, ["other"])
+        running.wait("it", lambda: reason in logs(running, where) or not running.alive("other"), LIMIT_S, ["other"])
     finally:
         running.end("other")
-    assert reason in _logs(running, where), _logs(running, "other")[-3000:] + _logs(running, "localhost")[-3000:]
+    assert reason in logs(running, where), logs(running, "other")[-3000:] + logs(running, "localhost")[-3000:]
 
 
 def test_a_kit_of_another_root_is_refused(running: Running, tmp_path: Path) -> None:
@@ -183,6 +179,30 @@ def test_a_certificate_of_another_name_is_refused(running: Running, tmp_path: Pa
     _starts_and_is_refused(running, kit, "authenticated as 'site-2' but claimed endpoint 'site-9'", "localhost")
 
 
+def _expired(own: x509.Certificate, root: dict[str, str]) -> bytes:
+    """The certificate as it will be once its time is over, under the federation's own root."""
+    now = datetime.now(timezone.utc)
+    builder = x509.CertificateBuilder().subject_name(own.subject).issuer_name(own.issuer)
+    builder = builder.public_key(own.public_key()).serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=360)).not_valid_after(now - timedelta(days=1))
+    for extension in own.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    key = load_pem_private_key(root["root_pri_key"].encode(), None)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)  # type: ignore[arg-type]
+
+
+def test_an_expired_certificate_is_refused(running: Running, out: Path, tmp_path: Path) -> None:
+    root = json.loads(unseal((out / "federation" / "ca.sealed").read_bytes(), PASSPHRASE))
+    kit = Path(shutil.copytree(running.kits["site-2"] / "startup", tmp_path / "kit" / "startup")).parent
+    shutil.copytree(running.kits["site-2"] / "local", kit / "local")
+    pem = _expired(certificate(kit), root)
+    (kit / "startup" / "client.crt").write_bytes(pem)
+    x509.load_pem_x509_certificate(pem).verify_directly_issued_by(
+        x509.load_pem_x509_certificate((out / "federation" / "rootCA.pem").read_bytes())
+    )
+    _starts_and_is_refused(running, kit, "certificate has expired", "localhost")
+
+
 def test_a_blocked_serial_is_refused_at_once_and_its_replacement_works(running: Running, out: Path) -> None:
     deployment = Deployment(out / "federation")
     lost = running.kits["site-3"]
@@ -192,7 +212,7 @@ def test_a_blocked_serial_is_refused_at_once_and_its_replacement_works(running: 
     put_blocked(deployment.folder / "blocked.json", running.kits["localhost"])
     running.start("site-3")
     told = f"the certificate {serial} of site-3 is blocked"
-    running.wait("the refusal", lambda: told in _logs(running, "localhost"), LIMIT_S, ["site-3"])
+    running.wait("the refusal", lambda: told in logs(running, "localhost"), LIMIT_S, ["site-3"])
     assert "[A:fedfms.certificate_blocked]" in (running.kits["localhost"] / "audit.log").read_text()
     running.end("site-3")
     running.kits["site-3"] = opened(deployment.folder, "site-3", out / "replaced")
