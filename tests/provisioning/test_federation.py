@@ -223,5 +223,6 @@ def test_a_blocked_serial_is_refused_at_once_and_its_replacement_works(running: 
     assert "[A:fedfms.certificate_blocked]" in (running.kits["localhost"] / "audit.log").read_text()
     running.end("site-3")
     running.kits["site-3"] = opened(deployment.folder, "site-3", out / "replaced")
+    shutil.copy(lost / "local" / "privacy.json", running.kits["site-3"] / "local")  # the site keeps its own
     running.start("site-3")
     running.wait("the new kit", lambda: "Successfully registered" in running.log("site-3"), LIMIT_S)
