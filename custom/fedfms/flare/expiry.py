@@ -1,7 +1,8 @@
 """A kit tells that its certificate has ended: NVFLARE 2.9 does not.
 
 A server refuses such a certificate while the connection is made, and neither side logs a word: the site tries for ever.
-This component, which `local/resources.json` of a server and of a site names, is made before the first connection.
+This component, which `local/resources.json` of a server and of a site names, is made before the first connection,
+and before NVFLARE opens its log files: what it tells is on the process's error output, which systemd keeps.
 """
 
 from __future__ import annotations
