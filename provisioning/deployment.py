@@ -70,6 +70,7 @@ class Deployment:
             raise ProvisioningError("there is no federation in this folder", where=folder.name, do="name another")
         self.folder = folder.resolve()
         self.project = load_project(self.folder / "project.yml")
+        self._inside = False
 
     @property
     def issued(self) -> list[Issued]:
@@ -95,12 +96,13 @@ class Deployment:
             ProvisioningError: the name is taken, the passphrase is wrong, NVFLARE refuses.
         """
         check_participant(participant)
-        if participant["name"] in {one.name for one in self.issued} or participant["type"] == "server":
-            raise ProvisioningError("the name is taken, or is a second server's", where=participant["name"])
-        project = replace(self.project, participants=(*self.project.participants, participant))
-        made = self._make(project, passphrase, participant["name"])
-        self.project = project
-        _write(self.folder / "project.yml", yaml.safe_dump(project.to_dict(), sort_keys=False))
+        with self.alone():
+            if participant["name"] in {one.name for one in self.issued} or participant["type"] == "server":
+                raise ProvisioningError("the name is taken, or is a second server's", where=participant["name"])
+            project = replace(self.project, participants=(*self.project.participants, participant))
+            made = self._make(project, passphrase, participant["name"])
+            self.project = project
+            _write(self.folder / "project.yml", yaml.safe_dump(project.to_dict(), sort_keys=False))
         return made
 
     def renew(self, name: str, passphrase: str) -> Made:
@@ -110,11 +112,12 @@ class Deployment:
             ProvisioningError: there is no such participant, or it made its key itself; the passphrase is wrong.
         """
         self.current(name)
-        if name not in {one["name"] for one in self.project.participants}:
-            do = "`block` refuses the old one; let the site make a request again"
-            raise ProvisioningError("its key never was here", where=name, do=do)
-        made = self._make(self.project, passphrase, name)
-        self._mark_older(name)
+        with self.alone():
+            if name not in {one["name"] for one in self.project.participants}:
+                do = "`block` refuses the old one; let the site make a request again"
+                raise ProvisioningError("its key never was here", where=name, do=do)
+            made = self._make(self.project, passphrase, name)
+            self._mark_older(name)
         return made
 
     def replace(self, name: str, passphrase: str) -> tuple[Made, list[str]]:
@@ -123,9 +126,10 @@ class Deployment:
         Raises:
             ProvisioningError: as `renew`.
         """
-        made = self.renew(name, passphrase)
-        *older, _ = [one.serial for one in self.issued if one.name == name]
-        return made, [serial for one in older for serial in self.block(name, one)]
+        with self.alone():
+            made = self.renew(name, passphrase)
+            *older, _ = [one.serial for one in self.issued if one.name == name]
+            return made, [serial for one in older for serial in self.block(name, one)]
 
     def block(self, name: str, serial: str | None = None) -> list[str]:
         """Put a certificate of `name` (the newest, unless its serial is given) on the list that the server is to get.
@@ -133,18 +137,20 @@ class Deployment:
         Raises:
             ProvisioningError: there is no such certificate.
         """
-        chosen = serial or self.current(name).serial
-        if not any(one.name == name and one.serial == chosen for one in self.issued):
-            raise ProvisioningError("there is no such certificate", where=name, do="`expiry` lists them")
-        self._rewrite([replace(one, state="blocked") if one.serial == chosen else one for one in self.issued])
-        blocked = {one.serial: one.name for one in self.issued if one.state == "blocked"}
-        _write(self.folder / "blocked.json", json.dumps({"serials": blocked}, indent=2) + "\n")
+        with self.alone():
+            chosen = serial or self.current(name).serial
+            if not any(one.name == name and one.serial == chosen for one in self.issued):
+                raise ProvisioningError("there is no such certificate", where=name, do="`expiry` lists them")
+            self._rewrite([replace(one, state="blocked") if one.serial == chosen else one for one in self.issued])
+            blocked = {one.serial: one.name for one in self.issued if one.state == "blocked"}
+            _write(self.folder / "blocked.json", json.dumps({"serials": blocked}, indent=2) + "\n")
         return [chosen]
 
     def record(self, found: x509.Certificate, kind: str) -> None:
         """Note a certificate that was given out; an older one of the same name is a renewed one's."""
-        self._rewrite([*self.issued, _issued(found, kind)])
-        self._mark_older(common_name(found))
+        with self.alone():
+            self._rewrite([*self.issued, _issued(found, kind)])
+            self._mark_older(common_name(found))
 
     @contextmanager
     def root(self, passphrase: str) -> Iterator[Path]:
@@ -157,23 +163,35 @@ class Deployment:
             content = json.loads(unseal((self.folder / "ca.sealed").read_bytes(), passphrase))
         except SealError as error:
             raise ProvisioningError(str(error), where="ca.sealed") from None
-        with self._alone(), work_folder(self.folder) as work:
+        with self.alone(), work_folder(self.folder) as work:
             write_atomic(work / "cert.json", json.dumps(content), mode=0o600)
             yield work
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other commands out, and take away what one that was killed has left: the root's key in the open."""
+    def alone(self) -> Iterator[None]:
+        """Keep other commands out while this one reads and writes the folder; within itself it is entered at once.
+
+        What a command that was killed has left is taken away: the root's key in the open.
+
+        Raises:
+            ProvisioningError: another command is at work here.
+        """
+        if self._inside:
+            yield
+            return
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ProvisioningError("another command is at work in this folder", do="wait for its end") from None
+            self._inside = True
+            self.project = load_project(self.folder / "project.yml")  # another may have changed it since
             for left in self.folder.glob(f"{_WORK}*"):
                 shutil.rmtree(left)
             yield
         finally:
+            self._inside = False
             os.close(descriptor)
 
     def _make(self, project: Project, passphrase: str, name: str) -> Made:

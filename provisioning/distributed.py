@@ -107,10 +107,10 @@ def approve(federation: Deployment, sent: Path, code: str, passphrase: str) -> t
     if key_code(sent) != code:
         raise ProvisioningError("the request has another code than the site told", where=sent.name, do="ask the site")
     name, org = who(sent)
-    for one in federation.project.participants:
-        if one["name"] == name and (one["type"], one["org"]) != ("client", org):
-            raise ProvisioningError("the name is somebody else's", where=name, do="let the site ask under its own")
     with federation.root(passphrase) as work:
+        for one in federation.project.participants:
+            if one["name"] == name and (one["type"], one["org"]) != ("client", org):
+                raise ProvisioningError("the name is somebody else's", where=name, do="let the site ask under its own")
         profile = _authority(federation, work)
         signed = work / f"{name}.signed.zip"
         nvflare(
@@ -120,7 +120,7 @@ def approve(federation: Deployment, sent: Path, code: str, passphrase: str) -> t
         (content,) = _members(signed, ".crt")
         target = federation.folder / "kits" / signed.name
         write_atomic(target, signed.read_bytes(), mode=0o600)
-    federation.record(x509.load_pem_x509_certificate(content), "client")
+        federation.record(x509.load_pem_x509_certificate(content), "client")
     return target, root_code((federation.folder / "rootCA.pem").read_bytes())
 
 

@@ -139,7 +139,10 @@ def write_policy(kit: Path, kind: str, tensors: Mapping[str, int], max_job_mb: i
         resources["components"] = [one for one in resources["components"] if one["id"] != "site_log_streamer"]
         _write(local / "privacy.json", privacy(tensors))
         write_atomic(local / FILE_NAME, _SETTINGS, mode=0o600)
-    _write(local / "resources.json", resources)
+    args = {"file": f"{PLACE}/startup/{kind}.crt"}
+    resources["components"].append({"id": "expiry", "path": "fedfms.flare.expiry.CertificateEnds", "args": args})
+    for name in ("resources.json", "resources.json.default"):  # `nvflare deploy prepare` goes by the latter alone
+        _write(local / name, resources)
 
 
 def _server(resources: dict[str, Any]) -> None:

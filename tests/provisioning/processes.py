@@ -1,0 +1,65 @@
+"""What the tests over processes share: a small study, and what a server or site has logged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+from fedfms.flare.submit import stage
+from fedfms.study import Study, load_study
+from provisioning.federation import LEAD, Running
+
+from .make import REPO
+
+LIMIT_S = 400
+PHANTOM = REPO / "jobs" / "studies" / "phantom.yaml"
+MARKED = "marked"  # the data set whose raw files bear a marker
+_SMALL = [
+    "sites=[site-1, site-2, site-3]", "held_out=[]", "data.phantom_images=12", "train.rounds=2",
+    "train.local_epochs=1", "model.input_px=64", "federation.min_cases=1", "federation.wait_s=60",
+]  # fmt: skip
+
+
+def small_study(method: str = "fedmsa", *overrides: str) -> Study:
+    """Two rounds at three sites, on the phantom."""
+    return load_study(PHANTOM, method=method, overrides=[*_SMALL, *overrides])
+
+
+def marked_study() -> Study:
+    """Two rounds on data that lie at the sites; two of the three are enough."""
+    structures = [{"name": "structure", "values": [1]}]
+    overrides = [*_SMALL, f"data.dataset={MARKED}", "federation.min_sites=2"]
+    return load_study(PHANTOM, method="fedmsa", overrides=overrides, **{"data.structures": structures})
+
+
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+    """Change a JSON file in place."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def logs(running: Running, name: str) -> str:
+    """What a server or site has printed, and what its jobs have written."""
+    kit = running.kits[name]
+    return running.log(name) + "".join(path.read_text(errors="replace") for path in kit.rglob("*log.txt"))
+
+
+def submit_all(running: Running, jobs: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    """Submit clean copies of jobs side by side, as one session of the lead; how each ended, or was refused at once."""
+    session, told, ids = new_secure_session(LEAD, str(running.kits[LEAD])), {}, {}
+    try:
+        for name, job in jobs.items():
+            try:
+                ids[name] = session.submit_job(str(stage(job, folder / name, max_mb=100)))
+            except Exception as error:  # noqa: BLE001 - of many kinds; what they say is what a test looks at
+                told[name] = f"{type(error).__name__}: {error}"
+        for name, id_ in ids.items():
+            running.wait(name, lambda id_=id_: "FINISHED" in session.get_job_meta(id_)["status"], LIMIT_S)
+            told[name] = json.dumps(session.get_job_meta(id_))
+    finally:
+        session.close()
+    return told
