@@ -19,7 +19,7 @@ from fedfms.training.result import RoundResult
 from fedfms.training.server import ServerStore
 from fedfms.training.site import Site
 from fedfms.training.state import StateStore
-from fedfms.wire import CODECS, Downlink
+from fedfms.wire import CODECS, Codec, Downlink
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,13 @@ Record = Callable[[ReferenceRound, Server], None]
 Post = Callable[[Message], Iterable[Message]]  # what arrives of a message: itself, something else, several, nothing
 
 
+def _delivered(message: Message) -> Iterable[Message]:
+    return (message,)
+
+
 def rounds(
     study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path, record: Record | None = None,
-    *, make_site: Callable[..., Site] = Site, post: Post = lambda message: (message,),
+    *, make_site: Callable[..., Site] = Site, post: Post = _delivered,
 ) -> Iterator[ReferenceRound]:  # fmt: skip
     """Run the study's rounds over `sites` one after another; each keeps its memory under `folder/<site>`, the server
     its own in `folder/server.pt`. A run that was stopped after a round goes on from there.
@@ -80,8 +84,7 @@ def rounds(
         for site, result in results.items():
             expected = _expected(method, server, site, sent[site], downlink)
             for message in post(_message(site, server.round, result, expected)):
-                arrays = partial(decoded, message.arrays, sent[site], codec)
-                guard.take(message, expected, lambda arrays=arrays: in_memory(arrays()))
+                guard.take(message, expected, partial(_kept, message, sent[site], codec))
         scores = {site.name: site.evaluate(server.shared) for site in held_out if server.shared}
         after = guard.combine(method, server, sent, by)
         done = ReferenceRound(server.round, sent, results, after, scores, guard.rows)
@@ -117,6 +120,10 @@ def _expected(method: Method, server: Server, site: str, received: Tensors, down
     whole = agreed(server.shared, list(server.shared), codec)
     own = agreed(server.shared, method.upward(server.round, tuple(received)), codec)
     return Expected("", server.round, whole, own, None if downlink is None else downlink.holds(site))
+
+
+def _kept(message: Message, received: Tensors, codec: Codec | None) -> Tensors:
+    return in_memory(decoded(message.arrays, received, codec))
 
 
 def _message(site: str, round_: int, result: RoundResult, expected: Expected) -> Message:
