@@ -51,8 +51,7 @@ def _plant(path: Path) -> Path:
     elif path.suffix == ".npy":
         np.save(path, np.array([_Touch(sentinel)], dtype=object), allow_pickle=True)
     else:
-        path.write_text(f"name: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.PosixPath "
-                        f"['{sentinel}']]\n")  # fmt: skip
+        path.write_text(f"name: !!python/object/apply:builtins.open ['{sentinel}', w]\n")
     return path
 
 

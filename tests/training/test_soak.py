@@ -19,7 +19,7 @@ from fedfms.methods import Tensors, Update
 from fedfms.rng import rng
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
-from fedfms.training.reference import ReferenceRound, rounds
+from fedfms.training.reference import Post, ReferenceRound, rounds
 from fedfms.training.result import RoundResult
 
 from ..methods.common import study
@@ -75,7 +75,7 @@ class BadPost:
         return {"replay": (before or message,), "duplicate": (message, message), "lost": ()}.get(fault, (message,))
 
 
-def _soak(folder: Path, post: BadPost, **federation: Any) -> Iterable[ReferenceRound]:
+def _soak(folder: Path, post: Post, **federation: Any) -> Iterable[ReferenceRound]:
     overrides = [f"federation.{key}={value}" for key, value in {"min_sites": NEEDED, **federation}.items()]
     of = study("lat", f"sites=[{','.join(SITES)}]", "model.input_px=32", *overrides, rounds=ROUNDS)
     return rounds(of, SITES, SiteSettings(), folder, make_site=ToySite, post=post)  # type: ignore[arg-type]
@@ -115,6 +115,6 @@ def test_a_long_run_with_faults_ends_whole(combine: str, tmp_path: Path) -> None
 
 
 def test_without_a_lower_quorum_a_sites_fault_ends_the_run_as_its_own_error(tmp_path: Path) -> None:
-    first = next(site for site in SITES if _fault(site, 0) == "missing")
-    with pytest.raises(TrainingError, match=f"site {first}, round 0: it is switched off"):
-        list(_soak(tmp_path, BadPost(), min_sites="null"))
+    first = next((site, round_) for round_ in range(ROUNDS) for site in SITES if _fault(site, round_) == "missing")
+    with pytest.raises(TrainingError, match="site {}, round {}: it is switched off".format(*first)):
+        list(_soak(tmp_path, lambda message: (message,), min_sites="null"))

@@ -1,10 +1,10 @@
 """A limit on the arrays of a message at the server, looked at before one is made: NVFLARE 2.9 has none.
 
 A site's update is decoded before any component sees it. Small arrays lie in the message as .npy; what is larger the
-server fetches piece by piece, each an .npz: a zip, in which a site can pack a thousandfold. So the limit is where NVFLARE
-makes arrays of these bytes, for the whole process of the server's job: what an array says of itself is held against the
-budget first, and a fetch that goes beyond it is cancelled. It bounds arrays, not texts or numbers; the bytes of one
-unpacked message are NVFLARE's own `streaming_max_blob_size`.
+server fetches piece by piece, each an .npz: a zip, in which a site can pack a thousandfold. So the limit is where
+NVFLARE makes arrays of these bytes, for the whole process of the server's job: what an array says of itself is held
+against the budget first, and a fetch that goes beyond it is cancelled. It bounds arrays, not texts or numbers; the
+bytes of one unpacked message are NVFLARE's own `streaming_max_blob_size`.
 """
 
 from __future__ import annotations
