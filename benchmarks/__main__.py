@@ -13,6 +13,7 @@ examples:
   python -m benchmarks data --dataset polyp --raw RAW --site kvasir_seg_vestreviken_no --json FILE
   python -m benchmarks formats --dataset polyp --raw RAW --images 40 --json FILE
   python -m benchmarks compare phantom --set data.protocol=personal --set sites=[a,b] --work DIR --json FILE
+  python -m benchmarks attack --json FILE
   python -m benchmarks pages
   python -m benchmarks phantom --out docs/results/phantom-sites.png
 """
@@ -27,7 +28,7 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-from benchmarks import aggregate, compare, data, formats, loader, memory, pages, phantom, step, wire
+from benchmarks import aggregate, attack, compare, data, formats, loader, memory, pages, phantom, step, wire
 from benchmarks import round as federated_round
 from benchmarks.parser import make_parser
 from fedfms.files import write_atomic
@@ -67,6 +68,10 @@ def _compare(args: argparse.Namespace) -> Rows:
     methods = sorted(METHODS) if args.methods == ["all"] else args.methods
     settings = SiteSettings(data_root=args.data_root, checkpoints=args.checkpoints, cache=args.work / "cache")
     return compare.measure(args.study, methods, args.seeds, args.set, settings, args.work, args.jobs)
+
+
+def _attack(args: argparse.Namespace) -> Rows:
+    return attack.measure(args.rules, args.set)
 
 
 def _data(args: argparse.Namespace) -> Rows:
@@ -116,6 +121,7 @@ def _aggregate(args: argparse.Namespace) -> Rows:
 _MEASURE: Mapping[str, Callable[[argparse.Namespace], Rows]] = {
     "step": _paths, "predict": _paths, "epoch": _epoch, "memory": _memory, "loader": _loader, "wire": _wire,
     "aggregate": _aggregate, "round": _round, "data": _data, "formats": _formats, "compare": _compare,
+    "attack": _attack,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.step import PATHS
+from fedfms.study_rules import COMBINE
 
 
 def make_parser(text: str) -> argparse.ArgumentParser:
@@ -18,7 +19,8 @@ def make_parser(text: str) -> argparse.ArgumentParser:
     commands.add_parser("pages", help="make the tables in docs/results again from the JSON beside them")
     picture = commands.add_parser("phantom", help="a picture of the phantom's sites, for the docs")
     picture.add_argument("--out", required=True, type=Path, help="a PNG file")
-    for command in (*_add_models(commands), *_add_server(commands), *_add_data(commands), _add_compare(commands)):
+    studies = [_add_compare(commands), _add_attack(commands)]
+    for command in (*_add_models(commands), *_add_server(commands), *_add_data(commands), *studies):
         command.add_argument("--json", type=Path, metavar="FILE", help="a file to write as well")
         command.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -77,6 +79,15 @@ def _add_data(commands: Any) -> list[argparse.ArgumentParser]:
         command.add_argument("--images", type=_count, default=40, help="at most so many are loaded")
         command.add_argument("--size", type=_count, default=1024, help="input, px a side")
     return [loader, data, formats]
+
+
+def _add_attack(commands: Any) -> argparse.ArgumentParser:
+    attack: argparse.ArgumentParser = commands.add_parser(
+        "attack", help="one of five sites flips signs or labels: Dice by each rule, on the phantom"
+    )
+    attack.add_argument("--rules", type=_some_of(list(COMBINE)), default=list(COMBINE), help=f"of {','.join(COMBINE)}")
+    attack.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
+    return attack
 
 
 def _add_compare(commands: Any) -> argparse.ArgumentParser:

@@ -90,6 +90,11 @@ class FederationSpec:
     round_timeout_s: int = 86_400  # of a round, for all of it: a site that never answers ends a round, not the study
     min_cases: int = 5  # no score of fewer images leaves a site, whose own settings may ask for more
     wire: str = "float32"  # float32 | bfloat16 | float16 | int8: how tensors travel in training; see `fedfms.wire`
+    combine: str = "mean"  # mean | median | trimmed_mean | krum | multi_krum | norm_clip; see `fedfms.guard.rules`
+    faulty_sites: int = 1  # that a rule other than the mean is to bear
+    max_share: float | None = None  # of a round's samples that one site may count for; None: as FedAvg says
+    norm_factor: float | None = 10.0  # an update so many times as long as the median one is not taken as it is
+    norm_action: str = "reject"  # reject | clip: such an update to that length
     tracking: str = "tensorboard"  # tensorboard | mlflow | none: where the rounds' numbers go live, at the server
 
 

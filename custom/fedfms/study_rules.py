@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,15 @@ from fedfms.errors import StudyError
 if TYPE_CHECKING:
     from fedfms.study import Study
 
+# How updates combine: (a, b), of f faulty sites a rule bears, with n >= a f + b updates in every round.
+COMBINE: Mapping[str, tuple[int, int]] = {
+    "mean": (0, 1),
+    "median": (2, 1),
+    "trimmed_mean": (2, 1),
+    "krum": (2, 3),
+    "multi_krum": (2, 3),
+    "norm_clip": (2, 1),
+}
 _CHOICES = {
     "data.protocol": ("held-out", "personal"),
     "data.augment": ("none", "flip", "photometric", "nnunet"),
@@ -26,11 +35,14 @@ _CHOICES = {
     "train.loss": ("bce", "dice_bce"),
     "train.precision": ("float32", "bfloat16", "float16"),
     "federation.wire": ("float32", "bfloat16", "float16", "int8"),
+    "federation.combine": tuple(COMBINE),
+    "federation.norm_action": ("reject", "clip"),
     "federation.tracking": ("tensorboard", "mlflow", "none"),
 }
 _POSITIVE = (
     "model.input_px", "model.adapter_ratio", "train.rounds", "train.local_epochs", "train.batch_size", "train.lr",
     "train.pos_weight", "federation.min_sites", "federation.round_timeout_s", "federation.min_cases",
+    "federation.faulty_sites", "federation.max_share",
     "data.max_images", "data.crop_px", "data.phantom_images", "data.phantom_px",
 )  # fmt: skip
 _NOT_NEGATIVE = ("train.beta1", "train.beta2", "federation.wait_s", "data.max_bad_images")
@@ -55,6 +67,7 @@ def check(study: Study) -> None:
             raise StudyError(f"{key} is {_value(study, key)!r}", where=study.name, do=f"one of {list(allowed)}")
     _check_structures(study)
     _check_sites(study)
+    _check_combine(study)
     for name in (*study.sites, *study.held_out, study.data.dataset):
         if not plain_name(name):
             raise StudyError(f"{name!r} is not a name", where=study.name, do=PLAIN_NAME)
@@ -111,6 +124,30 @@ def _check_sites(study: Study) -> None:
             f"federation.min_sites is {needed}, but {len(study.sites)} sites train", where=study.name,
             do="name more sites, or ask for fewer",
         )  # fmt: skip
+
+
+def too_few(combine: str, faulty: int, updates: int) -> str | None:
+    """Why a rule cannot bear so many faulty sites with so many updates, with its formula; None where it can."""
+    times, more = COMBINE[combine]
+    if updates >= (needed := times * faulty + more):
+        return None
+    formula = f"n >= {times}f+{more} = {needed}"
+    return f"{combine} needs {formula} updates a round for f = {faulty} faulty sites, and there are {updates}"
+
+
+def _check_combine(study: Study) -> None:
+    """A rule whose theory needs more updates than a round may have would be no rule."""
+    federation = study.federation
+    if reason := too_few(federation.combine, federation.faulty_sites, study.min_sites):
+        raise StudyError(
+            f"federation.combine: {reason}", where=study.name,
+            do="raise federation.min_sites, name more sites, or lower federation.faulty_sites",
+        )  # fmt: skip
+    if federation.max_share is not None and federation.max_share > 1:
+        raise StudyError(f"federation.max_share is {federation.max_share!r}", where=study.name, do="1 at most")
+    if federation.norm_factor is not None and federation.norm_factor < 1:
+        what = f"federation.norm_factor is {federation.norm_factor!r}"
+        raise StudyError(what, where=study.name, do="1 or more: the median update itself is in order")
 
 
 def _floats(part: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -20,11 +20,13 @@ from fedfms.errors import DataError
 from fedfms.flare.aggregator import CheckedAggregator
 from fedfms.flare.executor import SiteExecutor
 from fedfms.flare.persistor import SharedModelPersistor
-from fedfms.flare.wire import TRAIN, error_reply, to_arrays, update_dxo
+from fedfms.flare.wire import STAMP, TRAIN, error_reply, job_of, to_arrays, update_dxo
+from fedfms.guard.gate import agreed
 from fedfms.methods import make_method
 from fedfms.settings import SiteSettings
 from fedfms.study import FederationSpec, Study
 from fedfms.training.build import build
+from fedfms.wire import CODECS
 
 MODEL = {"decoder.w": torch.zeros(2, 2), "adapters.0.up.bias": torch.zeros(3)}
 
@@ -51,7 +53,18 @@ class Server:
         self.context.get_engine = lambda: engine
         self.context.get_workspace = lambda: SimpleNamespace(get_run_dir=lambda _: self.run.name)
 
+    def stamp(self, site: str) -> dict[str, str]:
+        """As an honest site's executor writes it, for the model that the server has."""
+        shared = self.persistor.shared
+        schema = agreed(shared, list(shared), CODECS.get(self.persistor.study.federation.wire)).hash()
+        return {"site": site, "job": job_of(self.context), "schema": schema}
+
     def send(self, site: str, shareable: Shareable, round_: int = 3) -> bool:
+        """An answer of a site, which stamps it if it has no stamp yet."""
+        if "DXO" in shareable:
+            dxo = from_shareable(shareable)
+            dxo.set_meta_prop(STAMP, dxo.get_meta_prop(STAMP) or self.stamp(site))
+            shareable = dxo.update_shareable(shareable)
         shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
         shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, round_)
         return self.aggregator.accept(shareable, self.context)

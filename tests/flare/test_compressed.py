@@ -120,7 +120,7 @@ def test_whole_weights_are_refused_where_differences_are_due() -> None:
     _ask(server, "a", digest(MODEL))
     whole = update_dxo(MODEL, samples=10, round_=3, report={}, val_dice=None)
     assert not server.send("a", whole.to_shareable())
-    assert server.aggregator.rows["a"]["reason"] == "it holds WEIGHTS, not differences"
+    assert server.aggregator.rows["a"]["reason"] == "it holds weights, not differences"
 
 
 @pytest.mark.parametrize("claim", [None, "", "another torch version's"])

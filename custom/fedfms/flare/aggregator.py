@@ -7,15 +7,15 @@ of arrival; see `fedfms.guard`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
@@ -23,14 +23,13 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.errors import UpdateError
 from fedfms.flare.persistor import SharedModelPersistor
-from fedfms.flare.rows import numbers, too_thin
-from fedfms.flare.wire import BASE, REASON, REPORT, ROUND, TRAIN, VAL_DICE, kind_of, nbytes, to_arrays
-from fedfms.guard.checks import Schema, check_dice, check_names, check_samples, check_tensors
-from fedfms.methods import Method, Server, Tensors, Update, trainers
+from fedfms.flare.wire import REASON, TRAIN, job_of, message_of, sender_of, to_arrays
+from fedfms.guard.gate import Expected, Guard, Message, agreed, decoded
+from fedfms.methods import Method, Server, Tensors, trainers
 from fedfms.study import Study
 from fedfms.training.server import ServerStore
 from fedfms.training.spool import clear, spooled
-from fedfms.wire import CODECS, Downlink, Download, layout, read_upload
+from fedfms.wire import CODECS, Downlink, Download
 
 
 class _Holder(NamedTuple):
@@ -54,16 +53,19 @@ class CheckedAggregator(Aggregator):
         super().__init__()
         self._min_sites = min_sites
         self._persistor_id = persistor_id
-        self._updates: dict[str, Update] = {}
+        self._guard = Guard(min_sites)
         self._server: Server | None = None
         self._sent: tuple[int, dict[str, Tensors]] = (-1, {})  # a round, and what the method has for each site in it
         self._downlink: Downlink | None = None
         # NVFLARE calls `accept` from the threads that answer the sites, `aggregate` from the workflow's own.
         self._lock = threading.Lock()
         self._closed = False  # the round's updates are being combined: whoever comes now comes too late
-        # Of this round; the recorder reads them: a row by site, and what the method tells of its decisions.
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.notes: Mapping[str, Any] = {}
+        self.notes: Mapping[str, Any] = {}  # of this round, for the recorder: what the method tells of its decisions
+
+    @property
+    def rows(self) -> Mapping[str, dict[str, Any]]:
+        """This round's rows by site, for the recorder."""
+        return self._guard.rows
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Keep the reason of a site that answers with an error: NVFLARE does not hand it to `accept`. Where a run
@@ -71,7 +73,7 @@ class CheckedAggregator(Aggregator):
         """
         if event_type in (EventType.START_RUN, EventType.END_RUN):
             with self._lock:
-                self._updates = {}
+                self._guard = Guard(self._min_sites)
             clear(_spool(fl_ctx))
         if event_type == EventType.BEFORE_PROCESS_SUBMISSION and fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
             self._note_error(fl_ctx)
@@ -81,104 +83,51 @@ class CheckedAggregator(Aggregator):
         if not isinstance(result, Shareable) or peer is None or result.get_return_code() in (None, ReturnCode.OK):
             return
         round_ = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
-        site, sent_for = str(peer.get_identity_name()), result.get_cookie(AppConstants.CONTRIBUTION_ROUND)
+        site, sent_for = sender_of(result, peer.get_identity_name()), result.get_cookie(AppConstants.CONTRIBUTION_ROUND)
         if round_ is None or sent_for not in (None, round_):  # of an earlier round, whose rows are written
             return
         reason = str(result.get_header(REASON) or f"answered {result.get_return_code()}")
         with self._lock:
-            if site not in self._updates and not self._closed:
-                held_out = site in self._study(fl_ctx).held_out
-                row = {"round": int(round_), "site": site, "accepted": False, "reason": reason, "held_out": held_out}
-                self.rows[site] = row | numbers(None)
+            if not self._closed:
+                self._guard.fail(site, int(round_), reason, held_out=site in self._study(fl_ctx).held_out)
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Check what a site sent; True if it is an update that will be aggregated."""
         with self._lock:
-            return self._accept(shareable, fl_ctx)
+            return self._accept(message_of(shareable), fl_ctx)
 
-    def _accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
-        site = str(shareable.get_peer_prop(ReservedKey.IDENTITY_NAME, "?"))
-        round_ = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+    def _accept(self, message: Message, fl_ctx: FLContext) -> bool:
+        site, round_ = message.sender, int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
         if self._closed:
             self.log_warning(fl_ctx, f"fedfms: round {round_}: update of {site} came too late", fire_event=False)
             return False
-        row: dict[str, Any] = {"round": round_, "site": site, "accepted": False, "reason": ""}
-        try:
-            dxo = from_shareable(shareable)
-        except ValueError:
-            dxo = DXO(DataKind.METRICS, data={})
-        report = dxo.data.get(REPORT) if dxo.data_kind == DataKind.METRICS else dxo.get_meta_prop(REPORT)
-        row |= numbers(report)
-        held_out = site in self._study(fl_ctx).held_out
-        reason = "held out" if held_out else self._refusal(site, round_, dxo, shareable, fl_ctx)
-        if reason is None:
-            reason = self._keep(site, dxo, fl_ctx)
-        if reason is None:
-            row |= {"accepted": True, "samples": self._updates[site].samples, "bytes_up": nbytes(dxo.data)}
-        elif not held_out:
+        if site in self._study(fl_ctx).held_out:
+            self._guard.fail(site, round_, "held out", held_out=True, report=message.report)
+            return False
+        reason = self._guard.take(
+            message, self._expected(site, round_, fl_ctx), lambda: self._kept(site, message.arrays, fl_ctx)
+        )
+        if reason is not None:
             self.log_warning(fl_ctx, f"fedfms: round {round_}: update of {site} refused: {reason}", fire_event=False)
-        if site not in self._updates or reason is None:
-            self.rows[site] = row | {"held_out": held_out, "reason": reason or ""}
         return reason is None
 
-    def _keep(self, site: str, dxo: DXO, fl_ctx: FLContext) -> str | None:
-        """Put a good update by until the round is combined; why it could not be, or None."""
-        samples = int(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
-        try:
-            self._updates[site] = Update(site, spooled(self._decoded(site, dxo, fl_ctx), _spool(fl_ctx)), samples)
-        except UpdateError as error:
-            return error.line()
-        return None
-
-    def _refusal(self, site: str, round_: int, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> str | None:
-        """Why the update may not be aggregated, or None; of a coded one, why it may not be decoded."""
-        if site in self._updates:
-            return "a second update of the same site in one round"
-        downlink = self._wire(fl_ctx)
-        if dxo.data_kind != (DataKind.WEIGHTS if downlink is None else DataKind.WEIGHT_DIFF):
-            return f"it holds {kind_of(dxo)}, not {'weights' if downlink is None else 'differences'}"
-        sent_for = (shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), dxo.get_meta_prop(ROUND))
-        # Whatever a site may have put there: to compare an array raises, and would end the round for all.
-        if not all(isinstance(of, int) and of == round_ for of in sent_for):
-            told = sent_for[1] if isinstance(sent_for[1], int) else "unknown"
-            return f"it is of round {told}, not of round {round_}"
-        base = dxo.get_meta_prop(BASE)
-        if downlink is not None and not (site in downlink and isinstance(base, str) and base == downlink.holds(site)):
-            return "its differences are to another model than it was sent"
-        schema = self._schema(site, round_, fl_ctx)
-        metrics = dxo.get_meta_prop(MetaKey.INITIAL_METRICS)
-        return (
-            check_samples(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND))
-            or check_dice(metrics.get(VAL_DICE) if isinstance(metrics, dict) else metrics)
-            or check_names(dxo.data, schema)
-            or check_tensors(dxo.data, schema)
-        )
-
-    def _schema(self, site: str, round_: int, fl_ctx: FLContext) -> Schema:
-        """What the update of a site must hold: what the method says of the tensors that it was sent."""
-        holder = self._holder(fl_ctx)
+    def _expected(self, site: str, round_: int, fl_ctx: FLContext) -> Expected:
+        """What the message of a site must be: what the method says of the tensors that it was sent."""
+        holder, downlink = self._holder(fl_ctx), self._wire(fl_ctx)
         names = holder.method.upward(round_, tuple(self._to_send(site, round_, fl_ctx)))
-        downlink = self._wire(fl_ctx)
         codec = None if downlink is None else downlink.codec
-        return Schema(layout({name: holder.shared[name] for name in names}, codec))
+        base = None if downlink is None else downlink.holds(site) if site in downlink else ""
+        return Expected(
+            job_of(fl_ctx), round_, agreed(holder.shared, list(holder.shared), codec),
+            agreed(holder.shared, names, codec), base,
+        )  # fmt: skip
 
-    def _decoded(self, site: str, dxo: DXO, fl_ctx: FLContext) -> Iterator[tuple[str, np.ndarray]]:
-        """The whole tensors of an update that `_refusal` had nothing against, made one after another.
-
-        Raises:
-            UpdateError: one may not be aggregated.
-        """
+    def _kept(self, site: str, arrays: Mapping[str, np.ndarray], fl_ctx: FLContext) -> Tensors:
+        """The whole tensors of a good update, put by until the round is combined."""
         downlink = self._wire(fl_ctx)
         if downlink is None:
-            yield from dxo.data.items()
-            return
-        received = downlink.received(site)
-        for name, array in dxo.data.items():
-            tensors = read_upload({name: array}, received, downlink.codec)
-            decoded = to_arrays(tensors)
-            if reason := check_tensors(decoded, Schema.of(tensors)):
-                raise UpdateError(reason)
-            yield name, decoded[name]
+            return spooled(arrays.items(), _spool(fl_ctx))
+        return spooled(decoded(arrays, downlink.received(site), downlink.codec), _spool(fl_ctx))
 
     def _wire(self, fl_ctx: FLContext) -> Downlink | None:
         """The server's end of a compressed wire; None where tensors travel as they are."""
@@ -230,21 +179,44 @@ class CheckedAggregator(Aggregator):
                     downlink.advance(sent, server.shared)
         return sent.get(site, server.shared)  # a newcomer in the middle of a round
 
+    def _was_sent(self, round_: int, fl_ctx: FLContext) -> dict[str, Tensors]:
+        """What each site whose update is in was sent: what its differences are to."""
+        with self._lock:
+            downlink = self._wire(fl_ctx)
+            sites = [site for site in self.rows if site in self._guard]
+            if downlink is not None:
+                return {site: downlink.received(site) for site in sites}
+            return {site: self._to_send(site, round_, fl_ctx) for site in sites}
+
+    def declare(self, site: str, samples: Any) -> None:
+        """What a site says with its first request that it trains on: `Guard.declare`."""
+        with self._lock:
+            self._guard.declare(site, samples)
+
+    def told(self, site: str) -> str:
+        """Why the site's last update was not used; empty where it was."""
+        with self._lock:
+            return self._guard.told.get(site, "")
+
     def _now(self, fl_ctx: FLContext) -> Server:
         if self._server is None:
             self._server = Server(shared=self._holder(fl_ctx).shared, seed=self._study(fl_ctx).seed)
         return self._server
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
-        """The next global model; fails the job when fewer than `min_sites` updates were accepted."""
+        """The next global model; fails the job when fewer than `min_sites` updates are left."""
         with self._lock:
             self._closed = True
-        round_ = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
-        if len(self._updates) < self._min_sites:
-            self.system_panic(f"fedfms: {too_thin(round_, self.rows, len(self._updates), self._min_sites)}", fl_ctx)
-            return Shareable()
+        round_, holder = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)), self._holder(fl_ctx)
         server = replace(self._now(fl_ctx), round=round_)
-        after = self._holder(fl_ctx).method.combine(list(self._updates.values()), server)
+        try:
+            after = self._guard.combine(
+                holder.method, server, self._was_sent(round_, fl_ctx), holder.study.federation,
+                keep=lambda arrays: spooled(arrays, _spool(fl_ctx)),
+            )  # fmt: skip
+        except UpdateError as error:
+            self.system_panic(f"fedfms: {error.line()}", fl_ctx)
+            return Shareable()
         with self._lock:
             mirrors = {} if self._downlink is None else {s: dict(m) for s, m in self._downlink.mirrors.items()}
         ServerStore(_folder(fl_ctx) / "server.pt").save(after, mirrors)
@@ -256,7 +228,8 @@ class CheckedAggregator(Aggregator):
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round that was aggregated, and open the next."""
         with self._lock:
-            self._updates, self.rows, self.notes, self._closed = {}, {}, {}, False
+            self._guard.begin()
+            self.notes, self._closed = {}, False
 
     def _holder(self, fl_ctx: FLContext) -> _Holder:
         persistor = fl_ctx.get_engine().get_component(self._persistor_id)

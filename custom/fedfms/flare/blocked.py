@@ -26,6 +26,18 @@ from nvflare.private.fed.utils.identity_utils import IdentityVerifier, InvalidAs
 ACTION = "fedfms.certificate_blocked"  # in the server's audit.log
 
 
+def wrap(owner: type, name: str, around: Any) -> None:
+    """Put `around(original, self, ...)` in the place of a method of NVFLARE's; a second one takes the first one's."""
+    original = getattr(owner, name)
+    original = getattr(original, "__wrapped__", original)
+
+    @functools.wraps(original)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return around(functools.partial(original, self), self, *args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
 class BlockedSerials(FLComponent):
     """Refuses certificates by their serial number.
 
@@ -43,19 +55,8 @@ class BlockedSerials(FLComponent):
         self._lock = threading.Lock()
         self._shown: dict[str, str] = {}  # since the server started: the serial that a name has shown last
         self.serials()
-        self._wrap(IdentityVerifier, "verify_common_name", self._verified)
-        self._wrap(ClientManager, "heartbeat", self._heartbeat)
-
-    @staticmethod
-    def _wrap(owner: type, name: str, around: Any) -> None:
-        original = getattr(owner, name)
-        original = getattr(original, "__wrapped__", original)  # a second component takes the first one's place
-
-        @functools.wraps(original)
-        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return around(functools.partial(original, self), self, *args, **kwargs)
-
-        setattr(owner, name, wrapped)
+        wrap(IdentityVerifier, "verify_common_name", self._verified)
+        wrap(ClientManager, "heartbeat", self._heartbeat)
 
     def serials(self) -> dict[str, str]:
         """Whose certificates are blocked, by serial.

@@ -20,11 +20,14 @@ from fedfms.flare.tracking import numbers, stream
 from fedfms.flare.wire import (
     HOLDS,
     REPORT,
+    SAMPLES,
     SUBMIT_MODEL,
+    TOLD,
     TRAIN,
     VALIDATE,
     download_of,
     error_reply,
+    job_of,
     kind_of,
     nbytes,
     to_arrays,
@@ -32,13 +35,13 @@ from fedfms.flare.wire import (
     told_outside,
     update_dxo,
 )
+from fedfms.guard.gate import agreed
 from fedfms.settings import load_settings
 from fedfms.study import Study
 from fedfms.training.link import Received
 from fedfms.training.site import Site
 from fedfms.training.told import withheld_text
 from fedfms.training.trainer import Aborted
-from fedfms.wire import WHOLE
 
 
 class SiteExecutor(Executor):
@@ -55,15 +58,19 @@ class SiteExecutor(Executor):
         self._abort_signal = Signal()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Before the first task is asked for, say what the site holds: the server sends differences to that alone."""
-        if event_type != EventType.START_RUN or Study.from_dict(self._raw_study).federation.wire == WHOLE:
+        """Before the first task is asked for, say how many slices the site trains on, by which the server holds its
+        updates; on a compressed wire also what it holds: the server sends differences to that alone.
+        """
+        if event_type != EventType.START_RUN:
             return
         try:
             site = self._open(fl_ctx)
+            if not site.held_out:
+                fl_ctx.set_prop(SAMPLES, site.samples, private=False, sticky=True)
             if site.link is not None and not site.held_out:
                 _claim(site.link.claim(), fl_ctx)
         except Exception as fault:  # noqa: BLE001 - the first task meets it too, and tells it as `execute` does
-            self.log_info(fl_ctx, f"fedfms: the site claims no model ({type(fault).__name__})", fire_event=False)
+            self.log_info(fl_ctx, f"fedfms: the site declares nothing ({type(fault).__name__})", fire_event=False)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do a task; the reply is a DXO of weights or of metrics, or an error reply."""
@@ -111,6 +118,7 @@ class SiteExecutor(Executor):
         round_ = int(shareable.get_header(AppConstants.CURRENT_ROUND, 0))
         of = int(shareable.get_header(AppConstants.NUM_ROUNDS, 0))
         dxo = _model(shareable, coded=site.link is not None)
+        self._hear(site, dxo, fl_ctx)
         bytes_down = nbytes(dxo.data)
         if site.held_out:
             report = site.evaluate(to_tensors(dxo.data)) | {"bytes_down": bytes_down}
@@ -139,12 +147,17 @@ class SiteExecutor(Executor):
         dice = result.scores["dice"] if result.scores else None
         dxo = update_dxo(
             result.update.tensors, samples=result.update.samples, round_=round_, report=report, val_dice=dice,
-            coded=result.coded,
+            coded=result.coded, stamp=_stamp(site, fl_ctx),
         )  # fmt: skip
         if result.coded is not None:
             _claim(result.coded.base, fl_ctx)
         self._stream(site, report | {"bytes_up": nbytes(dxo.data)}, round_, fl_ctx)
         return dxo
+
+    def _hear(self, site: Site, dxo: DXO, fl_ctx: FLContext) -> None:
+        """Log why the server did not use the site's last update, if it says so: one line."""
+        if told := " ".join(str(dxo.get_meta_prop(TOLD, "")).split()):
+            self.log_warning(fl_ctx, f"fedfms: {site.name}: {told}", fire_event=False)
 
     def _stream(self, site: Site, report: dict[str, Any], round_: int, fl_ctx: FLContext) -> None:
         if site.study.federation.tracking != "none" and not site.quiet:
@@ -153,7 +166,9 @@ class SiteExecutor(Executor):
     def _validate(self, site: Site, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         owner = str(shareable.get_header(AppConstants.MODEL_OWNER, "model"))
         name = model_name(owner)
-        report = site.evaluate(to_tensors(_model(shareable).data), overlays=name)
+        dxo = _model(shareable)
+        self._hear(site, dxo, fl_ctx)
+        report = site.evaluate(to_tensors(dxo.data), overlays=name)
         self.log_info(fl_ctx, f"fedfms: {site.name}, {name} model: {_dice(report['scores'])}", fire_event=False)
         return DXO(DataKind.METRICS, data={REPORT: report})
 
@@ -167,6 +182,13 @@ def model_name(owner: str) -> str:
     if "best" in stem.lower():
         return "best"
     return "final" if "FL_global_model" in stem else "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)
+
+
+def _stamp(site: Site, fl_ctx: FLContext) -> dict[str, str]:
+    """Whose update it is, and what the site takes the shared tensors to be."""
+    built, codec = site.built, None if site.link is None else site.link.codec
+    schema = agreed(built.own(), built.partition.shared, codec).hash()
+    return {"site": site.name, "job": job_of(fl_ctx), "schema": schema}
 
 
 def _claim(holds: str, fl_ctx: FLContext) -> None:

@@ -13,6 +13,7 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 
 from fedfms.errors import FedfmsError
+from fedfms.flare.budget import limit_arrays
 from fedfms.flare.wire import to_tensors
 from fedfms.guard.checks import Schema
 from fedfms.methods import Method, Tensors
@@ -99,6 +100,7 @@ class SharedModelPersistor(PTFileModelPersistor):
         built = build(self.study, load_settings(Path(workspace.get_root_dir())))
         self.method = built.method
         self.shared = built.shared()
+        limit_arrays(Schema.of(self.shared).nbytes)
         self.sizes = _sizes(built)
         self.pixels = {"input_px": built.model.input_px, "mask_px": built.model.mask_px}
         self.model = SharedModel(self.shared)

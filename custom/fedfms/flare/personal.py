@@ -13,7 +13,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.flare.aggregator import CheckedAggregator
-from fedfms.flare.wire import HOLDS, TRAIN, download_dxo, to_arrays
+from fedfms.flare.wire import HOLDS, SAMPLES, TOLD, TRAIN, download_dxo, to_arrays
 
 
 class OwnModelFilter(DXOFilter):
@@ -33,11 +33,14 @@ class OwnModelFilter(DXOFilter):
         site = str(peer.get_identity_name())
         training = fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN
         round_ = int(shareable.get_header(AppConstants.CURRENT_ROUND, 0)) if training else None
+        told = aggregator.told(site)
+        meta = {**dxo.meta, TOLD: told} if told else dict(dxo.meta)
+        aggregator.declare(site, peer.get_prop(SAMPLES))
         if round_ is not None:
             download = aggregator.download_for(site, round_, str(peer.get_prop(HOLDS, "")), fl_ctx)
             if download is not None:
-                return download_dxo(download, dxo.meta)
+                return download_dxo(download, meta)
         tensors = aggregator.tensors_for(site, round_, fl_ctx)
         if tensors is None:
-            return None
-        return DXO(DataKind.WEIGHTS, data=to_arrays(tensors), meta=dict(dxo.meta))
+            return DXO(DataKind.WEIGHTS, data=dxo.data, meta=meta) if told else None
+        return DXO(DataKind.WEIGHTS, data=to_arrays(tensors), meta=meta)

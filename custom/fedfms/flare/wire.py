@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvflare.apis.dxo import DXO, DataKind, MetaKey
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.fl_constant import ReservedKey, ServerCommandKey
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
+from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.errors import FedfmsError
+from fedfms.guard.gate import DIFFERENCES, WEIGHTS, Message
 from fedfms.methods import Tensors
 from fedfms.training.link import Coded
 from fedfms.wire import Download
@@ -24,8 +28,12 @@ REASON = "fedfms_reason"  # header of an error reply: one line, `told_outside`
 ROUND = "fedfms_round"  # DXO meta: the round that the update belongs to, as the site knows it
 BASE = "fedfms_base"  # DXO meta on a compressed wire: digest of what differences are to (`fedfms.wire.Download.base`)
 HOLDS = "fedfms_holds"  # public property of a site's context: digest of what it holds; goes with each request
+STAMP = "fedfms_stamp"  # DXO meta: {"site", "job", "schema"} of an update, as the site has them
+SAMPLES = "fedfms_samples"  # public property of a site's context: what it trains on; goes with its first request
+TOLD = "fedfms_told"  # DXO meta of a task: why the site's last update was not used
 VAL_DICE = "val_dice"  # key of the initial metrics, by which NVFLARE's model selector chooses
 
+_KINDS = {"WEIGHTS": WEIGHTS, "WEIGHT_DIFF": DIFFERENCES}
 _CASE = re.compile(r", case [^,:;]+|case [^,:;]+: ")
 
 
@@ -52,9 +60,13 @@ def kind_of(dxo: DXO) -> str:
 
 def update_dxo(
     tensors: Tensors, *, samples: int, round_: int, report: Mapping[str, Any], val_dice: float | None,
-    coded: Coded | None = None,
+    coded: Coded | None = None, stamp: Mapping[str, str] | None = None,
 ) -> DXO:  # fmt: skip
-    """A site's update as NVFLARE's exchange object: in its coded form where there is one."""
+    """A site's update as NVFLARE's exchange object: in its coded form where there is one.
+
+    Args:
+        stamp: who sends it in which job, and the schema of its model; an update without is refused.
+    """
     if coded is None:
         dxo = DXO(DataKind.WEIGHTS, data=to_arrays(tensors))
     else:
@@ -62,9 +74,47 @@ def update_dxo(
     dxo.set_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, samples)
     dxo.set_meta_prop(ROUND, round_)
     dxo.set_meta_prop(REPORT, dict(report))
+    dxo.set_meta_prop(STAMP, dict(stamp or {}))
     if val_dice is not None:
         dxo.set_meta_prop(MetaKey.INITIAL_METRICS, {VAL_DICE: val_dice})
     return dxo
+
+
+def message_of(shareable: Shareable) -> Message:
+    """What a site has sent, for the guard to judge; what is no exchange object holds nothing."""
+    try:
+        dxo = from_shareable(shareable)
+    except ValueError:
+        dxo = DXO(DataKind.METRICS, data={})
+    named = shareable.get_peer_prop(ReservedKey.IDENTITY_NAME, "?")
+    stamp, metrics = dxo.get_meta_prop(STAMP), dxo.get_meta_prop(MetaKey.INITIAL_METRICS)
+    stamp, kind = stamp if isinstance(stamp, dict) else {}, str(kind_of(dxo))[:40]
+    data = dxo.data if isinstance(dxo.data, dict) else {}
+    return Message(
+        sender=sender_of(shareable, named),
+        names=(named, stamp.get("site")),
+        job=stamp.get("job"),
+        rounds=(shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), dxo.get_meta_prop(ROUND)),
+        kind=_KINDS.get(kind, kind),
+        schema=stamp.get("schema"),
+        samples=dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND),
+        arrays=data,
+        base=dxo.get_meta_prop(BASE),
+        dice=metrics.get(VAL_DICE) if isinstance(metrics, dict) else metrics,
+        report=data.get(REPORT) if dxo.data_kind == DataKind.METRICS else dxo.get_meta_prop(REPORT),
+    )
+
+
+def sender_of(shareable: Shareable, named: Any) -> str:
+    """Whom NVFLARE knows a message to be from, by the token of the connection; `named` where it does not say (in the
+    simulator). The name in a site's context is the site's own word, though NVFLARE's components go by it.
+    """
+    return str(getattr(shareable.get_header(ServerCommandKey.FL_CLIENT), "name", named))
+
+
+def job_of(fl_ctx: FLContext) -> str:
+    """The job that is running, as an update names it."""
+    return str(fl_ctx.get_job_id())
 
 
 def download_dxo(download: Download, meta: Mapping[str, Any]) -> DXO:

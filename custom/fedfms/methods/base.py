@@ -127,6 +127,8 @@ class Method:
     family: ClassVar[str] = "sam"  # of the backbones that it trains
     personal: ClassVar[bool] = False  # every site ends with a model of its own
     partial: ClassVar[bool] = False  # a site may be sent a part of the shared tensors
+    # `combine` takes the sample-weighted mean of whole updates: another rule may take its place (`fedfms.guard.rules`).
+    averages: ClassVar[bool] = False
     centralised: ClassVar[bool] = False  # the data of all sites pooled in one process: a yardstick, no federation
     # These two may hang on an option, and are then set by `__init__`.
     trained_roles: frozenset[str]

@@ -15,15 +15,22 @@ def fitted(study: Study, method: Method) -> Study:
 
     Studies name SAM backbones. A method of another family takes its own in its place, without the study's checkpoint,
     which is SAM's: `unet` for any but `vit_tiny`, whose stand-in is `unet_tiny`. What else the method sets
-    (`Method.fit`) follows. Pooled data go over no wire: it is float32 there. `fedfms job build` writes the result into
+    (`Method.fit`) follows. Pooled data go over no wire and
+    combine with nothing: it is float32 there, and the mean. `fedfms job build` writes the result into
     the job.
 
     Raises:
-        StudyError: an unknown backbone, or one that the method does not train.
+        StudyError: an unknown backbone, or one that the method does not train; a rule in place of a mean that the
+            method does not take.
     """
     federation = study.federation
     if method.centralised:
-        federation = dataclasses.replace(federation, wire="float32")
+        federation = dataclasses.replace(federation, wire="float32", combine="mean")
+    elif federation.combine != "mean" and not method.averages:
+        raise StudyError(
+            f"it takes no weighted mean, in whose place federation.combine puts {federation.combine}",
+            where=f"method {method.name}", do="set federation.combine to mean, or choose a method that averages",
+        )  # fmt: skip
     return method.fit(dataclasses.replace(study, model=model_of(study.model, method), federation=federation))
 
 

@@ -65,6 +65,8 @@ def weighted_mean(updates: Sequence[Update]) -> Tensors:
 class FedAvg(Method):
     """Sample-weighted averaging of all that is shared."""
 
+    averages = True
+
     def combine(self, updates: Sequence[Update], server: Server) -> Server:
         """See `weighted_mean`."""
         return replace(server, round=server.round + 1, shared=weighted_mean(updates), notes={})

@@ -49,6 +49,7 @@ class FedHEAL(FedMSA):
 
     name = "fedheal"
     paper = "FedHEAL, CVPR 2024"
+    averages = False
 
     def __init__(self, *, threshold: float = 0.3, beta: float = 0.4) -> None:
         if not 0 <= threshold < 1:

@@ -56,6 +56,7 @@ class FedRA(FedMSA):
 
     name = "fedra"
     paper = "FedRA, ECCV 2024"
+    averages = False
     partial = True
 
     def __init__(

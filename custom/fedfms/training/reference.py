@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedfms.errors import FedfmsError, TrainingError
-from fedfms.methods import METHODS, POOL, Server, Tensors, fitted
+from fedfms.guard.gate import DIFFERENCES, WEIGHTS, Expected, Guard, Message, agreed, decoded
+from fedfms.guard.rules import in_memory
+from fedfms.methods import METHODS, POOL, Method, Server, Tensors, fitted
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import build
@@ -16,59 +19,124 @@ from fedfms.training.result import RoundResult
 from fedfms.training.server import ServerStore
 from fedfms.training.site import Site
 from fedfms.training.state import StateStore
-from fedfms.wire import CODECS, Downlink
+from fedfms.wire import CODECS, Codec, Downlink
 
 
 @dataclass(frozen=True)
 class ReferenceRound:
-    """A round: the tensors that each site received, what it made of them, and the server after that."""
+    """A round: the tensors that each site received, what it made of them, and the server after that.
+
+    `rows`: what became of each site's update, as the guard has it; `results` of a site whose update was refused are
+    there all the same, those of a site that failed are not.
+    """
 
     round: int
     received: Mapping[str, Tensors]
     results: Mapping[str, RoundResult]
     server: Server
     held_out: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    rows: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 Record = Callable[[ReferenceRound, Server], None]
+Post = Callable[[Message], Iterable[Message]]  # what arrives of a message: itself, something else, several, nothing
+
+
+def _delivered(message: Message) -> Iterable[Message]:
+    return (message,)
 
 
 def rounds(
-    study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path, record: Record | None = None
-) -> Iterator[ReferenceRound]:
+    study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path, record: Record | None = None,
+    *, make_site: Callable[..., Site] = Site, post: Post = _delivered,
+) -> Iterator[ReferenceRound]:  # fmt: skip
     """Run the study's rounds over `sites` one after another; each keeps its memory under `folder/<site>`, the server
     its own in `folder/server.pt`. A run that was stopped after a round goes on from there.
 
-    Where the method pools the data of all sites, its one training site is `POOL`.
+    Where the method pools the data of all sites, its one training site is `POOL`. A site's fault ends the run, unless
+    the study says that fewer sites will do (`federation.min_sites`).
 
     Args:
         record: told of each round, with the server as it was before it, when that round is not yet on disk: a kill
             after it makes the round anew, and tells of it again.
+        make_site, post: another kind of site, and another post than one that delivers: for faults.
+
+    Raises:
+        FedfmsError: a site's, with the site and the round; or too few updates are left in a round.
     """
     built, store = build(study, settings), ServerStore(folder / "server.pt")
-    method = built.method
-    codec = CODECS.get(fitted(study, method).federation.wire)
+    method, by = built.method, fitted(study, built.method).federation
+    codec = CODECS.get(by.wire)
     downlink = None if codec is None else Downlink(codec, store.mirrors())
     server = store.load() or Server(shared=built.shared(), seed=study.seed)
     names = [POOL] if method.centralised else [name for name in sites if name not in study.held_out]
-    held_out = [Site(study, name, settings, folder / name) for name in sites if name in study.held_out]
-    training = [Site(study, name, settings, folder / name) for name in names]
+    held_out = [make_site(study, name, settings, folder / name) for name in sites if name in study.held_out]
+    training = [make_site(study, name, settings, folder / name) for name in names]
+    guard = Guard(min(by.min_sites or len(names), len(names)))
     while server.round < study.train.rounds:
+        guard.begin()
         sent = method.dispatch(server, sorted(names))
-        if downlink is None:
-            results = {site.name: site.train_round(server.round, sent[site.name]) for site in training}
-        else:
+        if downlink is not None:
             downlink.advance(sent, server.shared)
-            results = {site.name: _over_wire(site, server.round, downlink) for site in training}
+        results = _answers(training, server.round, sent, downlink, guard, strict=guard.needed == len(names))
+        if downlink is not None:
             sent = {name: downlink.received(name) for name in sent}
+        for site, result in results.items():
+            expected = _expected(method, server, site, sent[site], downlink)
+            for message in post(_message(site, server.round, result, expected)):
+                guard.take(message, expected, partial(_kept, message, sent[site], codec))
         scores = {site.name: site.evaluate(server.shared) for site in held_out if server.shared}
-        after = method.combine([result.update for result in results.values()], server)
-        done = ReferenceRound(server.round, sent, results, after, scores)
+        after = guard.combine(method, server, sent, by)
+        done = ReferenceRound(server.round, sent, results, after, scores, guard.rows)
         if record is not None:
             record(done, server)
         store.save(after, None if downlink is None else downlink.mirrors)
         yield done
         server = after
+
+
+def _answers(
+    training: Sequence[Site], round_: int, sent: Mapping[str, Tensors], downlink: Downlink | None, guard: Guard,
+    *, strict: bool,
+) -> dict[str, RoundResult]:  # fmt: skip
+    """What the sites make of the round, by site; a site's fault goes to the guard, or ends the run where `strict`."""
+    results = {}
+    for site in training:
+        try:
+            if downlink is None:
+                results[site.name] = site.train_round(round_, sent[site.name])
+            else:
+                results[site.name] = _over_wire(site, round_, downlink)
+        except FedfmsError as error:
+            if strict:
+                raise
+            guard.fail(site.name, round_, error.line())
+    return results
+
+
+def _expected(method: Method, server: Server, site: str, received: Tensors, downlink: Downlink | None) -> Expected:
+    """What a site's message must be, as the aggregator of a federation has it."""
+    codec = None if downlink is None else downlink.codec
+    whole = agreed(server.shared, list(server.shared), codec)
+    own = agreed(server.shared, method.upward(server.round, tuple(received)), codec)
+    return Expected("", server.round, whole, own, None if downlink is None else downlink.holds(site))
+
+
+def _kept(message: Message, received: Tensors, codec: Codec | None) -> Tensors:
+    return in_memory(decoded(message.arrays, received, codec))
+
+
+def _message(site: str, round_: int, result: RoundResult, expected: Expected) -> Message:
+    """A site's update as it would travel. In one process the site's schema is the server's own."""
+    coded, update = result.coded, result.update
+    arrays = {name: tensor.numpy() for name, tensor in update.tensors.items()} if coded is None else coded.arrays
+    dice = result.scores["dice"] if result.scores else None
+    report = {"scores": result.scores, "train_loss": result.train_loss, "seconds": result.seconds}
+    return Message(
+        sender=site, names=(update.site,), job=expected.job, rounds=(round_,),
+        kind=WEIGHTS if coded is None else DIFFERENCES, schema=expected.agreed.hash(), samples=update.samples,
+        arrays=arrays, base=None if coded is None else coded.base, dice=dice, report=report,
+    )  # fmt: skip
 
 
 def _over_wire(site: Site, round_: int, downlink: Downlink) -> RoundResult:

@@ -1,0 +1,77 @@
+"""The limit on arrays: by what they say of themselves, before they are made."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from nvflare.app_common.decomposers.numpy_decomposers import NumpyArrayDecomposer
+from nvflare.app_common.np.np_downloader import ArrayConsumer
+
+from fedfms.flare import budget
+
+
+@pytest.fixture(autouse=True)
+def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A budget of 1 MB; NVFLARE's own methods come back after the test."""
+    for owner, name in ((NumpyArrayDecomposer, "native_recompose"), (ArrayConsumer, "consume_items")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    monkeypatch.setattr(budget, "MORE", 0)
+    budget.limit_arrays(250_000)
+    yield
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def test_what_fits_comes_through() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert np.array_equal(NumpyArrayDecomposer().native_recompose(_npy(array)), array)
+    assert np.array_equal(ArrayConsumer(None, {}).consume_items([_npz(w=array)], None)["w"], array)
+
+
+def test_an_array_in_the_message_that_promises_more_is_not_made() -> None:
+    small = _npy(np.zeros(10, np.float32))
+    liar = small.replace(b"(10,)", b"(10000000000,)")  # as long as it needs: the header is padded
+    with pytest.raises(ValueError, match="MB in a message, at most 1 are taken|header"):
+        NumpyArrayDecomposer().native_recompose(liar)
+    with pytest.raises(ValueError, match="arrays of 4 MB in a message, at most 1 are taken"):
+        NumpyArrayDecomposer().native_recompose(_npy(np.zeros(1_000_000, np.float32)))
+
+
+def test_a_small_zip_of_a_large_array_is_not_unpacked() -> None:
+    item = _npz(w=np.zeros(50_000_000, np.uint8))
+    assert len(item) < 100_000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="arrays of 50 MB"):
+        ArrayConsumer(None, {}).consume_items([item], None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_pieces_count_together() -> None:
+    consumer, had = ArrayConsumer(None, {}), None
+    for index in range(2):
+        had = consumer.consume_items([_npz(**{str(index): np.zeros(400_000, np.uint8)})], had)
+    with pytest.raises(ValueError, match="at most 1 are taken"):
+        consumer.consume_items([_npz(last=np.zeros(400_000, np.uint8))], had)
+
+
+def test_objects_are_refused() -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="objects"):
+        NumpyArrayDecomposer().native_recompose(file.getvalue())

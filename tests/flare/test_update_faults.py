@@ -1,0 +1,172 @@
+"""The rows of the faults table that one message shows: what is expected of each, first and last to arrive.
+
+Each through the aggregator, on shareables as a site's executor makes them. The good sites' mean is never touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ServerCommandKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from nvflare.app_common.app_constant import AppConstants
+
+from fedfms.flare.executor import SiteExecutor
+from fedfms.flare.personal import OwnModelFilter
+from fedfms.flare.wire import SAMPLES, STAMP, TOLD, TRAIN, to_arrays, update_dxo
+
+from .make import MODEL, Server, task_of, update
+from .test_executor import STUDY
+
+GOOD = {"a": 2.0, "b": 4.0, "c": 3.0}
+
+
+def _changed(change: Callable[[DXO], object]) -> Shareable:
+    dxo = from_shareable(update(3.0))
+    change(dxo)
+    return dxo.to_shareable()
+
+
+def _stamped(**change: Any) -> Callable[[Server], Shareable]:
+    def make(server: Server) -> Shareable:
+        return _changed(lambda dxo: dxo.set_meta_prop(STAMP, {**server.stamp("bad"), **change}))
+
+    return make
+
+
+FAULTS: dict[str, tuple[Callable[[Server], Shareable], str]] = {
+    "nan": (lambda _: update(float("nan")), "not finite"),
+    "inf": (lambda _: update(float("inf")), "not finite"),
+    "wrong shape": (lambda _: update(**{"decoder.w": np.zeros((2, 3), np.float32)}), r"not float32 \(2, 2\)"),
+    "broadcastable shape": (lambda _: update(**{"decoder.w": np.ones((1, 2), np.float32)}), r"not float32 \(2, 2\)"),
+    "missing key": (lambda _: _changed(lambda dxo: dxo.data.pop("decoder.w")), "1 tensors are missing"),
+    "extra key": (lambda _: update(**{"encoder.secret": np.zeros(2, np.float32)}), "not of this study"),
+    "differences for weights": (lambda _: _changed(lambda dxo: setattr(dxo, "data_kind", DataKind.WEIGHT_DIFF)),
+                                "it holds differences, not weights"),
+    "count 0": (lambda _: update(samples=0), "number of samples"),
+    "count -1": (lambda _: update(samples=-1), "number of samples"),
+    "count 1e12": (lambda _: update(samples=1e12), "number of samples"),
+    "count nan": (lambda _: update(samples=float("nan")), "number of samples"),
+    "replay of the round before": (lambda _: update(3.0, round_=2), "of round 2, not of round 3"),
+    "of another job": (_stamped(job="another"), "of another job"),
+    "another site's update": (_stamped(site="a"), "speaks for another site"),
+    "another schema": (_stamped(schema="1-2-3"), "names and shapes and dtypes of its model"),
+    "no stamp": (_stamped(schema=None), "does not say of what model"),
+    "oversized tensor": (lambda _: update(**{"decoder.w": np.zeros((2000, 2000), np.float32)}), "not float32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_fault(fault: str, first: bool) -> None:
+    server, (make, says) = Server(min_sites=3), FAULTS[fault]
+    for site in ("bad", *GOOD) if first else (*GOOD, "bad"):
+        assert server.send(site, make(server) if site == "bad" else update(GOOD[site])) is (site != "bad")
+    assert re.search(says, server.aggregator.rows["bad"]["reason"])
+    assert np.array_equal(server.aggregate()["decoder.w"], np.full((2, 2), 3.0, np.float32))
+    assert not server.panics
+    assert server.aggregator.told("bad").startswith("the update of round 3 was not used: ")
+    server.aggregator.reset(server.context)
+    assert server.send("bad", update(3.0))  # it is let back in
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_norm_x_1e6(first: bool) -> None:
+    """Only the round's end shows it: it is in until then."""
+    server = Server(min_sites=3)
+    for site in ("bad", *GOOD) if first else (*GOOD, "bad"):
+        assert server.send(site, update(3e6 if site == "bad" else GOOD[site]))
+    assert np.array_equal(server.aggregate()["decoder.w"], np.full((2, 2), 3.0, np.float32))
+    assert not server.aggregator.rows["bad"]["accepted"]
+    assert "times as long" in server.aggregator.rows["bad"]["reason"]
+
+
+def test_duplicate() -> None:
+    server = Server()
+    assert server.send("a", update(1.0))
+    assert not server.send("a", update(9.0))
+    assert server.send("b", update(1.0))
+    assert server.aggregate()["decoder.w"].max() == 1.0
+
+
+def test_a_site_that_speaks_for_another() -> None:
+    """It names another in its context: the token by which NVFLARE knows it counts, and the other's round is safe."""
+    server = Server()
+    forged = update(9.0)
+    forged.set_header(ServerCommandKey.FL_CLIENT, SimpleNamespace(name="bad"))
+    assert not server.send("a", forged)
+    assert server.aggregator.rows["bad"]["reason"] == "it speaks for another site than the one that sent it"
+    assert "a" not in server.aggregator.rows
+    assert server.send("a", update(1.0))
+
+
+def _peer(server: Server, site: str, **props: Any) -> None:
+    peer = FLContext()
+    peer.put(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
+    for name, value in props.items():
+        peer.put(name, value, private=False, sticky=False)
+    server.context.set_peer_context(peer)
+    server.context.set_prop(FLContextKey.TASK_NAME, TRAIN)
+
+
+def _asked(server: Server, site: str, round_: int = 3, **props: Any) -> DXO:
+    """The task as it leaves the server for a site that asks with these properties."""
+    _peer(server, site, **props)
+    task = DXO(DataKind.WEIGHTS, data=to_arrays(MODEL)).to_shareable()
+    task.set_header(AppConstants.CURRENT_ROUND, round_)
+    return from_shareable(OwnModelFilter().process(task, server.context))
+
+
+def test_more_samples_than_were_declared_with_the_first_request() -> None:
+    server = Server()
+    _asked(server, "a", **{SAMPLES: 8})
+    _asked(server, "a", **{SAMPLES: 800})
+    assert not server.send("a", update(samples=9))
+    assert server.aggregator.rows["a"]["reason"] == "it counts 9 samples, and the site declared 8"
+    assert server.send("a", update(samples=8))
+
+
+def test_the_next_task_tells_a_refused_site_why_and_no_other() -> None:
+    server = Server()
+    server.send("bad", update(samples=0))
+    server.aggregator.reset(server.context)
+    assert "number of samples" in _asked(server, "bad", 4).get_meta_prop(TOLD)
+    assert _asked(server, "a", 4).get_meta_prop(TOLD) is None
+    assert server.aggregator.told("bad")
+    server.send("bad", update())
+    assert _asked(server, "bad", 4).get_meta_prop(TOLD) is None
+
+
+def test_a_site_logs_one_line_of_it_and_goes_on(context: FLContext, caplog: pytest.LogCaptureFixture) -> None:
+    task = task_of(STUDY)
+    dxo = from_shareable(task)
+    dxo.set_meta_prop(TOLD, "the update of round 0 was not used:\nits reason")
+    executor = SiteExecutor(STUDY.to_dict())
+    executor.handle_event(EventType.START_RUN, context)
+    declared = context.get_all_public_props()[SAMPLES]
+    reply = from_shareable(executor.execute(TRAIN, dxo.update_shareable(task), context, Signal()))
+    assert "fedfms: a: the update of round 0 was not used: its reason" in caplog.text
+    stamp = reply.get_meta_prop(STAMP)
+    assert stamp["site"] == "a"
+    assert len(stamp["schema"].split("-")) == 3
+    assert declared == reply.get_meta_prop("NUM_STEPS_CURRENT_ROUND")
+
+
+def test_a_server_and_a_site_compute_the_same_schema() -> None:
+    server = Server()
+    dxo = update_dxo(MODEL, samples=1, round_=3, report={}, val_dice=None, stamp=server.stamp("a"))
+    assert server.send("a", dxo.to_shareable())
+    server.persistor.shared = {**MODEL, "decoder.w": torch.zeros(2, 2, dtype=torch.float64)}
+    server.aggregator.reset(server.context)
+    again = update_dxo(MODEL, samples=1, round_=3, report={}, val_dice=None, stamp=Server().stamp("a"))
+    assert not server.send("a", again.to_shareable())
