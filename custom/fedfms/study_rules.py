@@ -55,7 +55,8 @@ def check(study: Study) -> None:
             raise StudyError(f"{key} is {_value(study, key)!r}", where=study.name, do=f"one of {list(allowed)}")
     _check_structures(study)
     _check_sites(study)
-    for name in (*study.sites, *study.held_out, study.data.dataset):
+    _check_required(study)
+    for name in (*study.sites, *study.held_out, *study.federation.required_sites, study.data.dataset):
         if not plain_name(name):
             raise StudyError(f"{name!r} is not a name", where=study.name, do=PLAIN_NAME)
     file_name = study.model.checkpoint
@@ -111,6 +112,17 @@ def _check_sites(study: Study) -> None:
             f"federation.min_sites is {needed}, but {len(study.sites)} sites train", where=study.name,
             do="name more sites, or ask for fewer",
         )  # fmt: skip
+
+
+def _check_required(study: Study) -> None:
+    required = study.federation.required_sites
+    if len(set(required)) != len(required):
+        raise StudyError("federation.required_sites names a site twice", where=study.name)
+    odd = sorted(set(required) - set(study.sites) if study.sites else set(required) & set(study.held_out))
+    if odd:
+        raise StudyError(
+            f"federation.required_sites names {odd}, which do not train", where=study.name, do="name sites that do"
+        )
 
 
 def _floats(part: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from nvflare.app_common.app_constant import AppConstants
 from fedfms.errors import DataError
 from fedfms.flare.aggregator import CheckedAggregator
 from fedfms.flare.persistor import SharedModelPersistor
+from fedfms.flare.resume import Keeper
 from fedfms.flare.wire import TRAIN, error_reply, update_dxo
 from fedfms.methods import make_method
 from fedfms.study import FederationSpec, Study
@@ -46,6 +48,8 @@ class Server:
         )
         self.context.get_engine = lambda: engine
         self.context.get_workspace = lambda: SimpleNamespace(get_run_dir=lambda _: self.run.name)
+        folder = Path(self.run.name)
+        persistor.keeper = Keeper(folder / "kept", folder / "fedfms", study)
 
     def send(self, site: str, shareable: Shareable, round_: int = 3) -> bool:
         shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
