@@ -33,7 +33,7 @@ def test_a_run_that_was_cut_says_so_and_shows_the_last_scores(tmp_path: Path) ->
     assert report.results["models"]["last"]["sites"]["a"]["scores"]["standard"]["dice"] == 0.5
     assert report.results["curves"]["sites"]["a"]["dice"] == [0.125, 0.5, None]
     assert report.results["valid"] is False
-    assert report.first_line.plain.startswith("NOT VALID: only 2 of 3 rounds are done; 1 of 2 sites in 2 of 3 rounds; in")
+    assert report.first_line.plain.startswith("NOT VALID: only 2 of 3 rounds are done; 1 of 2 sites in 2 of 3 rounds")
     assert "last model that the sites scored, 1 round\n" in report.paths[1].read_text()
 
 

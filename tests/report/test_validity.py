@@ -18,7 +18,8 @@ from .make import make_rows, make_run, make_study
 
 def _study(**values: Any) -> Study:
     federation = {"required_sites": ["a", "b"], "min_sites": 1}
-    return Study.from_dict({"name": "x", "sites": ["a", "b", "c"], "train": {"rounds": 4}, "federation": federation} | values)
+    raw = {"name": "x", "sites": ["a", "b", "c"], "train": {"rounds": 4}, "federation": federation}
+    return Study.from_dict(raw | values)
 
 
 def _objections(b: list[int], *, complete: bool = True, **values: Any) -> list[str]:

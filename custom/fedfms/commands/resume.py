@@ -26,7 +26,7 @@ def add_commands(commands: Any) -> None:
         "resume", help="go on with a run that was cut, from the last round that it finished", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    resume.add_argument("run", type=Path, help="a simulator's workspace, a table's folder, or a job or a run")
+    resume.add_argument("folder", metavar="RUN", type=Path, help="a simulator's workspace, a table's folder, or a job or a run")
     resume.add_argument("--threads", type=int, help="of a simulator: sites at once (default: as many as cores)")
     resume.add_argument("--job-id", metavar="ID", help="of a federation: the id that NVFLARE gave the job that was cut")
     resume.add_argument("--out", type=Path, help="of a federation: the folder of the new job")
@@ -37,13 +37,13 @@ def _resume(args: argparse.Namespace) -> str | int:
     from fedfms.flare.nextjob import next_job
     from fedfms.flare.simulate import is_simulated
 
-    if (table := args.run / "table.json").is_file():
+    if (table := args.folder / "table.json").is_file():
         return f"a table goes on by its own command, as it was typed: {_command(table)}"
-    if is_simulated(args.run):
+    if is_simulated(args.folder):
         return _simulator(args)
     if args.out is None:
-        raise StudyError("a federation goes on by a new job", where=args.run.name, do="name its folder: --out")
-    out = next_job(args.run, args.job_id or _id_of(args.run), args.out)
+        raise StudyError("a federation goes on by a new job", where=args.folder.name, do="name its folder: --out")
+    out = next_job(args.folder, args.job_id or _id_of(args.folder), args.out)
     return f"{out}: submit it as the first; it begins after the last round that the server has kept"
 
 
@@ -53,14 +53,14 @@ def _simulator(args: argparse.Namespace) -> int:
     from fedfms.report import ReportError, make_report
 
     try:
-        report = make_report(args.run)
+        report = make_report(args.folder)
     except ReportError:  # cut before it had anything to report
         pass
     else:
         if report.results["complete"]:
-            raise StudyError("the run has come to its end", where=args.run.name, do="`fedfms report` shows it")
-    resume_simulated(args.run, args.threads)
-    return show(make_report(args.run))
+            raise StudyError("the run has come to its end", where=args.folder.name, do="`fedfms report` shows it")
+    resume_simulated(args.folder, args.threads)
+    return show(make_report(args.folder))
 
 
 def _command(table: Path) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nvflare.fuel.utils.log_utils import LogMode
 from nvflare.private.fed.app.simulator.simulator import define_simulator_parser
 from nvflare.private.fed.app.simulator.simulator_runner import SimulatorRunner
 from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
@@ -71,7 +72,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fedfms.flare.engine")
     define_simulator_parser(parser)
     args = parser.parse_args()
-    return int(KeepingRunner(args.job_folder, args.workspace, args.clients, threads=args.threads).run())
+    args.log_config = args.log_config or LogMode.CONCISE
+    return int(KeepingRunner(**vars(args)).run())
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def saved_server(workspace: Workspace, ids: Sequence[str], study: Study, shared:
         saved = ServerStore(kept_folder(workspace, job) / FILE).read()
         if saved is None:
             continue
-        if saved.run.get("study") != plain(study) or Schema.of(saved.server.shared) != Schema.of(shared):
+        if not _same(saved.run.get("study"), study) or Schema.of(saved.server.shared) != Schema.of(shared):
             raise TrainingError("what the earlier job has kept is of another study", where="resume", do=_MEND)
         return saved
     return None
@@ -161,7 +161,7 @@ def take_over(workspace: Workspace, ids: Sequence[str], folder: Path, study: Stu
     for job in reversed(ids):
         found = Path(workspace.get_run_dir(job)) / OURS / "state"
         if found.is_dir():
-            if _study_of(workspace, job) != plain(study):
+            if not _same(_study_of(workspace, job), study):
                 raise TrainingError("the state of the earlier job is of another study", where="resume", do=_MEND)
             folder.mkdir(parents=True, exist_ok=True)
             replace_folder(folder / "state", lambda fresh, found=found: _copy(found, fresh))  # type: ignore[misc]
@@ -181,6 +181,9 @@ def _study_of(workspace: Workspace, job: str) -> Any:
         return None
 
 
-def plain(study: Study) -> Any:
-    """A study as it comes back from a job's JSON."""
-    return json.loads(json.dumps(study.to_dict()))
+def _same(told: Any, study: Study) -> bool:
+    """Whether plain content is that study; what it does not say is as it is by default."""
+    try:
+        return Study.from_dict(told) == study
+    except (StudyError, AttributeError):
+        return False
