@@ -26,7 +26,7 @@ def add_commands(commands: Any) -> None:
         "resume", help="go on with a run that was cut, from the last round that it finished", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    resume.add_argument("folder", metavar="RUN", type=Path, help="a simulator's workspace, a table's folder, or a job or a run")
+    resume.add_argument("folder", metavar="RUN", type=Path, help="a simulator's workspace, a table, a job, or a run")
     resume.add_argument("--threads", type=int, help="of a simulator: sites at once (default: as many as cores)")
     resume.add_argument("--job-id", metavar="ID", help="of a federation: the id that NVFLARE gave the job that was cut")
     resume.add_argument("--out", type=Path, help="of a federation: the folder of the new job")
