@@ -96,7 +96,8 @@ def _assert_resumed(running: Running, out: Path, id_: str, done: int, name: str)
     assert_equal(server.shared, last.server.shared, 1e-6)
     for site in SITES:
         assert_equal(server.per_site[site], last.server.per_site[site], 1e-6)
-    assert not (running.kits["localhost"] / KEPT / run.parent.name).exists(), "it has come to its end"
+    for job in (id_, run.parent.name):
+        assert not (running.kits["localhost"] / KEPT / job).exists(), "the study has come to its end"
 
 
 def test_a_killed_server_is_gone_on_with_by_a_new_job_to_the_same_numbers(running: Running, out: Path) -> None:

@@ -30,7 +30,7 @@ def aside(workspace: Path) -> Path:
     return workspace.with_name(f".{workspace.name}.kept")
 
 
-class KeepingRunner(SimulatorRunner):  # type: ignore[misc]
+class KeepingRunner(SimulatorRunner):
     """A simulator that keeps what an earlier run of the workspace has left for going on."""
 
     def _cleanup_workspace(self) -> None:

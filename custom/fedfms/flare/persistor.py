@@ -153,7 +153,8 @@ class SharedModelPersistor(PTFileModelPersistor):
         assert self.study is not None
         ids = job_ids(self._resume)
         self.saved = saved_server(workspace, ids, self.study, self.shared)
-        self.keeper = Keeper(kept_folder(workspace, job), Path(workspace.get_run_dir(job)) / OURS, self.study)
+        run, earlier = Path(workspace.get_run_dir(job)) / OURS, tuple(kept_folder(workspace, one) for one in ids)
+        self.keeper = Keeper(kept_folder(workspace, job), run, self.study, earlier)
         if self.saved is not None:
             self.best = saved_best(workspace, ids)
             self.shared = self.saved.server.shared

@@ -63,12 +63,14 @@ class Keeper:
     """Keeps a run's state at the server after each round: in one file, whole or not at all, and that file again in the
     run's own folder, for those who fetch the run.
 
-    `rounds`, `mixing`: lines of the run's records so far; `resumed`: the rounds from which it went on.
+    `earlier`: where the jobs that it goes on from kept theirs; `rounds`, `mixing`: lines of the run's records so far;
+    `resumed`: the rounds from which it went on.
     """
 
     kept: Path
     folder: Path
     study: Study
+    earlier: tuple[Path, ...] = ()
     rounds: list[str] = field(default_factory=list)
     mixing: list[str] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
@@ -97,7 +99,8 @@ class Keeper:
 
     def forget(self) -> None:
         """The run has come to its end, and is not gone on with."""
-        shutil.rmtree(self.kept, ignore_errors=True)
+        for folder in (self.kept, *self.earlier):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def put(source: Path, target: Path) -> None:

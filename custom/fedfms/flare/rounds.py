@@ -15,7 +15,7 @@ class RoundsLeft(ScatterAndGather):
         """As NVFLARE's. Who sends the job need not know how far the earlier one came."""
         persistor = self._engine.get_component(self.persistor_id)
         if isinstance(persistor, SharedModelPersistor) and persistor.saved is not None:
-            done, planned = persistor.saved.server.round, int(self._num_rounds)
+            done, planned = persistor.saved.server.round, int(self._num_rounds)  # type: ignore[has-type]
             self._start_round, self._num_rounds = done, max(0, planned - done)
             self.log_info(fl_ctx, f"fedfms: {done} of {planned} rounds are done", fire_event=False)
         super().start_controller(fl_ctx)

@@ -28,6 +28,9 @@ from fedfms.flare.resume import job_ids
 from fedfms.grid.cell import write_result
 from fedfms.grid.run import locked
 from fedfms.methods import Tensors, trainers
+from fedfms.report.records import read_records
+from fedfms.report.results import make_results
+from fedfms.report.table import participation_line
 from fedfms.settings import ENV, SiteSettings
 from fedfms.study import Study
 from fedfms.training.reference import others_scores
@@ -61,6 +64,7 @@ def run_simulated(
     if returned or not found:
         raise TrainingError("the simulator ended without final scores", where=folder.name, do="look at its log.txt")
     run = found[0].parent
+    _check_all_took_part(run)
     models = json.loads(found[0].read_text(encoding="utf-8"))["models"]
     rows = [json.loads(line) for line in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     for name in names:
@@ -71,6 +75,19 @@ def run_simulated(
         for held_out in study.held_out:
             models["final"]["sites"][held_out] = others_scores(study, held_out, settings, folder, own, "final")
     write_result(place, study, folder, models, _curve(rows), evaluate_s=None)
+
+
+def _check_all_took_part(run: Path) -> None:
+    """A table compares runs of all their sites in all rounds, as the in-process loop does them.
+
+    Raises:
+        TrainingError: one was without a site, be it for a round.
+    """
+    results = make_results(read_records(run))
+    if not results["valid"] or any(entry["missed"] for entry in results["participation"].values()):
+        raise TrainingError(
+            participation_line(results), where="the simulator", do="remove the run's folder and start it again"
+        )
 
 
 def _simulate(
@@ -110,9 +127,9 @@ def resume_simulated(workspace: Path, threads: int | None) -> None:
         raise TrainingError("the run still goes on", where=workspace.name, do="wait for its end, or stop it")
     with locked(aside(workspace)) as lock:
         job = aside(workspace) / _JOB
-        if not (job / "meta.json").is_file():  # it is: this was begun before, and cut
-            build_job(described(workspace / SERVER / SIMULATED)[0], job, resume=[SIMULATED])
+        if any((workspace / SERVER / SIMULATED).glob("app_*")):  # not where this was begun before, and cut at once
             write_atomic(aside(workspace) / "sites.json", json.dumps(_sites(workspace)))
+            build_job(described(workspace / SERVER / SIMULATED)[0], job, resume=[SIMULATED])
         names = job_ids(json.loads((aside(workspace) / "sites.json").read_text(encoding="utf-8")))
         if returned := _simulate(job, workspace, names, threads, {}, lock):
             raise TrainingError(f"the simulator ended with {returned}", where=workspace.name, do="read its log above")
