@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -283,9 +284,13 @@ def _submit(args: argparse.Namespace) -> None:
     print(submit(args.job, args.kit.resolve(), args.out.resolve(), args.limit_s))
 
 
-def _federation(args: argparse.Namespace) -> None:
+def _federation(args: argparse.Namespace) -> int:
     from provisioning.federation import demo
 
+    valid = True
     for run in demo(args.out.resolve(), [job.resolve() for job in args.jobs], args.limit_s):
-        print((run / "fedfms" / "report" / "table.md").read_text(encoding="utf-8"))
+        report = run / "fedfms" / "report"
+        print((report / "table.md").read_text(encoding="utf-8"))
         print(run)
+        valid = valid and json.loads((report / "results.json").read_text(encoding="utf-8"))["valid"]
+    return 0 if valid else 1

@@ -110,7 +110,10 @@ class SiteExecutor(Executor):
             folder = Path(workspace.get_run_dir(fl_ctx.get_job_id())) / "fedfms"
             name = fl_ctx.get_identity_name()
             study = Study.from_dict(self._raw_study)
-            take_over(workspace, job_ids(self._resume), folder, study)
+            ids = job_ids(self._resume)
+            if not take_over(workspace, ids, folder, study) and ids and name not in study.held_out:
+                told = "nothing of the earlier job is here; what the site keeps for itself begins anew"
+                self.log_warning(fl_ctx, f"fedfms: {told}", fire_event=False)
             self._site = Site(study, name, settings, folder, stop=lambda: bool(self._abort_signal.triggered))
         return self._site
 

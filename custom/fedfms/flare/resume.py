@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,27 +153,27 @@ def saved_best(workspace: Workspace, ids: Sequence[str]) -> Best | None:
     return None
 
 
-def take_over(workspace: Workspace, ids: Sequence[str], folder: Path, study: Study) -> None:
+def take_over(workspace: Workspace, ids: Sequence[str], folder: Path, study: Study) -> bool:
     """At a site: its states of the newest of the jobs that has any, copied to `folder`, of this job, if none is there.
+
+    Returns:
+        Whether there are any then.
 
     Raises:
         TrainingError: they are of another study.
         OSError: they cannot be copied.
     """
     if (folder / "state").is_dir():
-        return
+        return True
     for job in reversed(ids):
         found = Path(workspace.get_run_dir(job)) / OURS / "state"
         if found.is_dir():
             if not _same(_study_of(workspace, job), study):
                 raise TrainingError("the state of the earlier job is of another study", where="resume", do=_MEND)
             folder.mkdir(parents=True, exist_ok=True)
-            replace_folder(folder / "state", lambda fresh, found=found: _copy(found, fresh))  # type: ignore[misc]
-            return
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)
+            replace_folder(folder / "state", partial(shutil.copytree, found, dirs_exist_ok=True))
+            return True
+    return False
 
 
 def _study_of(workspace: Workspace, job: str) -> Any:
