@@ -49,7 +49,7 @@ def _resume(args: argparse.Namespace) -> str | int:
 
 def _simulator(args: argparse.Namespace) -> int:
     from fedfms.commands.report import show
-    from fedfms.flare.simulate import resume_simulated
+    from fedfms.flare.simulate import is_kept, resume_simulated
     from fedfms.report import ReportError, make_report
 
     try:
@@ -57,7 +57,7 @@ def _simulator(args: argparse.Namespace) -> int:
     except ReportError:  # cut before it had anything to report
         pass
     else:
-        if report.results["complete"]:
+        if report.results["complete"] and not is_kept(args.folder):
             raise StudyError("the run has come to its end", where=args.folder.name, do="`fedfms report` shows it")
     resume_simulated(args.folder, args.threads)
     return show(make_report(args.folder))

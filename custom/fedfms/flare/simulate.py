@@ -24,7 +24,7 @@ from fedfms.files import write_atomic
 from fedfms.flare.engine import SERVER, SIMULATED, aside
 from fedfms.flare.job import build_job
 from fedfms.flare.nextjob import described
-from fedfms.flare.resume import job_ids
+from fedfms.flare.resume import KEPT, job_ids
 from fedfms.grid.cell import write_result
 from fedfms.grid.run import locked
 from fedfms.methods import Tensors, trainers
@@ -111,6 +111,11 @@ def _simulate(
 def is_simulated(workspace: Path) -> bool:
     """Whether a folder is a simulator's workspace, or was one when its next run was cut at its beginning."""
     return (workspace / SERVER / SIMULATED).is_dir() or (aside(workspace) / _JOB / "meta.json").is_file()
+
+
+def is_kept(workspace: Path) -> bool:
+    """Whether there is more to do than the run's records say: a run that was cut while it was scored."""
+    return any((place / SERVER / KEPT / SIMULATED).is_dir() for place in (workspace, aside(workspace) / "run"))
 
 
 def resume_simulated(workspace: Path, threads: int | None) -> None:
