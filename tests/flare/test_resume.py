@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from fedfms.methods import Server
 from fedfms.study import Study, load_study
 from fedfms.training.server import FILE, ServerStore
 from fedfms.training.state import StateStore, write_tensors
+from provisioning.policy import SERVER_CLASSES, SITE_CLASSES
 
 from .inprocess import Job, workspace
 
@@ -171,6 +173,13 @@ def test_the_next_job_is_of_the_same_study_and_names_all_before_it(tmp_path: Pat
     assert json.loads(config)["executors"][0]["executor"]["args"]["resume"] == ["id-1", "id-2"]
     with pytest.raises(StudyError, match="no job of this package"):
         next_job(tmp_path, "id-1", tmp_path / "other")
+
+
+def test_what_a_kit_lets_run_is_enough_for_the_next_job(tmp_path: Path) -> None:
+    job = build_job(_study(), tmp_path / "job", resume=["id-1"])
+    for side, allowed in (("server", SERVER_CLASSES), ("client", SITE_CLASSES)):
+        config = (job / "app" / "config" / f"config_fed_{side}.json").read_text()
+        assert set(re.findall(r'"path": "([^"]+)"', config)) <= set(allowed)
 
 
 def test_the_command_makes_the_next_job_or_says_what_it_needs(
