@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -271,10 +272,14 @@ def _package(args: argparse.Namespace) -> None:
     print(f"{code}  the kit's, to know it again: `verify`")
 
 
-def _federation(args: argparse.Namespace) -> None:
+def _federation(args: argparse.Namespace) -> int:
     from fedfms.commands.preflight import teller
     from provisioning.federation import demo
 
+    valid = True
     for run in demo(args.out.resolve(), [job.resolve() for job in args.jobs], args.limit_s, teller()):
-        print((run / "fedfms" / "report" / "table.md").read_text(encoding="utf-8"))
+        report = run / "fedfms" / "report"
+        print((report / "table.md").read_text(encoding="utf-8"))
         print(run)
+        valid = valid and json.loads((report / "results.json").read_text(encoding="utf-8"))["valid"]
+    return 0 if valid else 1

@@ -28,6 +28,7 @@ SERVER_CLASSES = (
     "fedfms.flare.persistor.SharedModelPersistor",
     "fedfms.flare.personal.OwnModelFilter",
     "fedfms.flare.recorder.Recorder",
+    "fedfms.flare.rounds.RoundsLeft",
     "fedfms.flare.selector.AcceptedModelSelector",
     "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
     "nvflare.app_common.workflows.global_model_eval.GlobalModelEval",

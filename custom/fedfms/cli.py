@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 import fedfms
-from fedfms.commands import cost, export, nnunet, predict, preflight, sites, submit, table
+from fedfms.commands import cost, export, nnunet, predict, preflight, resume, sites, submit, table
 from fedfms.commands.files import comma, numbers, settings_here
+from fedfms.commands.report import show
 from fedfms.errors import FedfmsError, StudyError
 from fedfms.study import PHANTOM, PHANTOM_SITES, Study, find_study, load_study
 
@@ -65,7 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_commands(commands)
     preflight.add_commands(commands)
     submit.add_commands(commands)
-    report = commands.add_parser("report", help="table, curves and results.json of a run, made again")
+    resume.add_commands(commands)
+    report = commands.add_parser(
+        "report", help="table, curves and results.json of a run, made again; exit code 1 if the run is not valid"
+    )
     report.add_argument("workspace", type=Path, help="a simulator's workspace, or a run's folder")
     report.add_argument("--out", type=Path, help="where to write (default: in the run's folder)")
     report.set_defaults(run=_report)
@@ -201,14 +205,10 @@ def _without(held_out: list[str], study: Study) -> list[str]:
     return left
 
 
-def _report(args: argparse.Namespace) -> None:
+def _report(args: argparse.Namespace) -> int:
     from fedfms.report import make_report
 
-    report = make_report(args.workspace, args.out)
-    console = Console()
-    console.print(report.table)
-    for path in report.paths:
-        print(path)
+    return show(make_report(args.workspace, args.out))
 
 
 def _list(args: argparse.Namespace) -> None:

@@ -86,6 +86,7 @@ class FederationSpec:
     """Who must answer, how long the server waits, and what the sites tell it beside their updates."""
 
     min_sites: int | None = None  # None: all named sites; two where none is named
+    required_sites: tuple[str, ...] = ()  # a study without them is not valid: `fedfms.report.validity`
     wait_s: int = 3600  # for the others, once min_sites have answered
     round_timeout_s: int = 86_400  # of a round, for all of it: a site that never answers ends a round, not the study
     min_cases: int = 5  # no score of fewer images leaves a site, whose own settings may ask for more

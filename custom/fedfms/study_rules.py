@@ -68,7 +68,8 @@ def check(study: Study) -> None:
     _check_structures(study)
     _check_sites(study)
     _check_combine(study)
-    for name in (*study.sites, *study.held_out, study.data.dataset):
+    _check_required(study)
+    for name in (*study.sites, *study.held_out, *study.federation.required_sites, study.data.dataset):
         if not plain_name(name):
             raise StudyError(f"{name!r} is not a name", where=study.name, do=PLAIN_NAME)
     file_name = study.model.checkpoint
@@ -148,6 +149,15 @@ def _check_combine(study: Study) -> None:
     if federation.norm_factor is not None and federation.norm_factor < 1:
         what = f"federation.norm_factor is {federation.norm_factor!r}"
         raise StudyError(what, where=study.name, do="1 or more: the median update itself is in order")
+def _check_required(study: Study) -> None:
+    required = study.federation.required_sites
+    if len(set(required)) != len(required):
+        raise StudyError("federation.required_sites names a site twice", where=study.name)
+    odd = sorted(set(required) - set(study.sites) if study.sites else set(required) & set(study.held_out))
+    if odd:
+        raise StudyError(
+            f"federation.required_sites names {odd}, which do not train", where=study.name, do="name sites that do"
+        )
 
 
 def _floats(part: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedfms.errors import DataError
 from fedfms.flare.aggregator import CheckedAggregator
 from fedfms.flare.executor import SiteExecutor
 from fedfms.flare.persistor import SharedModelPersistor
+from fedfms.flare.resume import Keeper
 from fedfms.flare.wire import STAMP, TRAIN, error_reply, job_of, to_arrays, update_dxo
 from fedfms.guard.gate import agreed
 from fedfms.methods import make_method
@@ -52,6 +54,8 @@ class Server:
         )
         self.context.get_engine = lambda: engine
         self.context.get_workspace = lambda: SimpleNamespace(get_run_dir=lambda _: self.run.name)
+        folder = Path(self.run.name)
+        persistor.keeper = Keeper(folder / "kept", folder / "fedfms", study)
 
     def stamp(self, site: str) -> dict[str, str]:
         """As an honest site's executor writes it, for the model that the server has."""

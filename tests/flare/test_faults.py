@@ -14,8 +14,8 @@ from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.apis.signal import Signal
 
 from fedfms.flare.executor import SiteExecutor
-from fedfms.flare.rows import numbers
 from fedfms.flare.wire import REASON, REPORT, TRAIN, VALIDATE
+from fedfms.guard.rows import numbers
 from fedfms.study import load_study
 from fedfms.training.state import StateStore
 from tests.data.make import STRUCTURES, make_site

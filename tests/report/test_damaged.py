@@ -32,7 +32,8 @@ def test_a_run_that_was_cut_says_so_and_shows_the_last_scores(tmp_path: Path) ->
     assert report.results["models"]["last"]["round"] == 1  # what was received in round 1 is the result of one round
     assert report.results["models"]["last"]["sites"]["a"]["scores"]["standard"]["dice"] == 0.5
     assert report.results["curves"]["sites"]["a"]["dice"] == [0.125, 0.5, None]
-    assert report.first_line.plain.startswith("NOT COMPLETE, the run was cut: there are no final scores: 2 of 3 rounds")
+    assert report.results["valid"] is False
+    assert report.first_line.plain.startswith("NOT VALID: only 2 of 3 rounds are done; 1 of 2 sites in 2 of 3 rounds")
     assert "last model that the sites scored, 1 round\n" in report.paths[1].read_text()
 
 
@@ -41,7 +42,7 @@ def test_a_run_that_was_cut_at_once(tmp_path: Path) -> None:
     (records / "rounds.jsonl").unlink()
     report = make_report(tmp_path)
     assert report.results["rounds"] == {"planned": 3, "done": 0}
-    assert report.first_line.plain.endswith("0 of 3 rounds; in all of them: no site; held out: c")
+    assert report.first_line.plain.endswith("0 of 2 sites in 0 of 3 rounds; in all of them: no site; held out: c")
     assert report.tables == []
 
 

@@ -115,7 +115,8 @@ def test_participation_by_hand(report: Report) -> None:
         "c": {"held_out": True, "rounds": [], "missed": {}},
     }
     assert report.first_line.plain == (
-        f"3 of 3 rounds; in all of them: a; held out: c; b missed 2 of 3 (round 1: {REFUSED}; round 2: did not answer)"
+        "valid: 1 of 2 sites in 3 of 3 rounds; in all of them: a; held out: c; "
+        f"b missed 2 of 3 (round 1: {REFUSED}; round 2: did not answer)"
     )
 
 
@@ -131,7 +132,7 @@ def test_markdown_has_every_row(report: Report) -> None:
     text = report.paths[1].read_text()
     lines = text.splitlines()
     assert lines[0] == "# Disc and cup"
-    assert lines[2].startswith("3 of 3 rounds; in all of them: a; held out: c; b missed 2 of 3")
+    assert lines[2].startswith("valid: 1 of 2 sites in 3 of 3 rounds; in all of them: a; held out: c; b missed 2 of 3")
     assert "| a | disc | 0.250 | 0.750 | 0.375 | 0.675 | 0.338 | 4 | 0 |" in lines
     assert "| a | mean | 0.125 | 0.750 | 0.375 | 0.675 | 0.338 |  |  |" in lines
     withheld = "withheld (fewer than 1 images)"  # before: the cup is in none

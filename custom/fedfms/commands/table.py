@@ -57,8 +57,8 @@ def add_commands(commands: Any) -> None:
     table.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
     table.add_argument("--root", type=Path, help="the data root (default: the one in this site's settings)")
     table.add_argument("--engine", choices=("reference", "simulator"), default="reference",
-                       help="reference: a process a run, quick; simulator: NVFLARE's, to the same scores, where a cut "
-                       "run begins anew and how far layers move is not told")
+                       help="reference: a process a run, quick; simulator: NVFLARE's, to the same scores, where how "
+                       "far layers move is not told")
     table.add_argument("--jobs", type=int, default=1, help="runs at once (default 1)")
     table.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
     table.add_argument("--no-estimate", action="store_true", help="start without timing a step first")

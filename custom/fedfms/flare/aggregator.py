@@ -25,9 +25,10 @@ from fedfms.errors import UpdateError
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.wire import REASON, TRAIN, job_of, message_of, sender_of, to_arrays
 from fedfms.guard.gate import Expected, Guard, Message, agreed, decoded
+from fedfms.guard.rows import line_of
 from fedfms.methods import Method, Server, Tensors, trainers
 from fedfms.study import Study
-from fedfms.training.server import ServerStore
+from fedfms.training.server import Saved
 from fedfms.training.spool import clear, spooled
 from fedfms.wire import CODECS, Downlink, Download
 
@@ -38,6 +39,7 @@ class _Holder(NamedTuple):
     method: Method
     shared: Tensors
     study: Study
+    saved: Saved | None  # by a job that this one goes on from
 
 
 class CheckedAggregator(Aggregator):
@@ -133,7 +135,8 @@ class CheckedAggregator(Aggregator):
         """The server's end of a compressed wire; None where tensors travel as they are."""
         codec = CODECS.get(self._study(fl_ctx).federation.wire)
         if self._downlink is None and codec is not None:
-            self._downlink = Downlink(codec)
+            saved = self._holder(fl_ctx).saved
+            self._downlink = Downlink(codec) if saved is None else Downlink(codec, saved.mirrors)
         return self._downlink
 
     def download_for(self, site: str, round_: int, claim: str, fl_ctx: FLContext) -> Download | None:
@@ -200,7 +203,9 @@ class CheckedAggregator(Aggregator):
 
     def _now(self, fl_ctx: FLContext) -> Server:
         if self._server is None:
-            self._server = Server(shared=self._holder(fl_ctx).shared, seed=self._study(fl_ctx).seed)
+            holder = self._holder(fl_ctx)
+            begun = Server(shared=holder.shared, seed=holder.study.seed)
+            self._server = begun if holder.saved is None else holder.saved.server
         return self._server
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
@@ -219,7 +224,8 @@ class CheckedAggregator(Aggregator):
             return Shareable()
         with self._lock:
             mirrors = {} if self._downlink is None else {s: dict(m) for s, m in self._downlink.mirrors.items()}
-        ServerStore(_folder(fl_ctx) / "server.pt").save(after, mirrors)
+            rows = [line_of(row) for _, row in sorted(self.rows.items())]
+        self._persistor(fl_ctx).keep(after, mirrors, rows)
         with self._lock:
             self._server, self.notes = after, after.notes
         reply: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(after.shared)).to_shareable()
@@ -232,10 +238,16 @@ class CheckedAggregator(Aggregator):
             self.notes, self._closed = {}, False
 
     def _holder(self, fl_ctx: FLContext) -> _Holder:
-        persistor = fl_ctx.get_engine().get_component(self._persistor_id)
-        if not isinstance(persistor, SharedModelPersistor) or persistor.method is None or persistor.study is None:
+        persistor = self._persistor(fl_ctx)
+        if persistor.method is None or persistor.study is None:
             raise TypeError(f"component {self._persistor_id!r} must be a started SharedModelPersistor")
-        return _Holder(persistor.method, persistor.shared, persistor.study)
+        return _Holder(persistor.method, persistor.shared, persistor.study, persistor.saved)
+
+    def _persistor(self, fl_ctx: FLContext) -> SharedModelPersistor:
+        persistor = fl_ctx.get_engine().get_component(self._persistor_id)
+        if not isinstance(persistor, SharedModelPersistor):
+            raise TypeError(f"component {self._persistor_id!r} must be a started SharedModelPersistor")
+        return persistor
 
     def _study(self, fl_ctx: FLContext) -> Study:
         return self._holder(fl_ctx).study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.errors import FedfmsError, TrainingError, UpdateError
 from fedfms.flare.cores import share_cores
+from fedfms.flare.resume import job_ids, take_over
 from fedfms.flare.tracking import numbers, stream
 from fedfms.flare.wire import (
     HOLDS,
@@ -49,11 +51,15 @@ class SiteExecutor(Executor):
 
     Faults that a person can mend become an error reply with one line of text; the job goes on or ends as the
     controller decides, and never hangs on them.
+
+    Args:
+        study: the resolved study (`Study.to_dict()`).
+        resume: ids of the jobs that this one goes on from, the oldest first.
     """
 
-    def __init__(self, study: dict[str, Any]) -> None:
+    def __init__(self, study: dict[str, Any], resume: Sequence[str] = ()) -> None:
         super().__init__()
-        self._raw_study = study
+        self._raw_study, self._resume = study, resume
         self._site: Site | None = None
         self._abort_signal = Signal()
 
@@ -111,12 +117,16 @@ class SiteExecutor(Executor):
             folder = Path(workspace.get_run_dir(fl_ctx.get_job_id())) / "fedfms"
             name = fl_ctx.get_identity_name()
             study = Study.from_dict(self._raw_study)
+            ids = job_ids(self._resume)
+            if not take_over(workspace, ids, folder, study) and ids and name not in study.held_out:
+                told = "nothing of the earlier job is here; what the site keeps for itself begins anew"
+                self.log_warning(fl_ctx, f"fedfms: {told}", fire_event=False)
             self._site = Site(study, name, settings, folder, stop=lambda: bool(self._abort_signal.triggered))
         return self._site
 
     def _train(self, site: Site, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         round_ = int(shareable.get_header(AppConstants.CURRENT_ROUND, 0))
-        of = int(shareable.get_header(AppConstants.NUM_ROUNDS, 0))
+        of = site.study.train.rounds
         dxo = _model(shareable, coded=site.link is not None)
         self._hear(site, dxo, fl_ctx)
         bytes_down = nbytes(dxo.data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import fedfms
 from fedfms.errors import StudyError
 from fedfms.files import replace_folder
+from fedfms.flare.resume import job_ids
 from fedfms.flare.tracking import receiver, sender
 from fedfms.flare.wire import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
 from fedfms.methods import fitted, has_best, make_method, needed_sites, trainers
@@ -33,11 +35,12 @@ _INSTALLED = "It holds no code: the package is installed at the site.\n"
 _BUNDLED = "It holds a copy of the package, for sites that have none installed.\n"
 
 
-def build_job(study: Study, out: Path, *, bundle_code: bool = False) -> Path:
+def build_job(study: Study, out: Path, *, bundle_code: bool = False, resume: Sequence[str] = ()) -> Path:
     """Write the job folder of a study, as its method takes it, to `out`, replacing an older job; returns `out`.
 
     Args:
         bundle_code: put a copy of this package into the job, for sites that have none.
+        resume: ids of the jobs that this one goes on from (`fedfms.flare.resume`), the oldest first.
 
     Raises:
         StudyError: the study's method or backbone is unknown, or they do not go together; it wants MLflow, which is
@@ -54,7 +57,7 @@ def build_job(study: Study, out: Path, *, bundle_code: bool = False) -> Path:
         target = out.resolve()
         if not _replaceable(target):
             raise StudyError(f"{out.name} holds something that is no job of ours", where="job build", do=_ELSEWHERE)
-        replace_folder(target, partial(_write, study, out.name, bundle_code))
+        replace_folder(target, partial(_write, study, out.name, bundle_code, job_ids(resume)))
     except OSError as error:
         raise StudyError(f"cannot write {out.name} ({error.strerror})", where="job build", do=_ELSEWHERE) from None
     return out
@@ -74,13 +77,13 @@ def _replaceable(folder: Path) -> bool:
     return not files or (ours <= files and not others)
 
 
-def _write(study: Study, name: str, bundle_code: bool, folder: Path) -> None:
+def _write(study: Study, name: str, bundle_code: bool, resume: Sequence[str], folder: Path) -> None:
     config, custom = folder / APP / "config", folder / APP / "custom"
     config.mkdir(parents=True)
     custom.mkdir()
     _write_json(folder / "meta.json", _meta(study, name))
-    _write_json(config / _SERVER, _server(study))
-    _write_json(config / _CLIENT, _client(study))
+    _write_json(config / _SERVER, _server(study, resume))
+    _write_json(config / _CLIENT, _client(study, resume))
     (custom / _NOTE).write_text(_BYOC + (_BUNDLED if bundle_code else _INSTALLED), encoding="utf-8")
     if bundle_code:
         package = Path(fedfms.__file__).parent
@@ -140,7 +143,7 @@ def _meta(study: Study, name: str) -> dict[str, Any]:
     }
 
 
-def _server(study: Study) -> dict[str, Any]:
+def _server(study: Study, resume: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "format_version": 2,
         "task_data_filters": [
@@ -149,9 +152,11 @@ def _server(study: Study) -> dict[str, Any]:
                 "filters": [{"path": "fedfms.flare.personal.OwnModelFilter", "args": {}}],
             }
         ],
-        "workflows": _workflows(study),
+        "workflows": _workflows(study, resume),
         "components": [
-            _component("persistor", "fedfms.flare.persistor.SharedModelPersistor", study=study.to_dict()),
+            _component(
+                "persistor", "fedfms.flare.persistor.SharedModelPersistor", study=study.to_dict(), **_on(resume)
+            ),
             _component(
                 "shareable_generator",
                 "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
@@ -167,12 +172,18 @@ def _server(study: Study) -> dict[str, Any]:
     }
 
 
-def _workflows(study: Study) -> list[dict[str, Any]]:
+def _on(resume: Sequence[str]) -> dict[str, Any]:
+    """The argument of a component in a job that goes on from others."""
+    return {"resume": list(resume)} if resume else {}
+
+
+def _workflows(study: Study, resume: Sequence[str]) -> list[dict[str, Any]]:
     federation = study.federation
+    plain = "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather"
     return [
         _component(
             "train",
-            "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather",
+            "fedfms.flare.rounds.RoundsLeft" if resume else plain,
             # Every answer counts for NVFLARE, a held-out site's too, and starts the wait for the others.
             min_clients=needed_sites(study) + (len(study.held_out) if study.sites else 0),
             ignore_result_error=True,  # the aggregator decides, and tells the reasons of all sites
@@ -201,8 +212,8 @@ def _selector(study: Study) -> list[dict[str, Any]]:
     return [_component("selector", "fedfms.flare.selector.AcceptedModelSelector", key_metric=VAL_DICE)]
 
 
-def _client(study: Study) -> dict[str, Any]:
-    executor = {"path": "fedfms.flare.executor.SiteExecutor", "args": {"study": study.to_dict()}}
+def _client(study: Study, resume: Sequence[str]) -> dict[str, Any]:
+    executor = {"path": "fedfms.flare.executor.SiteExecutor", "args": {"study": study.to_dict(), **_on(resume)}}
     return {
         "format_version": 2,
         "executors": [{"tasks": [TRAIN, VALIDATE, SUBMIT_MODEL], "executor": executor}],

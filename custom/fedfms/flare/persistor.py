@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.workspace import Workspace
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 
 from fedfms.errors import FedfmsError
 from fedfms.flare.budget import limit_arrays
+from fedfms.flare.resume import BEST, OURS, Best, Keeper, job_ids, kept_folder, put, saved_best, saved_server
 from fedfms.flare.wire import to_tensors
 from fedfms.guard.checks import Schema
-from fedfms.methods import Method, Tensors
+from fedfms.guard.rows import line_of
+from fedfms.methods import Method, Server, Tensors
 from fedfms.settings import load_settings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
+from fedfms.training.server import Saved
 
 
 class SharedModel(torch.nn.Module):
@@ -46,17 +53,27 @@ class SharedModelPersistor(PTFileModelPersistor):
     Args:
         study: the resolved study (`Study.to_dict()`).
         source_ckpt_file_full_name: a saved global model to go on from; absolute, on the server.
+        resume: ids of the jobs that this one goes on from, the oldest first.
+
+    What it tells the aggregator, the selector and the recorder of that: `saved`, until the first round is over, and
+    `best`; `keeper` keeps the run for a job that may go on from this one.
     """
 
-    def __init__(self, study: dict[str, Any], source_ckpt_file_full_name: str | None = None) -> None:
+    def __init__(
+        self, study: dict[str, Any], source_ckpt_file_full_name: str | None = None, resume: Sequence[str] = ()
+    ) -> None:
         super().__init__(source_ckpt_file_full_name=source_ckpt_file_full_name, load_device="cpu")
-        self._raw_study = study
+        self._raw_study, self._resume = study, resume
         self.study: Study | None = None
         self.method: Method | None = None
         self.shared: Tensors = {}
         self.sizes: dict[str, float] = {}
         self.pixels: dict[str, int] = {}
+        self.saved: Saved | None = None
+        self.best: Best | None = None
+        self.keeper: Keeper | None = None
         self._round = 0  # rounds whose result the model is that NVFLARE saves next
+        self._dice: float | None = None  # mean over sites, of the best one
 
     def handle_event(self, event: str, fl_ctx: FLContext) -> None:
         """Build the model before the parent class asks for it; a fault ends the job with one line."""
@@ -68,6 +85,8 @@ class SharedModelPersistor(PTFileModelPersistor):
                 return
         # In round r it is the best one's turn: the model that the sites received then, which is of r rounds.
         self._round = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND, 0))
+        if event == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
+            self._dice = float(fl_ctx.get_prop(AppConstants.VALIDATION_RESULT, 0.0))
         super().handle_event(event, fl_ctx)
 
     def save_model(self, ml: ModelLearnable, fl_ctx: FLContext) -> None:
@@ -76,12 +95,18 @@ class SharedModelPersistor(PTFileModelPersistor):
         super().save_model(ml, fl_ctx)
 
     def save_model_file(self, save_path: str) -> None:
-        """As NVFLARE's; the file tells by itself what it is: its study, which model, of how many rounds."""
+        """As NVFLARE's; the file tells by itself what it is: its study, which model, of how many rounds, and of the
+        best one the Dice by which it was chosen.
+        """
+        best = Path(save_path).name == self.best_global_model_file_name
         if self.study is not None:
-            kind = "best" if Path(save_path).name == self.best_global_model_file_name else "final"
+            kind = "best" if best else "final"
             told = {"study": self.study.to_dict(), "kind": kind, "round": self._round}
+            told |= {"dice": self._dice if best else None}
             self.persistence_manager.other_props.update(told)
         super().save_model_file(save_path)
+        if best and self.keeper is not None:
+            put(Path(save_path), self.keeper.kept / BEST)
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
         """As NVFLARE's; what it loads, a checkpoint to go on from, is what the method starts with."""
@@ -92,7 +117,27 @@ class SharedModelPersistor(PTFileModelPersistor):
                 self.system_panic("fedfms: server: the saved model is not of this study; name another one", fl_ctx)
                 return None
             self.shared = loaded
+            if self.saved is not None:
+                self._put_back(self.saved.server.round)
         return learnable
+
+    def _put_back(self, round_: int) -> None:
+        """The files of models where NVFLARE has them, as they were when the earlier job was cut."""
+        self._round = round_
+        self.save_model_file(self._ckpt_save_path)
+        if self.best is not None and self.keeper is not None:
+            shutil.copyfile(self.best.path, self._best_ckpt_save_path)
+            if self.best.path != self.keeper.kept / BEST:
+                put(self.best.path, self.keeper.kept / BEST)
+
+    def keep(self, server: Server, mirrors: Mapping[str, Tensors], rows: Sequence[str]) -> None:
+        """Keep the server after a round, with the rows of who took part in it: see `fedfms.flare.resume`."""
+        if self.keeper is None:
+            raise TypeError("the persistor must have been started")
+        mixing = server.notes.get("W")
+        line = line_of({"round": server.round - 1, "W": mixing}) if mixing else None
+        self.keeper.save(server, mirrors, rows, line)
+        self.saved = None
 
     def _build(self, fl_ctx: FLContext) -> None:
         workspace = fl_ctx.get_workspace()
@@ -101,9 +146,21 @@ class SharedModelPersistor(PTFileModelPersistor):
         self.method = built.method
         self.shared = built.shared()
         limit_arrays(Schema.of(self.shared).nbytes)
+        self._go_on(workspace, fl_ctx.get_job_id())
         self.sizes = _sizes(built)
         self.pixels = {"input_px": built.model.input_px, "mask_px": built.model.mask_px}
         self.model = SharedModel(self.shared)
+
+    def _go_on(self, workspace: Workspace, job: str) -> None:
+        assert self.study is not None
+        ids = job_ids(self._resume)
+        self.saved = saved_server(workspace, ids, self.study, self.shared)
+        run, earlier = Path(workspace.get_run_dir(job)) / OURS, tuple(kept_folder(workspace, one) for one in ids)
+        self.keeper = Keeper(kept_folder(workspace, job), run, self.study, earlier)
+        if self.saved is not None:
+            self.best = saved_best(workspace, ids)
+            self.shared = self.saved.server.shared
+            self.keeper.go_on(self.saved)
 
 
 def _sizes(built: BuiltModel) -> dict[str, float]:

@@ -28,6 +28,7 @@ from fedfms.flare.executor import model_name
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.progress import ASKED, ENDED_FILE, Progress
 from fedfms.flare.wire import REPORT
+from fedfms.guard.rows import line_of
 from fedfms.report import make_report, render_text
 from fedfms.report.records import clean_reason
 
@@ -66,9 +67,16 @@ class Recorder(FLComponent):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _start(self, fl_ctx: FLContext) -> None:
+    def _persistor(self, fl_ctx: FLContext) -> SharedModelPersistor:
         persistor = fl_ctx.get_engine().get_component(self._persistor_id)
-        assert isinstance(persistor, SharedModelPersistor) and persistor.study is not None
+        assert isinstance(persistor, SharedModelPersistor)
+        return persistor
+
+    def _start(self, fl_ctx: FLContext) -> None:
+        persistor = self._persistor(fl_ctx)
+        assert persistor.study is not None and persistor.keeper is not None
+        if persistor.saved is not None:
+            self._go_on(persistor, persistor.saved.server.round, self._folder(fl_ctx))
         run = {
             "format": 1,
             "study": persistor.study.to_dict(),
@@ -83,8 +91,21 @@ class Recorder(FLComponent):
             "model": persistor.pixels,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+        run |= {"resumed": persistor.keeper.resumed} if persistor.keeper.resumed else {}
         write_atomic(self._folder(fl_ctx) / "run.json", json.dumps(run, indent=2))
         self._progress.start(persistor.study)
+
+    def _go_on(self, persistor: SharedModelPersistor, round_: int, folder: Path) -> None:
+        """Begin with the records of the rounds that an earlier job has done; those of its last one are done anew."""
+        assert persistor.keeper is not None
+        for name, lines in (("rounds.jsonl", persistor.keeper.rounds), ("mixing.jsonl", persistor.keeper.mixing)):
+            if lines:
+                write_atomic(folder / name, "".join(f"{line}\n" for line in lines))
+            else:
+                (folder / name).unlink(missing_ok=True)
+        (folder / "final.json").unlink(missing_ok=True)
+        self._rounds_done = round_
+        self._best_round = 0 if persistor.best is None else persistor.best.round
 
     def _note_best(self, fl_ctx: FLContext) -> None:
         # The model that the sites received in this round, which is the result of that many rounds.
@@ -94,7 +115,7 @@ class Recorder(FLComponent):
         self._write_rows(fl_ctx)
         round_, mixing = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)), self._aggregator(fl_ctx).notes.get("W")
         if mixing:
-            append_line(self._folder(fl_ctx) / "mixing.jsonl", _json({"round": round_, "W": mixing}))
+            append_line(self._folder(fl_ctx) / "mixing.jsonl", line_of({"round": round_, "W": mixing}))
         self._rounds_done = round_ + 1
 
     def _write_rows(self, fl_ctx: FLContext, *, aggregated: bool = True) -> None:
@@ -105,7 +126,7 @@ class Recorder(FLComponent):
             if row["round"] not in self._written and (aggregated or not row["accepted"])
         ]  # fmt: skip
         for row in new:
-            append_line(path, _json(row))
+            append_line(path, line_of(row))
         self._progress.add(new)
         self._written |= {row["round"] for row in aggregator.rows.values()}
 
@@ -128,12 +149,12 @@ class Recorder(FLComponent):
         report = dxo.data[REPORT]
         each = report.get("by_site") if isinstance(report, dict) else None
         model["sites"] |= each if isinstance(each, dict) else {site: report}  # pooled data are scored site by site
-        write_atomic(self._folder(fl_ctx) / "final.json", _json({"models": self._final}, indent=2))
+        write_atomic(self._folder(fl_ctx) / "final.json", line_of({"models": self._final}, indent=2))
 
     def _note_end(self, fl_ctx: FLContext) -> None:
         """Why the server gives the run up, for whoever fetches it: NVFLARE itself only says that it ended badly."""
         reason = clean_reason(fl_ctx.get_prop(FLContextKey.EVENT_DATA))
-        write_atomic(self._folder(fl_ctx).parent / ENDED_FILE, _json({"reason": reason}))
+        write_atomic(self._folder(fl_ctx).parent / ENDED_FILE, line_of({"reason": reason}))
 
     def _report(self, fl_ctx: FLContext) -> None:
         folder = self._folder(fl_ctx)
@@ -146,8 +167,6 @@ class Recorder(FLComponent):
             self.log_error(fl_ctx, f"fedfms: no report: {error.line()}", fire_event=False)
             return
         self.log_info(fl_ctx, f"fedfms: report in {folder / 'report'}\n{render_text(report)}", fire_event=False)
-
-
-def _json(content: Any, indent: int | None = None) -> str:
-    """JSON of what sites sent: what is no plain data must not cost the others' rows; the report tells of it."""
-    return json.dumps(content, indent=indent, default=lambda _: "no plain data")
+        keeper = self._persistor(fl_ctx).keeper
+        if report.results["complete"] and keeper is not None:
+            keeper.forget()

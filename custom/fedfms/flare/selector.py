@@ -15,8 +15,18 @@ class AcceptedModelSelector(IntimeModelSelector):
     would choose the best model.
     """
 
+    def __init__(self, key_metric: str, persistor_id: str = "persistor") -> None:
+        super().__init__(key_metric=key_metric)
+        self._persistor_id = persistor_id
+
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """As NVFLARE's, with the contribution looked at once it is in."""
+        """As NVFLARE's, with the contribution looked at once it is in; a job that goes on from another one begins with
+        the best of that.
+        """
+        if event_type == AppEventType.INITIAL_MODEL_LOADED:
+            best = getattr(fl_ctx.get_engine().get_component(self._persistor_id), "best", None)
+            if best is not None:
+                self.best_val_metric = self.best_raw_val_metric = best.dice
         if event_type == AppEventType.BEFORE_CONTRIBUTION_ACCEPT:
             return
         if event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT:

@@ -1,4 +1,7 @@
-"""One run of a table in NVFLARE's simulator: the job that a federation would run, all sites on this machine."""
+"""Runs in NVFLARE's simulator that go on where they were cut: of a table, or anybody's.
+
+The job that a federation would run, all sites on this machine.
+"""
 
 from __future__ import annotations
 
@@ -8,59 +11,60 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
-from fedfms.errors import TrainingError
+from fedfms.errors import StudyError, TrainingError
 from fedfms.files import write_atomic
+from fedfms.flare.engine import SERVER, SIMULATED, aside
 from fedfms.flare.job import build_job
+from fedfms.flare.nextjob import described
+from fedfms.flare.resume import KEPT, job_ids
 from fedfms.grid.cell import write_result
+from fedfms.grid.run import locked
 from fedfms.methods import Tensors, trainers
+from fedfms.report.records import read_records
+from fedfms.report.results import make_results
+from fedfms.report.table import participation_line
 from fedfms.settings import ENV, SiteSettings
 from fedfms.study import Study
 from fedfms.training.reference import others_scores
 from fedfms.training.state import read_tensors
 from fedfms.training.traffic import plan
 
-_ENGINE = "nvflare.private.fed.app.simulator.simulator"  # what `nvflare simulator` calls, without its notice
+_ENGINE = "fedfms.flare.engine"
+_JOB = "job"  # in the folder beside a workspace: the job that goes on with it
 
 
 def run_simulated(
     place: Mapping[str, Any], study: Study, settings: SiteSettings, folder: Path, lock: int
 ) -> None:
-    """Run the study in the simulator below `folder`, from its beginning, and write its result there.
+    """Run the study in the simulator below `folder`, or what is left of it, and write its result there.
 
     Args:
         lock: a descriptor that the simulator's processes keep open, so that nobody else works in `folder` while any
             of them lives.
 
     Raises:
-        TrainingError: the simulator failed, or the run has no final scores.
+        TrainingError: the simulator failed, or the run has no final scores, or it is not valid.
     """
     workspace, job = folder / "workspace", folder / "job"
-    build_job(study, job)
+    build_job(study, job, resume=[SIMULATED])
     site_file = folder / "site.yaml"
     told = {key: value for key, value in settings.to_dict().items() if value}
     write_atomic(site_file, yaml.safe_dump(told), mode=0o600)
     names = [*trainers(study), *study.held_out]
-    at_once = min(len(names), os.cpu_count() or 1)  # fewer than sites: each task is a new process
-    process = subprocess.Popen(
-        [sys.executable, "-m", _ENGINE, str(job), "-w", str(workspace), "-c", ",".join(names), "-t", str(at_once)],
-        env={**os.environ, ENV: str(site_file)}, stdin=subprocess.DEVNULL, pass_fds=(lock,), start_new_session=True,
-    )  # fmt: skip
-    try:
-        returned = process.wait()
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the sites' processes with it
+    returned = _simulate(job, workspace, names, None, {ENV: str(site_file)}, lock)
     found = list(workspace.glob("server/simulate_job/fedfms/final.json"))
     if returned or not found:
         raise TrainingError("the simulator ended without final scores", where=folder.name, do="look at its log.txt")
     run = found[0].parent
+    _check_all_took_part(run)
     models = json.loads(found[0].read_text(encoding="utf-8"))["models"]
     rows = [json.loads(line) for line in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     for name in names:
@@ -71,6 +75,90 @@ def run_simulated(
         for held_out in study.held_out:
             models["final"]["sites"][held_out] = others_scores(study, held_out, settings, folder, own, "final")
     write_result(place, study, folder, models, _curve(rows), evaluate_s=None)
+
+
+def _check_all_took_part(run: Path) -> None:
+    """A table compares runs of all their sites in all rounds, as the in-process loop does them.
+
+    Raises:
+        TrainingError: one was without a site, be it for a round.
+    """
+    results = make_results(read_records(run))
+    if not results["valid"] or any(entry["missed"] for entry in results["participation"].values()):
+        raise TrainingError(
+            participation_line(results), where="the simulator", do="remove the run's folder and start it again"
+        )
+
+
+def _simulate(
+    job: Path, workspace: Path, names: Sequence[str], threads: int | None, env: Mapping[str, str], lock: int
+) -> int:
+    """Run a job that goes on with what its workspace holds; the simulator's exit code."""
+    at_once = threads or min(len(names), os.cpu_count() or 1)  # fewer than sites: each task is a new process
+    process = subprocess.Popen(
+        [sys.executable, "-m", _ENGINE, str(job), "-w", str(workspace), "-c", ",".join(names), "-t", str(at_once)],
+        env={**os.environ, **env}, stdin=subprocess.DEVNULL, pass_fds=(lock,), start_new_session=True,
+    )  # fmt: skip
+    try:
+        returned = process.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the sites' processes with it
+    shutil.rmtree(aside(workspace) / "run", ignore_errors=True)  # all of it has been put back
+    return returned
+
+
+def is_simulated(workspace: Path) -> bool:
+    """Whether a folder is a simulator's workspace, or was one when its next run was cut at its beginning."""
+    return (workspace / SERVER / SIMULATED).is_dir() or (aside(workspace) / _JOB / "meta.json").is_file()
+
+
+def is_kept(workspace: Path) -> bool:
+    """Whether there is more to do than the run's records say: a run that was cut while it was scored."""
+    return any((place / SERVER / KEPT / SIMULATED).is_dir() for place in (workspace, aside(workspace) / "run"))
+
+
+def resume_simulated(workspace: Path, threads: int | None) -> None:
+    """Run what is left of a simulator's run that was cut, in its workspace, with the settings of this site.
+
+    Args:
+        threads: sites at once; None: as many as there are cores.
+
+    Raises:
+        StudyError: the workspace's job is none of this package.
+        TrainingError: the simulator failed; the run still goes on.
+    """
+    if _goes_on(workspace):
+        raise TrainingError("the run still goes on", where=workspace.name, do="wait for its end, or stop it")
+    with locked(aside(workspace)) as lock:
+        job = aside(workspace) / _JOB
+        if any((workspace / SERVER / SIMULATED).glob("app_*")):  # not where this was begun before, and cut at once
+            write_atomic(aside(workspace) / "sites.json", json.dumps(_sites(workspace)))
+            build_job(described(workspace / SERVER / SIMULATED)[0], job, resume=[SIMULATED])
+        names = job_ids(json.loads((aside(workspace) / "sites.json").read_text(encoding="utf-8")))
+        if returned := _simulate(job, workspace, names, threads, {}, lock):
+            raise TrainingError(f"the simulator ended with {returned}", where=workspace.name, do="read its log above")
+    shutil.rmtree(aside(workspace))
+
+
+def _sites(workspace: Path) -> list[str]:
+    """Names of all sites of the run."""
+    try:
+        meta = json.loads((workspace / SERVER / SIMULATED / "meta.json").read_text(encoding="utf-8"))
+        return [str(client["name"]) for client in meta["job_clients"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise StudyError("the run does not tell its sites", where=workspace.name, do="run its job again") from None
+
+
+def _goes_on(workspace: Path) -> bool:
+    """Whether a process of the simulator works there."""
+    wanted = str(workspace.resolve())
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            line = process.cmdline()
+            if any("simulator" in part or part == _ENGINE for part in line) and any(wanted in part for part in line):
+                return True
+    return False
 
 
 def _own_model(workspace: Path, site: str) -> Tensors:

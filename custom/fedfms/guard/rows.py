@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
+
+
+def line_of(content: Any, indent: int | None = None) -> str:
+    """JSON of what sites sent: what is no plain data must not cost the others' rows; the report tells of it."""
+    return json.dumps(content, indent=indent, default=lambda _: "no plain data")
 
 
 def numbers(report: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from fedfms.methods import POOL, needed_sites, trainers
 from fedfms.report.records import Records
 from fedfms.report.scores import METRICS, mean, modes_of
+from fedfms.report.validity import objections
 from fedfms.training.told import MIN_CASES
 
 FORMAT = 1
@@ -26,6 +27,9 @@ def make_results(records: Records, overlays: Sequence[Path] = ()) -> dict[str, A
     rounds = list(range(max((row["round"] for row in records.rounds), default=-1) + 1))
     accepted = Counter(row["round"] for row in records.rounds if row["accepted"])
     done = sum(count >= needed_sites(study) for count in accepted.values())
+    complete = "final" in records.models and done >= study.train.rounds
+    participation = _participation(records, rounds)
+    found = objections(study, done, complete=complete, participation=participation)
     models = dict(records.models)
     if "final" not in models and (last := _last(records)) is not None:
         models["last"] = last
@@ -40,12 +44,16 @@ def make_results(records: Records, overlays: Sequence[Path] = ()) -> dict[str, A
         "seed": study.seed,
         "started": records.run.get("started"),
         "rounds": {"planned": study.train.rounds, "done": done},
-        "complete": "final" in records.models and done >= study.train.rounds,
+        "resumed": records.run.get("resumed", []),
+        "complete": complete,
+        "valid": not found,
+        "objections": found,
+        "required_sites": list(study.federation.required_sites),
         "structures": list(study.structure_names),
         "parameters": records.run["parameters"],
         "model": records.run.get("model"),
         "versions": records.run["versions"],
-        "participation": _participation(records, rounds),
+        "participation": participation,
         "bytes": _bytes(records.rounds, rounds),
         "seconds": {
             site: sum(row["seconds"] or 0.0 for row in records.rounds if row["site"] == site)

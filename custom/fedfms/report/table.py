@@ -38,7 +38,9 @@ class Row:
 
 
 def participation_line(results: Mapping[str, Any]) -> str:
-    """One line: the rounds done, the sites that took part in all of them, and the others with the reasons."""
+    """One line: whether the run is valid, how many of the sites that train took part in all of its rounds, which, and
+    the others with the reasons.
+    """
     rounds = results["rounds"]
     all_rounds, gaps, held_out = [], [], []
     for site, entry in results["participation"].items():
@@ -49,14 +51,17 @@ def participation_line(results: Mapping[str, Any]) -> str:
             gaps.append(f"{site} missed {count} of {count + len(entry['rounds'])} ({_reasons(entry['missed'])})")
         elif entry["rounds"]:
             all_rounds.append(site)
-    parts = [f"{rounds['done']} of {rounds['planned']} rounds", f"in all of them: {', '.join(all_rounds) or 'no site'}"]
+    counted = f"{len(all_rounds)} of {len(results['participation']) - len(held_out)} sites"
+    parts = [f"{counted} in {rounds['done']} of {rounds['planned']} rounds"]
+    parts.append(f"in all of them: {', '.join(all_rounds) or 'no site'}")
     if held_out:
         parts.append(f"held out: {', '.join(held_out)}")
-    line = "; ".join(parts + gaps)
-    if results["complete"]:
-        return line
-    cut = "" if "final" in results["models"] else ", the run was cut: there are no final scores"
-    return f"NOT COMPLETE{cut}: {line}"
+    parts += gaps
+    if results["resumed"]:
+        parts.append(f"resumed after {_ranges(results['resumed'])} rounds")
+    if results["valid"]:
+        return f"valid: {'; '.join(parts)}"
+    return f"NOT VALID: {'; '.join([*results['objections'], *parts])}"
 
 
 def _reasons(missed: Mapping[str, str]) -> str:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedfms.errors import TrainingError
 from fedfms.methods import Server, Tensors
 from fedfms.training.state import read_tensors, write_tensors
 
-_FORMAT = 2
+FILE = "server.pt"
+_FORMAT = 3
+
+
+class Saved(NamedTuple):
+    """A server as it was saved: its memory, what each site holds where the wire is compressed, and what the run is
+    (`ServerStore.save`).
+    """
+
+    server: Server
+    mirrors: dict[str, Tensors]
+    run: dict[str, Any]
 
 
 class ServerStore:
@@ -20,17 +31,21 @@ class ServerStore:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def save(self, server: Server, mirrors: Mapping[str, Tensors] | None = None) -> None:
+    def save(
+        self, server: Server, mirrors: Mapping[str, Tensors] | None = None, run: Mapping[str, Any] | None = None
+    ) -> None:
         """Write the server as it is before round `server.round`, in place of an earlier one.
 
         Args:
             mirrors: what each site holds, where the wire is compressed; tensors that are in several are written once.
+            run: plain content by which a run goes on elsewhere (`fedfms.flare.resume`).
 
         Raises:
             TrainingError: no room, for instance; the earlier state is as it was.
         """
         fields = {field.name: getattr(server, field.name) for field in dataclasses.fields(server)}
-        write_tensors(self._path, {"format": _FORMAT, "mirrors": dict(mirrors or {}), **fields}, "the server's state")
+        content = {"format": _FORMAT, "mirrors": dict(mirrors or {}), "run": dict(run or {}), **fields}
+        write_tensors(self._path, content, "the server's state")
 
     def load(self) -> Server | None:
         """The server that was saved, or None.
@@ -38,8 +53,8 @@ class ServerStore:
         Raises:
             TrainingError: the file is damaged, or of another version.
         """
-        raw = self._read()
-        return Server(**{name: value for name, value in raw.items() if name != "mirrors"}) if raw else None
+        saved = self.read()
+        return None if saved is None else saved.server
 
     def mirrors(self) -> dict[str, Tensors]:
         """What each site holds (`fedfms.wire.Downlink`); empty where nothing was saved.
@@ -47,12 +62,19 @@ class ServerStore:
         Raises:
             TrainingError: the file is damaged, or of another version.
         """
-        return dict(self._read().get("mirrors", {}))
+        saved = self.read()
+        return {} if saved is None else saved.mirrors
 
-    def _read(self) -> dict[str, Any]:
+    def read(self) -> Saved | None:
+        """All that was saved, or None.
+
+        Raises:
+            TrainingError: the file is damaged, or of another version.
+        """
         if not self._path.is_file():
-            return {}
+            return None
         raw = read_tensors(self._path, "the server's state")
         if raw.pop("format", None) != _FORMAT:
             raise TrainingError("the server's state is of another version", do="finish the run with that version")
-        return raw
+        mirrors, run = dict(raw.pop("mirrors")), dict(raw.pop("run"))
+        return Saved(Server(**raw), mirrors, run)

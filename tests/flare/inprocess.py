@@ -1,0 +1,103 @@
+"""A job's own parts around nothing: persistor, aggregator, filter and executors, driven round by round, job by job.
+
+What a kill leaves is what is on disk: another `Job` of the same folder has nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import ReturnCode, Shareable
+from nvflare.apis.signal import Signal
+from nvflare.app_common.app_constant import AppConstants
+
+from fedfms.flare.aggregator import CheckedAggregator
+from fedfms.flare.executor import SiteExecutor
+from fedfms.flare.persistor import SharedModelPersistor
+from fedfms.flare.personal import OwnModelFilter
+from fedfms.flare.wire import HOLDS, TRAIN, to_arrays
+from fedfms.methods import Server
+from fedfms.study import Study
+
+
+def workspace(root: Path, site: str) -> Any:
+    """NVFLARE's folders of a server or site."""
+    return SimpleNamespace(
+        get_root_dir=lambda: str(root / site), get_run_dir=lambda job: str(root / site / job),
+        get_app_config_dir=lambda job: str(root / site / job / f"app_{site}" / "config"),
+    )  # fmt: skip
+
+
+class Job:
+    """A job on the folders below `root`: `id_`, going on from `resume`."""
+
+    def __init__(self, study: Study, root: Path, id_: str, resume: Sequence[str] = ()) -> None:
+        self.study, self.root, self.id_ = study, root, id_
+        self.persistor = SharedModelPersistor(study.to_dict(), resume=resume)
+        self.aggregator = CheckedAggregator(len(study.sites))
+        self.filter = OwnModelFilter()
+        parts = {"persistor": self.persistor, "aggregator": self.aggregator}
+        clients = [SimpleNamespace(name=name) for name in study.sites]
+        self.engine = SimpleNamespace(
+            get_component=parts.get, fire_event=lambda *_: None, get_clients=lambda: clients,
+        )  # fmt: skip
+        self.context = self._context("server")
+        self.persistor._build(self.context)
+        self.aggregator.handle_event(EventType.START_RUN, self.context)
+        self.executors = {site: SiteExecutor(study.to_dict(), resume) for site in study.sites}
+        self.sites = {site: self._context(site) for site in study.sites}
+
+    def _context(self, name: str) -> FLContext:
+        context = FLContext()
+        context.put(ReservedKey.IDENTITY_NAME, name, private=False, sticky=True)
+        context.get_workspace = lambda: workspace(self.root, name)
+        context.get_job_id = lambda: self.id_
+        context.get_engine = lambda: self.engine
+        return context
+
+    @property
+    def done(self) -> int:
+        """Rounds that an earlier job has done."""
+        return 0 if self.persistor.saved is None else self.persistor.saved.server.round
+
+    def ask(self, site: str, round_: int) -> Shareable:
+        """A site's answer to the training task of a round."""
+        own = self.sites[site]
+        self.executors[site].handle_event(EventType.START_RUN, own)
+        peer = FLContext()
+        peer.put(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
+        peer.put(HOLDS, own.get_prop(HOLDS, ""), private=False, sticky=False)
+        self.context.set_peer_context(peer)
+        self.context.set_prop(FLContextKey.TASK_NAME, TRAIN)
+        shared = self.aggregator._now(self.context).shared
+        task: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(shared)).to_shareable()
+        task.set_header(AppConstants.CURRENT_ROUND, round_)
+        sent = self.filter.process_dxo(from_shareable(task), task, self.context)
+        if sent is not None:
+            task = sent.update_shareable(task)
+        reply = self.executors[site].execute(TRAIN, task, own, Signal())
+        assert reply.get_return_code() == ReturnCode.OK, reply
+        reply.set_peer_props({ReservedKey.IDENTITY_NAME: site})
+        reply.add_cookie(AppConstants.CONTRIBUTION_ROUND, round_)
+        return reply
+
+    def round(self, round_: int) -> None:
+        """A whole round."""
+        self.context.set_prop(AppConstants.CURRENT_ROUND, round_)
+        for site in self.study.sites:
+            assert self.aggregator.accept(self.ask(site, round_), self.context), self.aggregator.rows
+        self.aggregator.aggregate(self.context)
+        self.aggregator.reset(self.context)
+
+    @property
+    def server(self) -> Server:
+        """What the server remembers."""
+        assert self.aggregator._server is not None
+        return self.aggregator._server

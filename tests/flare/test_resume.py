@@ -1,0 +1,267 @@
+"""A job that goes on from others: the same bits, whenever the others were cut; and what it does not take."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nvflare.app_common.app_event_type import AppEventType
+
+from fedfms.cli import main
+from fedfms.errors import StudyError, TrainingError
+from fedfms.flare.engine import SIMULATED, aside, put_aside, put_back
+from fedfms.flare.job import build_job
+from fedfms.flare.nextjob import described, next_job
+from fedfms.flare.resume import BEST, KEPT, Keeper, job_ids, put, saved_best, saved_server, take_over
+from fedfms.flare.rounds import RoundsLeft
+from fedfms.flare.selector import AcceptedModelSelector
+from fedfms.methods import Server
+from fedfms.study import Study, load_study
+from fedfms.training.server import FILE, ServerStore
+from fedfms.training.state import StateStore, write_tensors
+from provisioning.policy import SERVER_CLASSES, SITE_CLASSES
+
+from .inprocess import Job, workspace
+
+PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
+SMALL = [
+    "data.phantom_images=5", "data.phantom_px=32", "model.input_px=32", "train.rounds=3", "train.local_epochs=1",
+    "sites=[a, b]", "held_out=[]", "federation.min_cases=1", "federation.tracking=none",
+]  # fmt: skip
+SHARED = {"w": torch.zeros(2)}
+
+
+def _study(method: str = "fedmsa", wire: str = "float32") -> Study:
+    return load_study(PHANTOM, method=method, overrides=[*SMALL, f"federation.wire={wire}"])
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))  # type: ignore[arg-type]
+    return one == other
+
+
+def _assert_same(job: Job, whole: Job) -> None:
+    """Server and sites hold the same bits."""
+    for name in ("shared", "per_site", "state", "round"):
+        assert _same(getattr(job.server, name), getattr(whole.server, name)), name
+    for site in whole.study.sites:
+        found = [StateStore(each.root / site / each.id_ / "fedfms" / "state").load() for each in (job, whole)]
+        one, other = (vars(state) for state in found if state is not None)
+        assert _same(one, other), site
+
+
+# private tensors and mixtures; learnt memory; two optimizers; optimizer alone, on each kind of wire
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "wire"),
+    [("fedmsa", "float32"), ("fedsca", "float32"), ("fedala", "float32"), ("fedmsa", "int8"), ("fedsca", "int8")],
+)
+def test_jobs_that_go_on_from_one_another_end_with_the_same_bits(method: str, wire: str, tmp_path: Path) -> None:
+    study = _study(method, wire)
+    whole = Job(study, tmp_path / "whole", "one")
+    for round_ in range(3):
+        whole.round(round_)
+
+    first = Job(study, tmp_path / "cut", "first")
+    _configured(first)
+    first.round(0)
+    first.context.set_prop("current_round", 1)
+    first.ask("a", 1)  # cut now: site a is a round ahead, b is not
+    second = Job(study, tmp_path / "cut", "second", ["first"])
+    _configured(second)
+    assert second.done == 1
+    second.round(1)
+    assert len(second.persistor.keeper.rounds) == 4  # two sites, two rounds: none is lost
+    third = Job(study, tmp_path / "cut", "third", ["first", "second"])
+    assert third.done == 2 and third.persistor.keeper.resumed == [1, 2]
+    third.round(2)
+    _assert_same(third, whole)
+
+
+def _configured(job: Job) -> None:
+    """The job's configuration at its sites, where NVFLARE puts it."""
+    for site in job.study.sites:
+        folder = job.root / site / job.id_ / f"app_{site}" / "config"
+        folder.mkdir(parents=True)
+        content = {"executors": [{"executor": {"args": {"study": job.study.to_dict()}}}]}
+        (folder / "config_fed_client.json").write_text(json.dumps(content))
+
+
+def _kept(root: Path, job: str, round_: int, study: Study) -> Path:
+    keeper = Keeper(root / "server" / KEPT / job, root / "server" / job / "fedfms", study)
+    keeper.save(Server(SHARED, round_), {}, ['{"round": 0}'])
+    return keeper.kept
+
+
+def test_the_newest_job_that_has_kept_a_round_counts(tmp_path: Path) -> None:
+    study, here = _study(), workspace(tmp_path, "server")
+    assert saved_server(here, ["one"], study, SHARED) is None
+    _kept(tmp_path, "one", 3, study)
+    _kept(tmp_path, "two", 5, study)
+    (tmp_path / "server" / KEPT / "three").mkdir()  # cut before the end of its first round
+    found = saved_server(here, ["one", "two", "three"], study, SHARED)
+    assert found is not None and found.server.round == 5 and found.run["rounds"] == ['{"round": 0}']
+
+
+def test_the_servers_state_outlives_the_runs_folder_which_nvflare_takes_away(tmp_path: Path) -> None:
+    kept = _kept(tmp_path, "one", 3, _study())
+    assert ServerStore(tmp_path / "server" / "one" / "fedfms" / FILE).load().round == 3
+    shutil.rmtree(tmp_path / "server" / "one")
+    assert ServerStore(kept / FILE).load().round == 3
+    assert (kept / FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_of_another_study_is_not_taken(tmp_path: Path) -> None:
+    here = workspace(tmp_path, "server")
+    kept = _kept(tmp_path, "one", 3, _study())
+    with pytest.raises(TrainingError, match="another study"):
+        saved_server(here, ["one"], _study("fedsam"), SHARED)
+    with pytest.raises(TrainingError, match="another study"):
+        saved_server(here, ["one"], _study(), {"w": torch.zeros(3)})
+    (kept / FILE).write_bytes((kept / FILE).read_bytes()[:-200])
+    with pytest.raises(TrainingError, match="cannot be read"):
+        saved_server(here, ["one"], _study(), SHARED)
+
+
+def test_a_site_takes_its_state_over_once_and_only_of_the_same_study(tmp_path: Path) -> None:
+    here, study = workspace(tmp_path, "a"), _study()
+    state = tmp_path / "a" / "one" / "fedfms" / "state"
+    state.mkdir(parents=True)
+    (state / "round_00000.pt").write_bytes(b"state")
+    new = tmp_path / "a" / "two" / "fedfms"
+    with pytest.raises(TrainingError, match="another study"):
+        take_over(here, ["one"], new, study)  # its job's configuration is not there
+    _configured(SimpleNamespace(root=tmp_path, id_="one", study=study))
+    with pytest.raises(TrainingError, match="another study"):
+        take_over(here, ["one"], new, _study("fedsam"))
+    assert not new.exists()
+    assert not take_over(here, ["none"], new, study)
+    assert take_over(here, ["one", "none"], new, study)
+    assert (new / "state" / "round_00000.pt").read_bytes() == b"state"
+    (state / "round_00000.pt").write_bytes(b"other")
+    take_over(here, ["one"], new, study)
+    assert (new / "state" / "round_00000.pt").read_bytes() == b"state"
+
+
+@pytest.mark.parametrize("id_", ["../x", "a/b", ".", "..", "", "a.b", "/etc", "x" * 65, 3, "a\n"])
+def test_a_job_names_others_by_ids_and_never_by_paths(id_: object, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="no job's id"):
+        job_ids([id_])
+    with pytest.raises(StudyError, match="no job's id"):
+        build_job(_study(), tmp_path / "job", resume=[id_])  # type: ignore[list-item]
+    assert not (tmp_path / "job").exists()
+
+
+def test_the_next_job_is_of_the_same_study_and_names_all_before_it(tmp_path: Path) -> None:
+    study = _study("fedsca")
+    first = build_job(study, tmp_path / "first")
+    assert described(first) == (study, ())
+    second = next_job(first, "id-1", tmp_path / "second")
+    third = next_job(second, "id-2", tmp_path / "third")
+    assert described(third) == (study, ("id-1", "id-2"))
+    config = (third / "app" / "config" / "config_fed_client.json").read_text()
+    assert json.loads(config)["executors"][0]["executor"]["args"]["resume"] == ["id-1", "id-2"]
+    with pytest.raises(StudyError, match="no job of this package"):
+        next_job(tmp_path, "id-1", tmp_path / "other")
+
+
+def test_what_a_kit_lets_run_is_enough_for_the_next_job(tmp_path: Path) -> None:
+    job = build_job(_study(), tmp_path / "job", resume=["id-1"])
+    for side, allowed in (("server", SERVER_CLASSES), ("client", SITE_CLASSES)):
+        config = (job / "app" / "config" / f"config_fed_{side}.json").read_text()
+        assert set(re.findall(r'"path": "([^"]+)"', config)) <= set(allowed)
+
+
+def test_the_command_makes_the_next_job_or_says_what_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = build_job(_study(), tmp_path / "job")
+    assert main(["resume", str(job)]) == 1
+    assert "--out" in capsys.readouterr().err
+    assert main(["resume", str(job), "--out", str(tmp_path / "on")]) == 1
+    assert "--job-id" in capsys.readouterr().err
+    assert main(["resume", str(job), "--job-id", "id-1", "--out", str(tmp_path / "on")]) == 0
+    assert described(tmp_path / "on")[1] == ("id-1",)
+    shutil.copytree(job / "app", tmp_path / "id-7" / "app_server")
+    assert main(["resume", str(tmp_path / "id-7"), "--out", str(tmp_path / "on")]) == 0
+    assert described(tmp_path / "on")[1] == ("id-7",)
+    (tmp_path / "table.json").write_text(json.dumps({"command": "fedfms table phantom --out OUT"}))
+    capsys.readouterr()
+    assert main(["resume", str(tmp_path)]) == 0
+    assert "fedfms table phantom --out OUT" in capsys.readouterr().out
+
+
+def test_rounds_that_are_done_are_not_done_again() -> None:
+    from fedfms.flare.persistor import SharedModelPersistor
+
+    persistor = SharedModelPersistor(_study().to_dict())
+    for done, left in ((2, (2, 6)), (8, (8, 0))):
+        controller = RoundsLeft(num_rounds=8, persistor_id="persistor")
+        controller._engine = SimpleNamespace(get_component=lambda name: persistor if name == "persistor" else None)
+        controller.system_panic = lambda *_: None
+        controller.log_info = controller.log_warning = lambda *_, **__: None
+        persistor.saved = SimpleNamespace(server=Server(SHARED, done))
+        controller.start_controller(SimpleNamespace(set_prop=lambda *_, **__: None))
+        assert (controller._start_round, controller._num_rounds) == left
+
+
+def test_the_best_model_so_far_is_what_a_new_one_must_surpass(tmp_path: Path) -> None:
+    folder = tmp_path / "server" / KEPT / "one"
+    folder.mkdir(parents=True)
+    write_tensors(folder / BEST, {"model": SHARED, "round": 2, "dice": 0.75})
+    best = saved_best(workspace(tmp_path, "server"), ["one", "two"])
+    assert best is not None and (best.round, best.dice) == (2, 0.75)
+    selector = AcceptedModelSelector("val_dice")
+    engine = SimpleNamespace(get_component=lambda _: SimpleNamespace(best=best))
+    selector.handle_event(AppEventType.INITIAL_MODEL_LOADED, SimpleNamespace(get_engine=lambda: engine))
+    assert selector.best_val_metric == 0.75
+
+
+def test_a_second_name_of_a_file_is_put_at_once_and_may_be_put_again(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        (tmp_path / "a").unlink(missing_ok=True)
+        (tmp_path / "a").write_text(content)
+        put(tmp_path / "a", tmp_path / "folder" / "b")
+        assert (tmp_path / "folder" / "b").read_text() == content
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["b"]
+
+
+def _workspace_of_a_simulator(root: Path) -> dict[str, str]:
+    files = {
+        f"server/{KEPT}/{SIMULATED}/server.pt": "kept", f"server/{SIMULATED}/fedfms/rounds.jsonl": "rows",
+        f"a/{SIMULATED}/fedfms/state/round_00000.pt": "state", f"server/{SIMULATED}/tb_events/a/x": "curves",
+    }  # fmt: skip
+    for path, content in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(content)
+    (root / "server" / SIMULATED / "app_server").mkdir()
+    return files
+
+
+def test_the_simulator_keeps_what_it_would_empty_wherever_it_is_cut(tmp_path: Path) -> None:
+    root = tmp_path / "ws"
+    files = _workspace_of_a_simulator(root)
+    for cut in ("before it is emptied", "after", "while it is put back"):
+        put_aside(root)
+        assert not list(root.rglob("*.pt"))
+        if cut != "before it is emptied":
+            shutil.rmtree(root)
+        if cut == "while it is put back":
+            put_back(root)
+            put_aside(root)
+            shutil.move(aside(root) / "run" / "a" / SIMULATED / "fedfms", root / "left")
+            (root / "a" / SIMULATED).mkdir(parents=True, exist_ok=True)
+            shutil.move(root / "left", root / "a" / SIMULATED / "fedfms")
+            put_aside(root)
+        put_back(root)
+        assert {path: (root / path).read_text() for path in files} == files, cut
