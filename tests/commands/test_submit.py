@@ -68,7 +68,7 @@ def test_a_run_that_ended_badly_is_shown_as_far_as_it_came(
     told = capsys.readouterr()
     assert told.err.startswith(f"fedfms: job {ID}: it ended as ABORTED (b: left after round 2)")
     assert told.err.count("\n") == 1
-    assert str(run) in told.out and "NOT COMPLETE" in told.out
+    assert str(run) in told.out and "NOT VALID" in told.out
 
 
 def test_the_limit_says_how_to_go_on(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

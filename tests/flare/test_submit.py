@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfms.errors import ProvisioningError
+from fedfms.flare import submit
 from fedfms.flare.console import ConsoleError
+from fedfms.flare.nextjob import described
 from fedfms.flare.progress import ENDED_FILE
 from fedfms.flare.submit import Result, absent, run_job, stage, watch_job
 from fedfms.flare.watch import COMPLETED, StillRunningError
@@ -150,13 +152,24 @@ def test_results_that_cannot_be_fetched_are_a_fault_where_there_must_be_some(fak
         watch_job(ID, fake.kit, tmp_path, limit_s=60)
 
 
-def test_a_job_whose_process_died_is_submitted_again_and_no_other(fake: Fake, job: Path, tmp_path: Path) -> None:
+def test_a_job_whose_process_died_goes_on_by_a_new_one_and_no_other(
+    fake: Fake, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a person stopped, or what the server itself gave up, would end the same way."""
+    named: list[tuple[str, ...]] = []
+
+    def send(sent: Path, kit: Path, max_mb: float) -> str:
+        named.append(described(sent)[1])
+        return real(sent, kit, max_mb)
+
+    real = submit.send
+    monkeypatch.setattr(submit, "send", send)
     died = [state("FINISHED:EXECUTION_EXCEPTION")]
     fake.answers("job monitor", died, died, [state("FINISHED:ABORTED")])
     told, ids = list[str](), list[str]()
     result = run_job(job, fake.kit, tmp_path / "out", limit_s=60, retries=5, tell=told.append, submitted=ids.append)
     assert len(ids) == 3 and result.status == "FINISHED:ABORTED"
+    assert named == [(), (ID,), (ID,)]  # the stand-in gives each the same id
     assert [line for line in told if "Sites that are there: site-1" in line]
     fake.answers("job monitor", died)
     assert run_job(job, fake.kit, tmp_path / "out", limit_s=60, retries=1).died

@@ -23,8 +23,8 @@ examples:
   fedfms submit --watch JOBID --kit LEADKIT --out results          a job that goes on, or has ended
   fedfms submit --abort JOBID --kit LEADKIT                        stop it, for all sites
 
-exit codes: 0 done; 1 a fault, told in one line; 3 done, but a site took no part or not to the end; 130 Ctrl-C, after
-which the job goes on
+exit codes: 0 done; 1 a fault, told in one line; 3 done, but the run is not valid, or a site took no part or not to the
+end; 130 Ctrl-C, after which the job goes on
 """
 _ABSENT, _INTERRUPTED = 3, 130
 _HOURS = 24.0
@@ -47,7 +47,7 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     submit.add_argument(
         "--retries", type=int, default=0, metavar="N",
-        help="where a process of the job died, which ends it for all: submit it again, so many times at most",
+        help="where a process of the job died, which ends it for all: go on by a new job, so many times at most",
     )  # fmt: skip
     submit.set_defaults(run=_submit)
 
@@ -128,13 +128,16 @@ def _shown(result: Result, console: Console) -> int:
     """Show what there is of a run; the exit code."""
     from fedfms.report import ReportError, make_report
 
+    valid = True
     if result.run is not None:
         try:
-            console.print(make_report(result.run).table)
+            report = make_report(result.run)
+            console.print(report.table)
+            valid = report.results["valid"]
         except ReportError as error:
             console.print(f"no table: {error.line()}", markup=False, highlight=False)
         console.print(str(result.run), markup=False, highlight=False)
     result.completed()
     for site, why in result.absent.items():
         Console(file=sys.stderr, soft_wrap=True).print(f"fedfms: {site}: {why}", markup=False, highlight=False)
-    return _ABSENT if result.absent else 0
+    return 0 if valid and not result.absent else _ABSENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from fedfms.errors import ProvisioningError
 from fedfms.flare.console import MAX_JOB_MB, ConsoleError, ask
 from fedfms.flare.job import APP
 from fedfms.flare.jobcheck import SmallJobs
+from fedfms.flare.nextjob import next_job
 from fedfms.flare.progress import ENDED_FILE, Progress
 from fedfms.flare.watch import COMPLETED, Tell, Watch, refusals
 from fedfms.methods import trainers
@@ -89,28 +91,31 @@ def run_job(
     job: Path, kit: Path, out: Path, *, limit_s: float, retries: int = 0, max_mb: float = MAX_JOB_MB,
     tell: Tell = lambda _: None, submitted: Tell = lambda _: None,
 ) -> Result:  # fmt: skip
-    """Submit a job, watch it to its end, fetch its results into `out`; again where a process died, up to `retries`.
+    """Submit a job, watch it to its end, fetch its results into `out`; where a process died, go on by a new job.
 
     Args:
         limit_s: of all tries together; the job goes on after it.
+        retries: new jobs at most, each from the last round that the server kept.
         tell: takes what happens, line by line.
         submitted: takes the id of each job that the server takes.
 
     Raises:
         StillRunningError: it did not end in time.
         ProvisioningError: it was refused, the server lost it, or its results cannot be fetched.
+        StudyError: a process died, and the job is none of this package.
     """
     until = time.monotonic() + limit_s
-    while True:
-        id_ = send(job, kit, max_mb)
-        submitted(id_)
-        result = watch_job(id_, kit, out, limit_s=until - time.monotonic(), tell=tell)
-        if not result.died or retries == 0 or time.monotonic() > until:
-            return result
-        retries -= 1
-        job = next_job(job, result)
-        here = ", ".join(registered(kit)) or "none"
-        tell(f"a process of the job died, and NVFLARE ended it for all; submitted again. Sites that are there: {here}")
+    with tempfile.TemporaryDirectory(prefix="fedfms-") as folder:
+        for again in itertools.count(1):
+            id_ = send(job, kit, max_mb)
+            submitted(id_)
+            result = watch_job(id_, kit, out, limit_s=until - time.monotonic(), tell=tell)
+            if not result.died or again > retries or time.monotonic() > until:
+                break
+            job = next_job(job, id_, Path(folder) / f"{job.name}-{again}")
+            here = ", ".join(registered(kit)) or "none"
+            tell(f"a process of the job died, and NVFLARE ended it for all; it goes on. Sites that are there: {here}")
+    return result
 
 
 def send(job: Path, kit: Path, max_mb: float = MAX_JOB_MB) -> str:
@@ -141,16 +146,6 @@ def watch_job(id_: str, kit: Path, out: Path, *, limit_s: float, tell: Tell = la
         told.add(records.rounds)
         watch.rows(told.content())
     return Result(id_, status, run, _reason(run, meta), absent(meta, records))
-
-
-def next_job(job: Path, result: Result) -> Path:
-    """The job that goes on where one ended because a process died: for now the same again, from its first round.
-
-    Args:
-        job: what was submitted.
-        result: how it ended; its `run` holds what the server had.
-    """
-    return job
 
 
 def abort(id_: str, kit: Path) -> None:
