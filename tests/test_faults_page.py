@@ -1,0 +1,16 @@
+"""The table of faults names tests that there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+NAMED = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (REPO / "docs/results/faults.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("file", "test"), NAMED)
+def test_a_row_names_a_test(file: str, test: str) -> None:
+    assert f"def {test or 'test_'}" in (REPO / file).read_text(encoding="utf-8")
