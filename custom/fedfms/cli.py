@@ -30,7 +30,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 done, 1 a fault that is told in one line, 2 wrong usage."""
+    """Run the command; returns its exit code: 0 done, 1 a fault told in one line, 2 wrong usage, 130 Ctrl-C."""
     args = _parser().parse_args(argv)
     try:
         told = args.run(args)
@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedfmsError as error:
         print(f"fedfms: {error.line()}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("fedfms: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stdout = None  # Python would flush it at exit, and fail again
     except OSError as error:  # a path that the system does not take; its own text would name it

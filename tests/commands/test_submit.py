@@ -71,6 +71,16 @@ def test_a_run_that_ended_badly_is_shown_as_far_as_it_came(
     assert str(run) in told.out and "NOT VALID" in told.out
 
 
+def test_a_run_whose_records_cannot_be_read_is_no_success(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fetched(fake, tmp_path)
+    (tmp_path / "server" / "server" / "simulate_job" / "fedfms" / "run.json").unlink()
+    fake.answers("job monitor", [state(COMPLETED)])
+    assert _submit(fake, tmp_path, "--watch", ID) == 3
+    assert "no table: " in capsys.readouterr().out
+
+
 def test_the_limit_says_how_to_go_on(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake.answers("job monitor", [{"sleep": 60}])
     assert _submit(fake, tmp_path, str(JOB), "--limit", str(2 / 3600)) == 1

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,7 +190,35 @@ def test_an_update_after_the_round_was_closed_is_not_recorded_as_in_it() -> None
     assert not server.send("b", update())
     assert "b" not in server.aggregator.rows
     server.aggregator.reset(server.context)
-    assert server.send("b", update())
+    assert not server.send("b", update())  # NVFLARE has opened the next round, and not counted on yet
+    assert "b" not in server.aggregator.rows
+    server.context.set_prop(AppConstants.CURRENT_ROUND, 4)
+    assert server.send("b", update(round_=4), round_=4)
+
+
+def test_why_a_round_had_no_end_is_there_for_the_recorder_when_the_run_ends() -> None:
+    server = Server()
+    server.context.get_job_id = lambda: "job"
+    server.send("a", update(samples=0))
+    server.fail("b", "the cause")
+    server.aggregator.handle_event(EventType.END_RUN, server.context)
+    assert "number of samples" in server.aggregator.rows["a"]["reason"]
+    assert "the cause" in server.aggregator.rows["b"]["reason"]
+
+
+@pytest.mark.parametrize("scores", [{b"x": 1}, {("a",): 1}, "x" * 10**6, {1, 2}], ids=["bytes", "tuple", "long", "set"])
+@pytest.mark.parametrize("value", [1.0, float("nan")], ids=["accepted", "refused"])
+def test_no_report_of_a_site_ends_the_round_for_all(scores: Any, value: float) -> None:
+    server = Server()
+    server.send("b", update())
+    server.send("c", update())
+    dxo = from_shareable(update(value))
+    dxo.set_meta_prop(REPORT, {"scores": scores, "seconds": 1.0})
+    server.send("a", dxo.to_shareable())
+    assert server.aggregate() and not server.panics
+    row = server.aggregator.rows["a"]
+    assert (row["accepted"], row["seconds"]) == (value == 1.0, 1.0)
+    assert row["scores"] in ("no plain data", "too much data")
 
 
 def test_the_best_model_is_chosen_by_accepted_updates_only() -> None:

@@ -172,6 +172,7 @@ def test_a_job_whose_process_died_goes_on_by_a_new_one_and_no_other(
     assert named == [(), (ID,), (ID,)]  # the stand-in gives each the same id
     assert [line for line in told if "Sites that are there: site-1" in line]
     fake.answers("job monitor", died)
+    fake.answers("system status", error("CONNECTION_FAILED"))  # who is there is told where it is known
     assert run_job(job, fake.kit, tmp_path / "out", limit_s=60, retries=1).died
     assert len(fake.calls("job submit")) == 5
     _has_results(fake, tmp_path, "round 1: 1 updates accepted, 2 needed", finished=False)

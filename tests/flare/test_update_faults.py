@@ -77,7 +77,8 @@ def test_fault(fault: str, first: bool) -> None:
     assert not server.panics
     assert server.aggregator.told("bad").startswith("the update of round 3 was not used: ")
     server.aggregator.reset(server.context)
-    assert server.send("bad", update(3.0))  # it is let back in
+    server.context.set_prop(AppConstants.CURRENT_ROUND, 4)
+    assert server.send("bad", update(3.0, round_=4), round_=4)  # it is let back in
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])

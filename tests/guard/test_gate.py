@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from fedfms.errors import UpdateError
 from fedfms.guard.checks import Schema
 from fedfms.guard.gate import DIFFERENCES, Expected, Guard, capped
+from fedfms.guard.rows import line_of
 
 from .make import AGREED, EXPECTED, MODEL, combine, filled, message, take, value
 
@@ -31,6 +33,7 @@ def test_every_update_that_fits_gets_in(a: np.ndarray, b: np.ndarray, samples: i
     assert guard.rows["x"] == {
         "round": 3, "site": "x", "accepted": True, "reason": "", "note": "", "held_out": False, "samples": samples,
         "bytes_up": 40, "scores": None, "train_loss": None, "seconds": None, "bytes_down": None,
+        "bad_images": None,
     }  # fmt: skip
 
 
@@ -69,6 +72,19 @@ def test_no_junk_gets_in(place: str, junk: Any) -> None:
     assume(place != "names" or junk != "a")
     deeper = {"names": ("a", junk), "rounds": (3, junk), "arrays": {**MODEL, "a": junk}}
     refused(message(**{place: deeper.get(place, junk)}))
+
+
+def test_what_a_site_says_of_itself_is_one_line() -> None:
+    reason = refused(message(arrays={**MODEL, "\n2026 - ERROR forged \x1b[2J": MODEL["a"]}))
+    assert "\x1b" not in reason
+
+
+@FEW
+@given(JUNK | st.dictionaries(st.sampled_from(["scores", "seconds"]), JUNK | st.dictionaries(st.binary(), JUNK)))
+def test_a_report_may_be_anything_and_is_written_all_the_same(report: Any) -> None:
+    guard = Guard(1)
+    assert take(guard, message(report=report)) is None
+    assert json.loads(line_of(guard.rows["a"]))["accepted"]
 
 
 def refused(sent: Any, guard: Guard | None = None, expected: Expected = EXPECTED) -> str:

@@ -199,7 +199,7 @@ def test_scores_of_an_earlier_version_have_no_spread_and_no_rule(tmp_path: Path)
 
 def test_terminal_shows_the_same_and_takes_nothing_for_markup(report: Report) -> None:
     text = render_text(report)
-    assert text.startswith("3 of 3 rounds")
+    assert text.startswith("valid: 1 of 2 sites in 3 of 3 rounds")
     assert REFUSED in " ".join(text.split())  # with its [3, 4]
     for cell in ("c (held out)", "0.688", "final model, 3 rounds", "best model, 2 rounds"):
         assert cell in text

@@ -135,6 +135,7 @@ def _shown(result: Result, console: Console) -> int:
             console.print(report.table)
             valid = report.results["valid"]
         except ReportError as error:
+            valid = False
             console.print(f"no table: {error.line()}", markup=False, highlight=False)
         console.print(str(result.run), markup=False, highlight=False)
     result.completed()

@@ -25,7 +25,7 @@ from fedfms.errors import UpdateError
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.wire import REASON, TRAIN, job_of, message_of, sender_of, to_arrays
 from fedfms.guard.gate import Expected, Guard, Message, agreed, decoded
-from fedfms.guard.rows import line_of
+from fedfms.guard.rows import line_of, one_line
 from fedfms.methods import Method, Server, Tensors, trainers
 from fedfms.study import Study
 from fedfms.training.server import Saved
@@ -62,6 +62,7 @@ class CheckedAggregator(Aggregator):
         # NVFLARE calls `accept` from the threads that answer the sites, `aggregate` from the workflow's own.
         self._lock = threading.Lock()
         self._closed = False  # the round's updates are being combined: whoever comes now comes too late
+        self._done = -1  # the last round that was combined: NVFLARE counts on only after `reset` has opened the next
         self.notes: Mapping[str, Any] = {}  # of this round, for the recorder: what the method tells of its decisions
 
     @property
@@ -75,7 +76,9 @@ class CheckedAggregator(Aggregator):
         """
         if event_type in (EventType.START_RUN, EventType.END_RUN):
             with self._lock:
-                self._guard = Guard(self._min_sites)
+                if event_type == EventType.START_RUN:
+                    self._guard = Guard(self._min_sites)
+                self._guard.drop()  # the recorder comes after us, and tells why a round had no end
             clear(_spool(fl_ctx))
         if event_type == EventType.BEFORE_PROCESS_SUBMISSION and fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
             self._note_error(fl_ctx)
@@ -88,9 +91,9 @@ class CheckedAggregator(Aggregator):
         site, sent_for = sender_of(result, peer.get_identity_name()), result.get_cookie(AppConstants.CONTRIBUTION_ROUND)
         if round_ is None or sent_for not in (None, round_):  # of an earlier round, whose rows are written
             return
-        reason = str(result.get_header(REASON) or f"answered {result.get_return_code()}")
+        reason = one_line(str(result.get_header(REASON) or f"answered {result.get_return_code()}"))
         with self._lock:
-            if not self._closed:
+            if not self._closed and round_ > self._done:
                 self._guard.fail(site, int(round_), reason, held_out=site in self._study(fl_ctx).held_out)
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
@@ -100,7 +103,7 @@ class CheckedAggregator(Aggregator):
 
     def _accept(self, message: Message, fl_ctx: FLContext) -> bool:
         site, round_ = message.sender, int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
-        if self._closed:
+        if self._closed or round_ <= self._done:
             self.log_warning(fl_ctx, f"fedfms: round {round_}: update of {site} came too late", fire_event=False)
             return False
         if site in self._study(fl_ctx).held_out:
@@ -227,7 +230,7 @@ class CheckedAggregator(Aggregator):
             rows = [line_of(row) for _, row in sorted(self.rows.items())]
         self._persistor(fl_ctx).keep(after, mirrors, rows)
         with self._lock:
-            self._server, self.notes = after, after.notes
+            self._server, self.notes, self._done = after, after.notes, round_
         reply: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(after.shared)).to_shareable()
         return reply
 

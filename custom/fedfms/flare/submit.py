@@ -15,7 +15,7 @@ from typing import Any
 
 from fedfms.errors import ProvisioningError
 from fedfms.flare.console import MAX_JOB_MB, ConsoleError, ask
-from fedfms.flare.job import APP
+from fedfms.flare.job import APP, brings_code
 from fedfms.flare.jobcheck import SmallJobs
 from fedfms.flare.nextjob import next_job
 from fedfms.flare.progress import ENDED_FILE, Progress
@@ -76,7 +76,7 @@ def stage(job: Path, folder: Path, max_mb: float = MAX_JOB_MB) -> Path:
     try:
         shutil.copytree(job, folder, ignore=clean, symlinks=True)
         custom = folder / APP / "custom"
-        if custom.is_dir() and not custom.is_symlink() and {path.name for path in custom.iterdir()} <= {"README.txt"}:
+        if custom.is_dir() and not custom.is_symlink() and not brings_code(folder):
             shutil.rmtree(custom)
         reason, _ = SmallJobs(max_mb).validate(str(folder))
     except OSError:  # a pipe or a device, or no right to read
@@ -113,9 +113,16 @@ def run_job(
             if not result.died or again > retries or time.monotonic() > until:
                 break
             job = next_job(job, id_, Path(folder) / f"{job.name}-{again}")
-            here = ", ".join(registered(kit)) or "none"
+            here = _here(kit)
             tell(f"a process of the job died, and NVFLARE ended it for all; it goes on. Sites that are there: {here}")
     return result
+
+
+def _here(kit: Path) -> str:
+    try:
+        return ", ".join(registered(kit)) or "none"
+    except ConsoleError:  # the server is busy with what it ended: that is no reason to give up
+        return "not known"
 
 
 def send(job: Path, kit: Path, max_mb: float = MAX_JOB_MB) -> str:

@@ -123,7 +123,8 @@ class Watch:
         if time.monotonic() - self._heard > LOST_S:
             raise ProvisioningError(
                 f"the server says that it runs, and for {LOST_S / 60:.0f} min nothing of it was heard",
-                where=f"job {self._id}", do="was the server restarted? then stop it with --abort and submit it again",
+                where=f"job {self._id}",
+                do="was the server restarted? then `fedfms resume JOB --job-id ID --out NEW`, and submit that",
             )  # fmt: skip
 
     def meta(self) -> dict[str, Any]:

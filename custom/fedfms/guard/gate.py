@@ -17,7 +17,7 @@ import numpy as np
 from fedfms.errors import UpdateError
 from fedfms.guard.checks import Schema, check_dice, check_hash, check_names, check_samples, check_tensors
 from fedfms.guard.columns import norm
-from fedfms.guard.rows import numbers, too_thin
+from fedfms.guard.rows import numbers, one_line, too_thin
 from fedfms.guard.rules import Keep, Round, clipped, in_memory, robust
 from fedfms.methods import Method, Server, Tensors, Update
 from fedfms.methods.fedavg import in_order
@@ -104,6 +104,10 @@ class Guard:
         """Forget the round that was combined."""
         self._updates, self.rows = {}, {}
 
+    def drop(self) -> None:
+        """Forget the updates, and keep the rows: a run ends in the middle of a round."""
+        self._updates = {}
+
     def declare(self, site: str, samples: Any) -> None:
         """What a site says at its start that it trains on. The first word counts: a later one raises nothing."""
         if check_samples(samples) is None:
@@ -116,8 +120,8 @@ class Guard:
     def fail(self, site: str, round_: int, reason: str, *, held_out: bool = False, report: Any = None) -> None:
         """A site has no update to give: its error, or that it only scores. Never hides one that is in."""
         if site not in self._updates:
-            row = {"round": round_, "site": site, "accepted": False, "reason": reason, "note": "", "held_out": held_out}
-            self.rows[site] = row | numbers(report)
+            row = {"round": round_, "site": site, "accepted": False, "reason": one_line(reason), "note": ""}
+            self.rows[site] = row | {"held_out": held_out} | numbers(report)
 
     def take(self, message: Message, expected: Expected, make: Callable[[], Tensors]) -> str | None:
         """Let a message in, or say why not.
@@ -132,6 +136,7 @@ class Guard:
             except UpdateError as error:
                 reason = error.line()
         if reason is not None:
+            reason = one_line(reason)
             self.fail(site, expected.round, reason, report=message.report)
             if site not in self._updates:
                 self._tell(site, expected.round, reason)

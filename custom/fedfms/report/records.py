@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.errors import FedfmsError
+from fedfms.guard.rows import one_line
 from fedfms.report.mixing import clean_mixing
 from fedfms.report.scores import clean_number, clean_scores
 from fedfms.study import Study
@@ -74,7 +75,7 @@ def read_records(workspace: Path) -> Records:
 
 def clean_reason(raw: Any) -> str:
     """One line, of no length that spoils a table, and without what moves a terminal's cursor."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(raw or "")).split())[:_REASON_CHARACTERS]
+    return one_line(str(raw or ""), _REASON_CHARACTERS)
 
 
 def overlays(workspace: Path, folder: Path) -> list[Path]:

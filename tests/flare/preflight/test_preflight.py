@@ -19,6 +19,7 @@ from PIL import Image
 
 from fedfms.flare.job import build_job, with_checkpoint
 from fedfms.flare.preflight import CHECKS, Context, Row, failed, host, preflight
+from fedfms.flare.preflight import data as files
 from fedfms.flare.preflight import server as way
 from fedfms.settings import ENV
 from fedfms.study import PHANTOM, Study, load_study
@@ -146,6 +147,14 @@ def _other_pixels(world: World) -> None:
     Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(path)
 
 
+def _cut(world: World, *, images: int, most: int) -> None:
+    """Images that are not of the sample are cut short; the study leaves so many out at most."""
+    world.patch.setattr(files, "_SAMPLE", 1)
+    world.study(**{"data.max_bad_images": most})
+    for path in sorted((world.data / "eyes" / SITE / "images").iterdir())[-images:]:
+        path.write_bytes(path.read_bytes()[:20])
+
+
 def _none_to_train_on(world: World) -> None:
     parts = {"train": (), "val": (), "all": ()}
     world.patch.setattr("fedfms.flare.preflight.context.split_items", lambda *_: (parts, "val"))
@@ -223,6 +232,7 @@ FAILING: list[tuple[str, Spoil, str]] = [
     ("data", lambda w: next((w.data / "eyes" / SITE / "labels").iterdir()).unlink(), "is missing"),
     ("data", _other_pixels, "1 of 20 slices looked at are damaged"),
     ("data", _none_to_train_on, "no image to train on; train 0"),
+    ("data", lambda w: _cut(w, images=2, most=1), "2 of 20 slices looked at are damaged"),
     ("weights", lambda w: (w.data / "weights.pth").unlink(), "no such file"),
     ("weights", lambda w: (w.data / "weights.pth").write_bytes(b"x"), "its SHA-256 is not the study's"),
     ("weights", lambda w: w.settings(checkpoint_sha256=["0" * 64]), "not among those that the site accepts"),
@@ -256,6 +266,7 @@ WARNING: list[tuple[str, Spoil, str]] = [
     ("settings", lambda w: (w.kit / "local" / "fedfms_site.yaml").unlink(), "every setting is the default"),
     ("certificate", lambda w: _certified(w, ends=29), "certificate 29 days left"),
     ("data", lambda w: w.settings(min_cases=3), "no score of under 3 images leaves"),
+    ("data", lambda w: _cut(w, images=1, most=1), "1 of 20 slices looked at are damaged and will be left out"),
     ("job", lambda w: w.edit("local/resources.json", lambda r: r.pop("app_validator")), "no app_validator of ours"),
     ("link", lambda w: w.study(**{"federation.wait_s": 1}), "not measured"),
 ]  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from fedfms.data.source import Item
+from collections.abc import Callable
+
+from fedfms.data.source import FolderSource, Item
 from fedfms.errors import DataError
-from fedfms.flare.preflight.context import Context, Finding, SiteImages, fail, ok, warn
+from fedfms.flare.preflight.context import Context, Finding, fail, ok, warn
 from fedfms.models.checkpoints import verify
 from fedfms.study import PHANTOM
 from fedfms.training.build import checkpoint_path
@@ -21,10 +23,13 @@ def images(context: Context) -> Finding:
         for part, items in site.parts.items():
             parts[part] = parts.get(part, 0) + len(items)
         chosen = site.items if context.full else _spread(site.items)
-        bad, looked = bad + _bad(site, chosen), looked + len(chosen)
+        bad, looked = bad + _bad(chosen, site.source.read), looked + len(chosen)
+        if study.data.max_bad_images and isinstance(site.source, FolderSource):  # else opening it has looked at all
+            rest = [item for item in site.parts["all"] if item not in chosen]
+            bad, looked = bad + _bad(rest, site.source.look), looked + len(rest)
     scored = context.images[0].scored
     seen = ", ".join(f"{part} {count}" for part, count in parts.items())
-    if bad:
+    if bad > study.data.max_bad_images:
         return fail(f"{bad} of {looked} slices looked at are damaged, or not those of the manifest", _CHECK)
     if not parts["train"] and not context.held_out:
         return fail(f"no image to train on; {seen}", "convert more cases; or the lead holds this site out")
@@ -33,6 +38,8 @@ def images(context: Context) -> Finding:
         return warn(f"{seen}; no score of under {least} images leaves", "tell the lead: this site will have no score")
     if study.data.dataset == PHANTOM:
         return ok(f"the embedded phantom: {seen}")
+    if bad:
+        return warn(f"{seen}; {bad} of {looked} slices looked at are damaged and will be left out", _CHECK)
     values = ", ".join(f"{one.name} {list(one.values)}" for one in study.data.structures)
     return ok(f"{seen}; {looked} slices read, hashes right; label values: {values}")
 
@@ -43,11 +50,11 @@ def _spread(items: list[Item]) -> list[Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _bad(site: SiteImages, items: list[Item]) -> int:
+def _bad(items: list[Item], read: Callable[[Item], object]) -> int:
     found = 0
     for item in items:
         try:
-            site.source.read(item)
+            read(item)
         except DataError:  # its text names the case
             found += 1
     return found
