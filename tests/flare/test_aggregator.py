@@ -224,7 +224,7 @@ def test_no_report_of_a_site_ends_the_round_for_all(scores: Any, value: float) -
 def test_the_best_model_is_chosen_by_accepted_updates_only() -> None:
     """Why there is a selector of ours: NVFLARE's own takes the score of an update that is then refused."""
     found: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for name, selector in (("ours", AcceptedModelSelector()), ("theirs", IntimeModelSelector())):
+    for name, selector in (("ours", AcceptedModelSelector("val_dice")), ("theirs", IntimeModelSelector())):
         server = Server()
         selector.key_metric = "val_dice"
         selector.fire_event = lambda _, context, name=name: found[name].append(
