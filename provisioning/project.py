@@ -15,7 +15,7 @@ from fedfms.flare.console import MAX_JOB_MB
 TEMPLATE = Path(__file__).with_name("project.yml")
 _ROLES = ("project_admin", "org_admin", "lead", "member")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
-_OWN = {"jobs": [], "max_job_mb": MAX_JOB_MB, "root_days": 3650}
+_OWN: dict[str, Any] = {"jobs": [], "max_job_mb": MAX_JOB_MB, "root_days": 3650}
 _LIBRARY = "nvflare.lighter.impl"
 
 
