@@ -190,6 +190,7 @@ def _renew(args: argparse.Namespace) -> None:
 
 
 def _replace(args: argparse.Namespace) -> None:
+    _server_first(args)
     made, serials = Deployment(args.out).replace(args.name, passphrase(args.passphrase_file))
     _tell([made], args.out)
     _blocked(args, serials)
@@ -199,7 +200,14 @@ def _block(args: argparse.Namespace) -> None:
     deployment = Deployment(args.out)
     if args.name is None and args.server is None:
         raise ProvisioningError("nobody is named", do="name whom to block, or with --server where to put the list")
+    _server_first(args)
     _blocked(args, [] if args.name is None else deployment.block(args.name, args.serial))
+
+
+def _server_first(args: argparse.Namespace) -> None:
+    """A wrong --server ends the command before anything is made or blocked."""
+    if args.server is not None:
+        kits.blocked_list(args.server)
 
 
 def _blocked(args: argparse.Namespace, serials: list[str]) -> None:

@@ -12,8 +12,8 @@ from provisioning.policy import BLOCKED
 from provisioning.sealed import SealError, pack, restrict, seal, unpack, unseal
 
 __all__ = [  # what a kit is once it is open has its own file, at every site
-    "LIST", "SUFFIX", "certificate", "changes", "code", "common_name", "days_left", "finish", "open_kit", "put_blocked",
-    "seal_kit", "spoken",
+    "LIST", "SUFFIX", "blocked_list", "certificate", "changes", "code", "common_name", "days_left", "finish",
+    "open_kit", "put_blocked", "seal_kit", "spoken",
 ]  # fmt: skip
 SUFFIX = ".kit"
 
@@ -57,7 +57,16 @@ def put_blocked(source: Path, server: Path) -> None:
     Raises:
         ProvisioningError: it is no server's kit of ours.
     """
+    write_atomic(blocked_list(server), source.read_bytes(), mode=0o600)
+
+
+def blocked_list(server: Path) -> Path:
+    """Where the server's kit has its list of blocked serials.
+
+    Raises:
+        ProvisioningError: it is no server's kit of ours.
+    """
     target = server / "local" / BLOCKED
     if not target.is_file():
         raise ProvisioningError("this is no server's kit of ours", where=server.name, do="name its folder")
-    write_atomic(target, source.read_bytes(), mode=0o600)
+    return target

@@ -140,7 +140,7 @@ def write_policy(kit: Path, kind: str, tensors: Mapping[str, int], max_job_mb: i
         resources["components"] = [one for one in resources["components"] if one["id"] != "site_log_streamer"]
         _write(local / "privacy.json", privacy(tensors))
         write_atomic(local / FILE_NAME, _SETTINGS, mode=0o600)
-    args = {"file": f"{PLACE}/startup/{kind}.crt"}
+    args = {"file": f"startup/{kind}.crt"}  # no `PLACE`: a site's kit, once open, is its list's to the bit
     resources["components"].append({"id": "expiry", "path": "fedfms.flare.expiry.CertificateEnds", "args": args})
     for name in ("resources.json", "resources.json.default"):  # `nvflare deploy prepare` goes by the latter alone
         _write(local / name, resources)

@@ -15,7 +15,7 @@ from fedfms.flare.console import MAX_JOB_MB
 TEMPLATE = Path(__file__).with_name("project.yml")
 _ROLES = ("project_admin", "org_admin", "lead", "member")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
-_OWN = {"jobs": [], "max_job_mb": MAX_JOB_MB, "root_days": 3650}
+_OWN: dict[str, Any] = {"jobs": [], "max_job_mb": MAX_JOB_MB, "root_days": 3650}
 _LIBRARY = "nvflare.lighter.impl"
 
 
@@ -79,14 +79,7 @@ def load_project(path: Path) -> Project:
         raise ProvisioningError("the project file is not YAML", do=_see()) from None
     if not isinstance(raw, dict) or not isinstance(raw.get("participants"), list) or not raw.get("name"):
         raise ProvisioningError("the project file has no name or no participants", do=_see())
-    own = raw.pop("fedfms", None) or {}
-    unknown = sorted(set(own) - set(_OWN))
-    if unknown:
-        raise ProvisioningError(f"the project's section fedfms has unknown keys {unknown}", do=f"known: {list(_OWN)}")
-    own = _OWN | own
-    for key in ("max_job_mb", "root_days"):
-        if type(own[key]) is not int or own[key] < 1:
-            raise ProvisioningError(f"the project's {key} must be a number, 1 or more")
+    own = _own(raw.pop("fedfms", None))
     known = {"api_version", "name", "description", "participants"}
     project = Project(
         name=str(raw["name"]), description=str(raw.get("description") or ""),
@@ -97,6 +90,23 @@ def load_project(path: Path) -> Project:
     )  # fmt: skip
     _check(project)
     return project
+
+
+def _own(section: Any) -> dict[str, Any]:
+    """What the section says, and defaults."""
+    section = {} if section is None else section
+    if not isinstance(section, dict):
+        raise ProvisioningError("the project's section fedfms must hold keys", do=f"known: {list(_OWN)}")
+    unknown = sorted(str(key) for key in set(section) - set(_OWN))
+    if unknown:
+        raise ProvisioningError(f"the project's section fedfms has unknown keys {unknown}", do=f"known: {list(_OWN)}")
+    own = _OWN | section
+    for key in ("max_job_mb", "root_days"):
+        if type(own[key]) is not int or own[key] < 1:
+            raise ProvisioningError(f"the project's {key} must be a number, 1 or more")
+    if not isinstance(own["jobs"], list) or not all(isinstance(job, str) for job in own["jobs"]):
+        raise ProvisioningError("the project's jobs must be a list of folders", do="`jobs: []` if there is none yet")
+    return own
 
 
 def _see() -> str:

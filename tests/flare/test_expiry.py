@@ -40,6 +40,16 @@ def test_the_end_is_told(
     assert found == level and told in line and line.endswith("ask the lead for a new kit")
 
 
+def test_a_place_in_the_kit_is_found_from_the_kits_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "startup").mkdir()
+    _certificate(tmp_path / "startup" / "client.crt", timedelta(days=29, hours=1))
+    monkeypatch.chdir(tmp_path)
+    CertificateEnds("startup/client.crt")
+    assert "in 29 days" in caplog.text
+
+
 def test_of_one_that_is_good_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     CertificateEnds(str(_certificate(tmp_path / "client.crt", timedelta(days=31))))
     assert not caplog.records

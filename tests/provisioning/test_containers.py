@@ -97,7 +97,7 @@ def test_a_server_whose_list_of_blocked_serials_was_not_placed_does_not_start(pr
     assert own["args"]["file"] == f"{PLACE}/local/{BLOCKED}"
     with pytest.raises(ValueError, match="cannot be read"):
         BlockedSerials(**own["args"])
-    placed = text.replace(PLACE, WORKSPACE)  # the runbook's `sed`
+    placed = text.replace(PLACE, WORKSPACE).replace('"startup/', f'"{WORKSPACE}/startup/')  # the runbook's `sed`
     assert f"{WORKSPACE}/startup/server.crt" in placed
     assert PLACE not in placed and f"{WORKSPACE}/local/{BLOCKED}" in placed
     assert f"{WORKSPACE}/jobs-storage" in placed and "/tmp/nvflare/jobs-storage" not in placed.replace(WORKSPACE, "")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import stat
+import subprocess
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from provisioning.project import load_project
 from provisioning.sealed import pack, seal, unseal
 from provisioning.secret import ENV
 
-from .make import ADMIN, LEAD, PASSPHRASE, SITES, opened, project_file, umask
+from .make import ADMIN, LEAD, PASSPHRASE, REPO, SITES, opened, project_file, umask
 
 pytestmark = pytest.mark.slow  # NVFLARE takes seconds to make kits
 
@@ -89,6 +92,27 @@ def test_the_code_is_the_one_that_the_lead_reads_out(federation: Path, tmp_path:
     assert code(kit) == told["site-1"]
     assert len(told["site-1"]) == 29
     assert len(set(told.values())) == 7
+
+
+@pytest.mark.parametrize("name", ["site-1", LEAD])
+def test_coreutils_alone_compare_an_opened_kit_with_its_list(name: str, federation: Path, tmp_path: Path) -> None:
+    runbook = (REPO / "provisioning" / "RUNBOOK.md").read_text()
+    (command,) = re.findall(r"^\(cd /srv/fedfms/kit && (sha256sum .*?)\)", runbook, re.M)
+    kit = opened(federation, name, tmp_path)
+    done = subprocess.run(shlex.split(command), cwd=kit, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": OK\n") == sum(path.is_file() for path in kit.rglob("*")) - 1  # the list itself
+    with (kit / "startup" / "rootCA.pem").open("a") as file:
+        file.write("x")
+    assert subprocess.run(shlex.split(command), cwd=kit, capture_output=True, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("content", [b"no list\n", b"\xff\xfe", b"\n"])
+def test_a_damaged_list_is_a_line(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / LIST).write_bytes(content)
+    assert main(["verify", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.endswith("the kit's list is damaged; open the sealed kit again\n") and told.count("\n") == 1
 
 
 def test_a_changed_kit_is_told(federation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +206,17 @@ def test_a_servers_new_kit_refuses_what_its_old_one_did(copy: Path, tmp_path: Pa
     assert json.loads((kit / "local" / "blocked_serials.json").read_text()) == {"serials": {serial: "site-3"}}
 
 
+@pytest.mark.parametrize("command", ["replace", "block"])
+def test_a_folder_that_is_no_servers_kit_is_told_before_anything_changes(
+    command: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(ENV, PASSPHRASE)
+    before = _digests(copy)
+    assert main([command, "site-2", "--out", str(copy), "--server", str(tmp_path)]) == 1
+    assert "this is no server's kit of ours" in capsys.readouterr().err
+    assert _digests(copy) == before
+
+
 def test_a_wrong_passphrase_changes_nothing(copy: Path) -> None:
     before = _digests(copy)
     with pytest.raises(ProvisioningError, match="passphrase is wrong"):
@@ -256,6 +291,21 @@ def test_names_that_are_no_names_make_no_federation(tmp_path: Path) -> None:
         with pytest.raises(ProvisioningError, match=fault):
             make(path, tmp_path / "fed", PASSPHRASE)
     assert not (tmp_path / "fed").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        (3, "fedfms must hold keys"), (["jobs"], "fedfms must hold keys"), ({3: 4, "x": 5}, "unknown keys"),
+        ({"jobs": None}, "a list of folders"), ({"jobs": [3]}, "a list of folders"),
+        ({"jobs": "src/x"}, "a list of folders"), ({"max_job_mb": "16"}, "must be a number"),
+    ],
+)  # fmt: skip
+def test_a_section_of_another_form_is_told(section: object, fault: str, tmp_path: Path) -> None:
+    path = project_file(tmp_path / "project.yml")
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"fedfms": section}))
+    with pytest.raises(ProvisioningError, match=fault):
+        load_project(path)
 
 
 def test_the_template_is_a_project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

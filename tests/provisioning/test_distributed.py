@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedfms.errors import ProvisioningError
 from provisioning.deployment import Deployment
 from provisioning.distributed import MAX_BYTES, approve, key_code, package, request, root_code
 from provisioning.kit import certificate, changes
+from provisioning.sealed import PLACE
 
 from .make import PASSPHRASE, REPO, umask
 
@@ -44,6 +46,10 @@ def test_a_sites_key_never_leaves_it_and_the_kit_is_as_the_others(federation: Pa
     assert 358 <= (own.not_valid_after_utc - own.not_valid_before_utc).days <= 361
     assert changes(tmp_path / "kit") == ([], [])
     assert (tmp_path / "kit" / "local" / "privacy.json").is_file()
+    assert not [path for path in (tmp_path / "kit" / "local").iterdir() if PLACE.encode() in path.read_bytes()]
+    resources = json.loads((tmp_path / "kit" / "local" / "resources.json").read_text())
+    (expiry,) = [one for one in resources["components"] if one["id"] == "expiry"]
+    assert (tmp_path / "kit" / expiry["args"]["file"]).read_bytes() == own.public_bytes(Encoding.PEM)
     assert lead.current("site-9").serial == format(own.serial_number, "x")
 
     secret = (tmp_path / "kit" / "startup" / "client.key").read_bytes().splitlines()[5]

@@ -237,8 +237,6 @@ def test_an_expired_certificate_is_refused(running: Running, out: Path, tmp_path
     (kit / "startup" / "client.crt").write_bytes(_expired(certificate(kit), root))
     certificate(kit).verify_directly_issued_by(x509.load_pem_x509_certificate(root["root_cert"].encode()))
     assert not _is_let_in(kit, running)
-    resources = kit / "local" / "resources.json"
-    resources.write_text(resources.read_text().replace(str(running.kits["site-2"]), str(kit)))
     _starts_and_is_refused(running, kit, "fedfms: this kit's certificate ended on", "other")
 
 

@@ -20,7 +20,7 @@ class CertificateEnds(FLComponent):
     """Logs an error if the kit's certificate has ended, and a warning if it is about to.
 
     Args:
-        file: the certificate, PEM; absolute.
+        file: the certificate, PEM; absolute, or as of the kit's folder: NVFLARE works in it before it makes this.
     """
 
     def __init__(self, file: str) -> None:

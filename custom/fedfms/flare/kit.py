@@ -68,10 +68,14 @@ def changes(folder: Path) -> tuple[list[str], list[str]]:
     site's own.
 
     Raises:
-        ProvisioningError: the kit has no list.
+        ProvisioningError: the kit has no list, or one that is damaged.
     """
-    lines = (line.split("  ", 1) for line in read_list(folder).decode().splitlines())
-    was = {name: digest for digest, name in lines}
+    try:
+        lines = (line.split("  ", 1) for line in read_list(folder).decode().splitlines())
+        was = {name: digest for digest, name in lines}
+    except ValueError:
+        do = "open the sealed kit again"
+        raise ProvisioningError("the kit's list is damaged", where=folder.name, do=do) from None
     parts: tuple[list[str], list[str]] = ([], [])
     for part, found in zip(("startup", "local"), parts, strict=True):
         now = {

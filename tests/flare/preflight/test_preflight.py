@@ -365,6 +365,10 @@ def test_a_server_that_is_not_to_be_trusted(
     assert rows["port"].state == "pass"
 
 
+def test_a_certificate_that_is_taken_may_be_blocked(world: World) -> None:
+    assert "whether its serial is blocked shows only at registration" in world.rows(job=None)["TLS"].seen
+
+
 def test_a_scheme_that_is_not_http_is_a_handshake(world: World) -> None:
     world.edit("startup/fed_client.json", lambda c: c["servers"][0]["service"].update(scheme="tcp"))
     assert world.rows(job=None)["TLS"].state == "pass"

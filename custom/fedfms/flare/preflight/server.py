@@ -29,12 +29,13 @@ def port(context: Context) -> Finding:
 
 
 def tls(context: Context) -> Finding:
-    """Mutual TLS with the kit's certificate: whose the server's is, and that it takes ours."""
+    """Mutual TLS with the kit's certificate: whose the server's is, and that it takes ours; not its blocked serials."""
     answer, now = context.answer, datetime.now(timezone.utc)
     if isinstance(answer, ProvisioningError):
         return fail(answer.what, answer.do)
     left = days_left(answer.until, now)
-    seen = f"{answer.version}; the server's certificate is the kit's root's, of its name, {left} days left"
+    seen = f"{answer.version}; the server's certificate is the kit's root's, of its name, {left} days left; it takes "
+    seen += "this kit's: whether its serial is blocked shows only at registration"
     return ok(seen) if left >= SOON else warn(seen, "tell the lead to renew the server's kit")
 
 
