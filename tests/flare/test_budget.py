@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import tracemalloc
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from nvflare.app_common.decomposers.numpy_decomposers import NumpyArrayDecomposer
 from nvflare.app_common.np.np_downloader import ArrayConsumer
+from nvflare.app_opt.pt.decomposers import TensorDecomposer
+from nvflare.fuel.utils import fobs
+from nvflare.fuel.utils.fobs import FOBSContextKey
 
 from fedfms.flare import budget
 
@@ -17,7 +23,10 @@ from fedfms.flare import budget
 @pytest.fixture(autouse=True)
 def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A budget of 1 MB; NVFLARE's own methods come back after the test."""
-    for owner, name in ((NumpyArrayDecomposer, "native_recompose"), (ArrayConsumer, "consume_items")):
+    for owner, name in (
+        (NumpyArrayDecomposer, "native_recompose"), (ArrayConsumer, "consume_items"),
+        (TensorDecomposer, "native_recompose"), (TensorDecomposer, "download"),
+    ):  # fmt: skip
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(budget, "MORE", 0)
     budget.limit_arrays(250_000)
@@ -75,3 +84,24 @@ def test_objects_are_refused() -> None:
     np.save(file, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="objects"):
         NumpyArrayDecomposer().native_recompose(file.getvalue())
+
+
+def test_no_tensor_is_made_of_a_message() -> None:
+    fobs.register(TensorDecomposer)  # as NVFLARE's persistor does at the server
+    message = fobs.dumps({"w": torch.zeros(2)})
+    with pytest.raises(ValueError, match="a tensor in a message"):
+        fobs.loads(message)
+
+
+@pytest.mark.parametrize("to_disk", [False, True])
+def test_no_tensor_is_fetched(to_disk: bool) -> None:
+    """Not the first piece of it, wherever NVFLARE is told to put them."""
+    reference = SimpleNamespace(dot=0, value=json.dumps({"fqcn": "site-1.job", "ref_id": "1"}))
+    fetched: list[object] = []
+    cell = SimpleNamespace(
+        get_fobs_context=lambda: {FOBSContextKey.TENSOR_DISK_OFFLOAD: to_disk},
+        send_request=lambda *args, **_: fetched.append(args),
+    )
+    with pytest.raises(ValueError, match="a tensor in a message"):
+        TensorDecomposer().process_datum(reference, SimpleNamespace(fobs_ctx={FOBSContextKey.CELL: cell}))
+    assert not fetched

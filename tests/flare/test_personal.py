@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.fl_context import FLContext
 
-from fedfms.flare.wire import update_dxo
+from fedfms.flare.personal import OwnModelFilter
+from fedfms.flare.wire import VALIDATE, to_arrays, update_dxo
 from fedfms.methods import Layout, make_method
 
 from .make import MODEL, Server, update
@@ -66,3 +71,23 @@ def test_a_site_without_a_mixture_is_scored_with_the_global_model() -> None:
     assert own is not None
     assert set(own) == set(MODEL)
     assert server.aggregator.tensors_for("c", None, server.context) is None
+
+
+def test_a_site_that_names_another_is_not_sent_its_model() -> None:
+    server, filter_ = Server(), OwnModelFilter()
+    server.persistor.method = make_method("sgca", {})
+    for site, value in (("a", 1.0), ("b", 3.0)):
+        assert server.send(site, update(value))
+    server.aggregate()
+    peer = FLContext()
+    peer.put(ReservedKey.IDENTITY_NAME, "b", private=False, sticky=False)
+    server.context.set_peer_context(peer)
+    sent = {}
+    for asks in "bc":
+        task = DXO(DataKind.WEIGHTS, data=to_arrays(MODEL)).to_shareable()
+        sent[asks] = from_shareable(filter_.process(server.hand_out(VALIDATE, task, asks), server.context)).data
+    own = server.aggregator.tensors_for("b", None, server.context)
+    assert own is not None
+    assert np.array_equal(sent["b"]["decoder.w"], own["decoder.w"])
+    assert not np.array_equal(sent["b"]["decoder.w"], MODEL["decoder.w"])
+    assert np.array_equal(sent["c"]["decoder.w"], MODEL["decoder.w"])

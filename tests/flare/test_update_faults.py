@@ -5,6 +5,7 @@ Each through the aggregator, on shareables as a site's executor makes them. The 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,11 +24,12 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.flare.executor import SiteExecutor
 from fedfms.flare.personal import OwnModelFilter
-from fedfms.flare.wire import SAMPLES, STAMP, TOLD, TRAIN, to_arrays, update_dxo
+from fedfms.flare.wire import HOLDS, SAMPLES, STAMP, TOLD, TRAIN, to_arrays, update_dxo
 
 from .make import MODEL, Server, task_of, update
 from .test_executor import STUDY
 
+TOO_DEEP: list[Any] = functools.reduce(lambda inner, _: [inner], range(2000), [])  # str() of it raises
 GOOD = {"a": 2.0, "b": 4.0, "c": 3.0}
 
 
@@ -61,6 +63,8 @@ FAULTS: dict[str, tuple[Callable[[Server], Shareable], str]] = {
     "of another job": (_stamped(job="another"), "of another job"),
     "another site's update": (_stamped(site="a"), "speaks for another site"),
     "another schema": (_stamped(schema="1-2-3"), "names and shapes and dtypes of its model"),
+    "too deep a schema": (_stamped(schema=TOO_DEEP), "does not say of what model"),
+    "an array for a schema": (_stamped(schema=np.array(["1", "2"])), "does not say of what model"),
     "no stamp": (_stamped(schema=None), "does not say of what model"),
     "oversized tensor": (lambda _: update(**{"decoder.w": np.zeros((2000, 2000), np.float32)}), "not float32"),
 }  # fmt: skip
@@ -117,14 +121,21 @@ def _peer(server: Server, site: str, **props: Any) -> None:
     for name, value in props.items():
         peer.put(name, value, private=False, sticky=False)
     server.context.set_peer_context(peer)
-    server.context.set_prop(FLContextKey.TASK_NAME, TRAIN)
 
 
-def _asked(server: Server, site: str, round_: int = 3, **props: Any) -> DXO:
-    """The task as it leaves the server for a site that asks with these properties."""
-    _peer(server, site, **props)
+def _asked(server: Server, site: str, round_: int = 3, says: str = "", over: bool = False, **props: Any) -> DXO:
+    """The task as it leaves the server for a site that asks with these properties.
+
+    Args:
+        says: the name in its context, where it is not its own.
+        over: the round ends while it is asking.
+    """
+    _peer(server, says or site, **props)
     task = DXO(DataKind.WEIGHTS, data=to_arrays(MODEL)).to_shareable()
     task.set_header(AppConstants.CURRENT_ROUND, round_)
+    task = server.hand_out(TRAIN, task, site)
+    if over:
+        server.context.get_prop(FLContextKey.RUNNER).current_wf.controller.communicator.finalize_run(server.context)
     return from_shareable(OwnModelFilter().process(task, server.context))
 
 
@@ -146,6 +157,33 @@ def test_the_next_task_tells_a_refused_site_why_and_no_other() -> None:
     assert server.aggregator.told("bad")
     server.send("bad", update())
     assert _asked(server, "bad", 4).get_meta_prop(TOLD) is None
+
+
+def test_a_site_that_asks_in_the_name_of_another() -> None:
+    """It declares nothing for the other and hears nothing of it: whose token NVFLARE knows it by is who asks."""
+    server = Server()
+    server.send("b", update(samples=0))
+    assert _asked(server, "c", says="b", **{SAMPLES: 1}).get_meta_prop(TOLD) is None
+    assert server.send("b", update(samples=10))
+    assert not server.send("c", update(samples=10))
+    assert server.aggregator.rows["c"]["reason"] == "it counts 10 samples, and the site declared 1"
+
+
+def test_who_asks_while_the_round_ends_is_nobody() -> None:
+    server = Server()
+    server.send("b", update(samples=0))
+    task = _asked(server, "b", over=True, **{SAMPLES: 1})
+    assert task.get_meta_prop(TOLD) is None
+    assert np.array_equal(task.data["decoder.w"], MODEL["decoder.w"])
+    assert server.send("b", update(samples=10))
+
+
+@pytest.mark.parametrize("key", [HOLDS, SAMPLES])
+def test_a_list_too_deep_to_write_down_in_a_request(key: str) -> None:
+    """An exception in the filter would end the round for all."""
+    server = Server(wire="int8")
+    assert _asked(server, "bad", **{key: TOO_DEEP}).data_kind == DataKind.WEIGHTS
+    assert server.aggregator._guard._declared == {}
 
 
 def test_a_site_logs_one_line_of_it_and_goes_on(context: FLContext, caplog: pytest.LogCaptureFixture) -> None:

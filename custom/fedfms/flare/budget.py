@@ -3,7 +3,8 @@
 A site's update is decoded before any component sees it. Small arrays lie in the message as .npy; what is larger the
 server fetches piece by piece, each an .npz: a zip, in which a site can pack a thousandfold. So the limit is where
 NVFLARE makes arrays of these bytes, for the whole process of the server's job: what an array says of itself is held
-against the budget first, and a fetch that goes beyond it is cancelled. It bounds arrays, not texts or numbers; the
+against the budget first, and a fetch that goes beyond it is cancelled. NVFLARE's persistor lets torch's tensors in by a
+way of their own; no message of ours has one, so none is made or fetched. It bounds arrays, not texts or numbers; the
 bytes of one unpacked message are NVFLARE's own `streaming_max_blob_size`.
 """
 
@@ -17,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 from nvflare.app_common.decomposers.numpy_decomposers import NumpyArrayDecomposer
 from nvflare.app_common.np.np_downloader import ArrayConsumer
+from nvflare.app_opt.pt.decomposers import TensorDecomposer
 
 from fedfms.flare.blocked import wrap
 
@@ -25,7 +27,8 @@ TIMES, MORE = 4, 64 << 20
 
 
 def limit_arrays(model_bytes: int) -> None:
-    """From now on this process takes no array, and no fetched set of arrays, beyond `TIMES` a model and `MORE` bytes.
+    """From now on this process takes no array, and no fetched set of arrays, beyond `TIMES` a model and `MORE` bytes,
+    and no tensor of torch's.
 
     Raises:
         AttributeError: NVFLARE has changed the place where it makes arrays.
@@ -43,6 +46,8 @@ def limit_arrays(model_bytes: int) -> None:
 
     wrap(NumpyArrayDecomposer, "native_recompose", one)
     wrap(ArrayConsumer, "consume_items", several)
+    wrap(TensorDecomposer, "native_recompose", _no_tensor)
+    wrap(TensorDecomposer, "download", _no_tensor)
 
 
 def declared(file: IO[bytes]) -> int:
@@ -69,6 +74,10 @@ def packed(item: bytes) -> int:
             with archive.open(info) as member:
                 total += max(declared(member), info.file_size)
     return total
+
+
+def _no_tensor(*_: Any, **__: Any) -> Any:
+    raise ValueError("a tensor in a message, where only arrays are taken")
 
 
 def _check(size: int, most: int) -> None:

@@ -29,18 +29,33 @@ class OwnModelFilter(DXOFilter):
         """
         aggregator = fl_ctx.get_engine().get_component(self._aggregator_id)
         assert isinstance(aggregator, CheckedAggregator)
-        peer = fl_ctx.get_peer_context()
-        site = str(peer.get_identity_name())
+        site, peer = _asker(fl_ctx), fl_ctx.get_peer_context()
+        if site is None:
+            return None
         training = fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN
         round_ = int(shareable.get_header(AppConstants.CURRENT_ROUND, 0)) if training else None
         told = aggregator.told(site)
         meta = {**dxo.meta, TOLD: told} if told else dict(dxo.meta)
         aggregator.declare(site, peer.get_prop(SAMPLES))
         if round_ is not None:
-            download = aggregator.download_for(site, round_, str(peer.get_prop(HOLDS, "")), fl_ctx)
+            holds = peer.get_prop(HOLDS)
+            download = aggregator.download_for(site, round_, holds if isinstance(holds, str) else "", fl_ctx)
             if download is not None:
                 return download_dxo(download, meta)
         tensors = aggregator.tensors_for(site, round_, fl_ctx)
         if tensors is None:
             return DXO(DataKind.WEIGHTS, data=dxo.data, meta=meta) if told else None
         return DXO(DataKind.WEIGHTS, data=to_arrays(tensors), meta=meta)
+
+
+def _asker(fl_ctx: FLContext) -> str | None:
+    """Whom NVFLARE has given the task to, by the token of the request: the name in its context is the site's own word,
+    and counts only where no server runs. None where the task is over: nothing says any more who asks.
+    """
+    runner = fl_ctx.get_prop(FLContextKey.RUNNER)
+    if runner is None:
+        return str(fl_ctx.get_peer_context().get_identity_name())
+    if (workflow := runner.current_wf) is None:
+        return None
+    task = workflow.controller.communicator.process_task_check(fl_ctx.get_prop(FLContextKey.TASK_ID), fl_ctx)
+    return None if task is None else str(task.client.name)

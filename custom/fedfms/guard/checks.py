@@ -42,11 +42,11 @@ class Schema:
 
 def check_hash(told: Any, schema: Schema) -> str | None:
     """The site has built the study's shared tensors as the server has: `Schema.hash` of both is the same."""
-    own = schema.hash()
+    told, own = told if isinstance(told, str) else "", schema.hash()
     if told == own:
         return None
-    parts, ours = str(told)[: len(own)].split("-"), own.split("-")
-    if not isinstance(told, str) or len(parts) != len(ours):
+    parts, ours = told[: len(own)].split("-"), own.split("-")
+    if len(parts) != len(ours):
         return "it does not say of what model it is"
     differ = [of for of, part, our in zip(_PARTS, parts, ours, strict=False) if part != our]
     return f"the {' and '.join(differ) or 'tensors'} of its model are not those that the job began with"
