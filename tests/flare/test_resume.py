@@ -14,7 +14,6 @@ from nvflare.app_common.app_event_type import AppEventType
 
 from fedfms.cli import main
 from fedfms.errors import StudyError, TrainingError
-from fedfms.flare.engine import SIMULATED, aside, put_aside, put_back
 from fedfms.flare.job import build_job
 from fedfms.flare.nextjob import described, next_job
 from fedfms.flare.resume import BEST, KEPT, Keeper, job_ids, put, saved_best, saved_server, take_over
@@ -195,6 +194,9 @@ def test_the_command_makes_the_next_job_or_says_what_it_needs(
     shutil.copytree(job / "app", tmp_path / "id-7" / "app_server")
     assert main(["resume", str(tmp_path / "id-7"), "--out", str(tmp_path / "on")]) == 0
     assert described(tmp_path / "on")[1] == ("id-7",)
+    shutil.copytree(tmp_path / "id-7", tmp_path / "id-8" / "workspace")  # as it is fetched
+    assert main(["resume", str(tmp_path / "id-8" / "workspace"), "--out", str(tmp_path / "on")]) == 0
+    assert described(tmp_path / "on")[1] == ("id-8",)
     (tmp_path / "table.json").write_text(json.dumps({"command": "fedfms table phantom --out OUT"}))
     capsys.readouterr()
     assert main(["resume", str(tmp_path)]) == 0
@@ -218,8 +220,9 @@ def test_rounds_that_are_done_are_not_done_again() -> None:
 def test_the_best_model_so_far_is_what_a_new_one_must_surpass(tmp_path: Path) -> None:
     folder = tmp_path / "server" / KEPT / "one"
     folder.mkdir(parents=True)
-    write_tensors(folder / BEST, {"model": SHARED, "round": 2, "dice": 0.75})
-    best = saved_best(workspace(tmp_path, "server"), ["one", "two"])
+    write_tensors(folder / BEST, {"model": SHARED, "round": 2, "dice": 0.75, "study": _study().to_dict()}, "it")
+    assert saved_best(workspace(tmp_path, "server"), ["one", "two"], _study("fedsam")) is None
+    best = saved_best(workspace(tmp_path, "server"), ["one", "two"], _study())
     assert best is not None and (best.round, best.dice) == (2, 0.75)
     selector = AcceptedModelSelector("val_dice")
     engine = SimpleNamespace(get_component=lambda _: SimpleNamespace(best=best))
@@ -234,34 +237,3 @@ def test_a_second_name_of_a_file_is_put_at_once_and_may_be_put_again(tmp_path: P
         put(tmp_path / "a", tmp_path / "folder" / "b")
         assert (tmp_path / "folder" / "b").read_text() == content
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["b"]
-
-
-def _workspace_of_a_simulator(root: Path) -> dict[str, str]:
-    files = {
-        f"server/{KEPT}/{SIMULATED}/server.pt": "kept", f"server/{SIMULATED}/fedfms/rounds.jsonl": "rows",
-        f"a/{SIMULATED}/fedfms/state/round_00000.pt": "state", f"server/{SIMULATED}/tb_events/a/x": "curves",
-    }  # fmt: skip
-    for path, content in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(content)
-    (root / "server" / SIMULATED / "app_server").mkdir()
-    return files
-
-
-def test_the_simulator_keeps_what_it_would_empty_wherever_it_is_cut(tmp_path: Path) -> None:
-    root = tmp_path / "ws"
-    files = _workspace_of_a_simulator(root)
-    for cut in ("before it is emptied", "after", "while it is put back"):
-        put_aside(root)
-        assert not list(root.rglob("*.pt"))
-        if cut != "before it is emptied":
-            shutil.rmtree(root)
-        if cut == "while it is put back":
-            put_back(root)
-            put_aside(root)
-            shutil.move(aside(root) / "run" / "a" / SIMULATED / "fedfms", root / "left")
-            (root / "a" / SIMULATED).mkdir(parents=True, exist_ok=True)
-            shutil.move(root / "left", root / "a" / SIMULATED / "fedfms")
-            put_aside(root)
-        put_back(root)
-        assert {path: (root / path).read_text() for path in files} == files, cut

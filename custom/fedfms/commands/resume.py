@@ -14,6 +14,7 @@ examples:
   fedfms resume workspace                                      a simulator's run: what is left of it, there
   fedfms resume jobs/fedmsa --job-id ID --out jobs/fedmsa-on   a federation's: a new job, to submit as the first was
   fedfms resume SERVER/ID --out jobs/fedmsa-on                 the same, of the run's folder at the server
+  fedfms resume OUT/ID/workspace --out jobs/fedmsa-on          the same, of the run as it was fetched
 
 A table that was cut goes on by its own command; this tells which. A new job finds what the server and the sites have
 kept by the ids of the jobs before it; what a site lost, it begins anew.
@@ -71,7 +72,10 @@ def _command(table: Path) -> str:
 
 
 def _id_of(run: Path) -> str:
-    """The id of a run's folder at a server, which bears it as its name; a job's folder has none."""
+    """The id of a run: its folder's name at a server, and of one that was fetched, DOWNLOAD/ID/workspace, the name of
+    the folder that holds it; a job's folder has none.
+    """
     if not any(run.glob("app_*")):
         raise StudyError("this is a job, whose id is not known", where=run.name, do="name it: --job-id")
-    return run.resolve().name
+    folder = run.resolve()
+    return folder.parent.name if folder.name == "workspace" else folder.name

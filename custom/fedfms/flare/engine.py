@@ -2,12 +2,13 @@
 
 NVFLARE's own empties its workspace as it starts. This one first puts aside what the run's server and sites have kept,
 in a folder beside the workspace, and back once the job's app is laid out; so that a job which goes on from
-`SIMULATED` finds it. A kill between the two loses nothing: the next start puts back what lies aside.
+`SIMULATED` finds it. A kill or a fault between the two loses nothing: the next start puts back what lies aside.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,8 @@ def put_back(workspace: Path) -> None:
     kept = aside(workspace) / "run"
     for path in list(_kept(kept)):
         _move(kept / path, workspace / path)
+    if not any(_kept(kept)):
+        shutil.rmtree(kept, ignore_errors=True)  # folders that are empty now
 
 
 def _move(source: Path, target: Path) -> None:

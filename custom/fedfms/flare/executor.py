@@ -40,6 +40,7 @@ from fedfms.flare.wire import (
 from fedfms.guard.gate import agreed
 from fedfms.settings import load_settings
 from fedfms.study import Study
+from fedfms.training.faults import placed
 from fedfms.training.link import Received
 from fedfms.training.site import Site
 from fedfms.training.told import withheld_text
@@ -118,7 +119,9 @@ class SiteExecutor(Executor):
             name = fl_ctx.get_identity_name()
             study = Study.from_dict(self._raw_study)
             ids = job_ids(self._resume)
-            if not take_over(workspace, ids, folder, study) and ids and name not in study.held_out:
+            with placed(f"site {name}"):
+                found = take_over(workspace, ids, folder, study)
+            if not found and ids and name not in study.held_out:
                 told = "nothing of the earlier job is here; what the site keeps for itself begins anew"
                 self.log_warning(fl_ctx, f"fedfms: {told}", fire_event=False)
             self._site = Site(study, name, settings, folder, stop=lambda: bool(self._abort_signal.triggered))

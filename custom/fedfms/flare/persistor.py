@@ -16,9 +16,21 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 
-from fedfms.errors import FedfmsError
+from fedfms.errors import FedfmsError, TrainingError
 from fedfms.flare.budget import limit_arrays
-from fedfms.flare.resume import BEST, OURS, Best, Keeper, job_ids, kept_folder, put, saved_best, saved_server
+from fedfms.flare.resume import (
+    BEST,
+    MEND,
+    OURS,
+    Best,
+    Keeper,
+    job_ids,
+    kept_folder,
+    kept_folders,
+    put,
+    saved_best,
+    saved_server,
+)
 from fedfms.flare.wire import to_tensors
 from fedfms.guard.checks import Schema
 from fedfms.guard.rows import line_of
@@ -142,25 +154,34 @@ class SharedModelPersistor(PTFileModelPersistor):
     def _build(self, fl_ctx: FLContext) -> None:
         workspace = fl_ctx.get_workspace()
         self.study = Study.from_dict(self._raw_study)
+        self.keeper = self._begin(workspace, fl_ctx.get_job_id(), self.study)  # first: a job that dies now is known
         built = build(self.study, load_settings(Path(workspace.get_root_dir())))
         self.method = built.method
         self.shared = built.shared()
         limit_arrays(Schema.of(self.shared).nbytes)
-        self._go_on(workspace, fl_ctx.get_job_id())
+        self._go_on(workspace, self.study, self.keeper)
         self.sizes = _sizes(built)
         self.pixels = {"input_px": built.model.input_px, "mask_px": built.model.mask_px}
         self.model = SharedModel(self.shared)
 
-    def _go_on(self, workspace: Workspace, job: str) -> None:
-        assert self.study is not None
+    def _begin(self, workspace: Workspace, job: str, study: Study) -> Keeper:
         ids = job_ids(self._resume)
-        self.saved = saved_server(workspace, ids, self.study, self.shared)
-        run, earlier = Path(workspace.get_run_dir(job)) / OURS, tuple(kept_folder(workspace, one) for one in ids)
-        self.keeper = Keeper(kept_folder(workspace, job), run, self.study, earlier)
+        earlier = kept_folders(workspace, ids, study)
+        keeper = Keeper(kept_folder(workspace, job), Path(workspace.get_run_dir(job)) / OURS, study, earlier)
+        keeper.begin()
+        return keeper
+
+    def _go_on(self, workspace: Workspace, study: Study, keeper: Keeper) -> None:
+        ids = job_ids(self._resume)
+        self.saved = saved_server(workspace, ids, study, self.shared)
         if self.saved is not None:
-            self.best = saved_best(workspace, ids)
+            self.best = saved_best(workspace, ids, study)
             self.shared = self.saved.server.shared
-            self.keeper.go_on(self.saved)
+            keeper.go_on(self.saved)
+        elif ids and not kept_folders(workspace, ids, study):  # in a simulator, a job goes on from its own id
+            keeper.forget()  # a job that was not run is none to go on from
+            what = "the server has kept nothing of this study under the ids that the job names"
+            raise TrainingError(what, where="resume", do=f"compare the ids, or {MEND}")
 
 
 def _sizes(built: BuiltModel) -> dict[str, float]:

@@ -20,18 +20,21 @@ from typing import Any, NamedTuple
 from nvflare.apis.workspace import Workspace
 
 from fedfms.errors import StudyError, TrainingError
-from fedfms.files import replace_folder
+from fedfms.files import replace_folder, write_atomic
 from fedfms.guard.checks import Schema
 from fedfms.methods import Server, Tensors
 from fedfms.study import Study
+from fedfms.training.faults import MAKE_ROOM
 from fedfms.training.server import FILE, Saved, ServerStore
 from fedfms.training.state import read_tensors
 
 KEPT = "fedfms_runs"  # in a server's workspace: a folder a job that has not come to its end
 OURS = "fedfms"  # in a run's folder, at the server and at a site
 BEST = "best_FL_global_model.pt"  # NVFLARE's name of it
+STUDY = "study.json"  # in a kept folder from the job's start on: whose it is
+LEFT_OUT = "left_out.json"  # a site's record of the images that its run leaves out
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_MEND = "start the study again with its own job"
+MEND = "start the study again with its own job"
 
 
 class Best(NamedTuple):
@@ -59,13 +62,19 @@ def kept_folder(workspace: Workspace, job: str) -> Path:
     return Path(workspace.get_root_dir()) / KEPT / job
 
 
+def kept_folders(workspace: Workspace, ids: Iterable[str], study: Study) -> tuple[Path, ...]:
+    """Those of the jobs that the server knows to be of this study, be it that no round of them was finished."""
+    found = (kept_folder(workspace, job) for job in ids)
+    return tuple(folder for folder in found if _same(_read_study(folder), study))
+
+
 @dataclass
 class Keeper:
     """Keeps a run's state at the server after each round: in one file, whole or not at all, and that file again in the
     run's own folder, for those who fetch the run.
 
-    `earlier`: where the jobs that it goes on from kept theirs; `rounds`, `mixing`: lines of the run's records so far;
-    `resumed`: the rounds from which it went on.
+    `earlier`: where the jobs of the study that it goes on from kept theirs; `rounds`, `mixing`: lines of the run's
+    records so far; `resumed`: the rounds from which it went on.
     """
 
     kept: Path
@@ -75,6 +84,21 @@ class Keeper:
     rounds: list[str] = field(default_factory=list)
     mixing: list[str] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Note whose the folder is, so that a job that dies before the end of its first round is known all the same.
+
+        Raises:
+            TrainingError: no room, or no right to the folder.
+        """
+        try:
+            for folder in (self.kept.parent, self.kept):
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o700)
+            write_atomic(self.kept / STUDY, json.dumps(self.study.to_dict()), mode=0o600)
+        except OSError as error:
+            what = f"the server's state cannot be written ({error.strerror})"
+            raise TrainingError(what, do=MAKE_ROOM) from error
 
     def go_on(self, saved: Saved) -> None:
         """Begin with what an earlier job has kept."""
@@ -134,13 +158,13 @@ def saved_server(workspace: Workspace, ids: Sequence[str], study: Study, shared:
         if saved is None:
             continue
         if not _same(saved.run.get("study"), study) or Schema.of(saved.server.shared) != Schema.of(shared):
-            raise TrainingError("what the earlier job has kept is of another study", where="resume", do=_MEND)
+            raise TrainingError("what the earlier job has kept is of another study", where="resume", do=MEND)
         return saved
     return None
 
 
-def saved_best(workspace: Workspace, ids: Sequence[str]) -> Best | None:
-    """The best model of the newest of the jobs that has one.
+def saved_best(workspace: Workspace, ids: Sequence[str], study: Study) -> Best | None:
+    """The best model of the newest of the jobs of the study that has one.
 
     Raises:
         TrainingError: it is damaged.
@@ -149,31 +173,44 @@ def saved_best(workspace: Workspace, ids: Sequence[str]) -> Best | None:
         path = kept_folder(workspace, job) / BEST
         if path.is_file():
             told = read_tensors(path, "the best model", lazily=True)
+            if not _same(told.get("study"), study):
+                continue
             return Best(int(told["round"]), float(told["dice"]), path)
     return None
 
 
 def take_over(workspace: Workspace, ids: Sequence[str], folder: Path, study: Study) -> bool:
-    """At a site: its states of the newest of the jobs that has any, copied to `folder`, of this job, if none is there.
+    """At a site: its states of the newest of the jobs that has any, copied to `folder`, of this job, if none is there;
+    and before them what the newest that has left out images has left out.
 
     Returns:
-        Whether there are any then.
+        Whether there are any states then.
 
     Raises:
         TrainingError: they are of another study.
         OSError: they cannot be copied.
     """
-    if (folder / "state").is_dir():
+    if (folder / "state").is_dir():  # put there last
         return True
+    record, states = (_newest(workspace, ids, name, study) for name in (LEFT_OUT, "state"))
+    if record is not None and not (folder / LEFT_OUT).exists():
+        put(record, folder / LEFT_OUT)
+    if states is None:
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_folder(folder / "state", partial(shutil.copytree, states, dirs_exist_ok=True))
+    return True
+
+
+def _newest(workspace: Workspace, ids: Sequence[str], name: str, study: Study) -> Path | None:
+    """What is called so in the run at this site of the newest of the jobs that has it."""
     for job in reversed(ids):
-        found = Path(workspace.get_run_dir(job)) / OURS / "state"
-        if found.is_dir():
+        found = Path(workspace.get_run_dir(job)) / OURS / name
+        if found.exists():
             if not _same(_study_of(workspace, job), study):
-                raise TrainingError("the state of the earlier job is of another study", where="resume", do=_MEND)
-            folder.mkdir(parents=True, exist_ok=True)
-            replace_folder(folder / "state", partial(shutil.copytree, found, dirs_exist_ok=True))
-            return True
-    return False
+                raise TrainingError("the state of the earlier job is of another study", where="resume", do=MEND)
+            return found
+    return None
 
 
 def _study_of(workspace: Workspace, job: str) -> Any:
@@ -182,6 +219,14 @@ def _study_of(workspace: Workspace, job: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))["executors"][0]["executor"]["args"]["study"]
     except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _read_study(folder: Path) -> Any:
+    """The study of a kept folder; None where it cannot be told."""
+    try:
+        return json.loads((folder / STUDY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
 
 

@@ -19,5 +19,6 @@ class RoundsLeft(ScatterAndGather):
             self._start_round, self._num_rounds = done, max(0, planned - done)
             self.log_info(fl_ctx, f"fedfms: {done} of {planned} rounds are done", fire_event=False)
         else:
-            self.log_warning(fl_ctx, "fedfms: the server has kept nothing; the study begins anew", fire_event=False)
+            told = "no round of the earlier job was finished; the study begins anew"
+            self.log_warning(fl_ctx, f"fedfms: {told}", fire_event=False)
         super().start_controller(fl_ctx)

@@ -104,7 +104,6 @@ def _simulate(
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the sites' processes with it
-    shutil.rmtree(aside(workspace) / "run", ignore_errors=True)  # all of it has been put back
     return returned
 
 
