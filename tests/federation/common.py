@@ -33,6 +33,7 @@ PHANTOM = ROOT / "jobs" / "studies" / "phantom.yaml"
 # nothing but an optimizer is kept at a site; learnt memory; two optimizers; private tensors
 ANEW = ("fedmsa", "fedala", "feddbe", "fedsca")
 DIGEST = re.compile(r"[0-9a-f]{32}")
+SCHEMA = re.compile(r"empty|[0-9a-f]+(-[0-9a-f]+){2}")
 ON_WIRE = {"float32": None, "bfloat16": "uint16", "float16": "float16", "int8": "uint8"}
 TINY = [
     "data.phantom_images=7", "data.phantom_px=64", "model.input_px=64", "train.rounds=2", "train.local_epochs=1",
@@ -158,7 +159,8 @@ def assert_simulator_equals_reference(
         assert not any(line["tensors"] for line in left if line["task"] == VALIDATE)
         assert not any(line["arrays beside"] for line in left)
         texts = {text for line in left for text in line["texts beside"]}
-        assert {text for text in texts if not DIGEST.fullmatch(text)} <= {"val", "test", "all"}
+        said = {text for text in texts if not DIGEST.fullmatch(text) and not SCHEMA.fullmatch(text)}
+        assert said <= {"val", "test", "all", site, "simulate_job"}  # and the stamp: who, in which job, of what form
         # On a compressed wire each update names what it is the change of: one digest a round.
         assert len([text for text in texts if DIGEST.fullmatch(text)]) == (0 if wire == "float32" else 2)
         assert ON_WIRE[wire] in {None, *left[0]["dtypes"]}

@@ -29,7 +29,7 @@ from fedfms.training.state import StateStore
 from fedfms.wire import CODECS, Downlink, digest, upload
 
 from .make import MODEL, Server
-from .test_executor import PHANTOM, SMALL, context  # noqa: F401 - a fixture
+from .test_executor import PHANTOM, SMALL
 
 ANY = pytest.mark.parametrize("wire", sorted(CODECS))
 
@@ -172,7 +172,7 @@ def _round(executor: SiteExecutor, downlink: Downlink, target: Tensors, round_: 
 
 
 @ANY
-def test_a_site_says_what_it_holds_before_it_asks(wire: str, context: FLContext, tmp_path: Path) -> None:  # noqa: F811
+def test_a_site_says_what_it_holds_before_it_asks(wire: str, context: FLContext, tmp_path: Path) -> None:
     study, downlink = _study(wire), Downlink(CODECS[wire])
     shared = build(study, SiteSettings()).shared()
     executor = SiteExecutor(study.to_dict())
