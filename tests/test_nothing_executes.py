@@ -84,7 +84,6 @@ LOADERS: dict[str, Callable[[Path], object]] = {
     "read_state": lambda folder: read_state(_plant(folder / "x.pt")),
     "read_model": lambda folder: read_model(_plant(folder / "x.pt")),
     "read_image": lambda folder: read_image(_plant(folder / "x.npy")),
-    "PrefixCache": _prefix,
     "read_tissues": lambda folder: read_tissues(Fold("f", folder, folder, _plant(folder / "types.npy"))),
     "load_study": lambda folder: load_study(_plant(folder / "x.yaml")),
     "load_settings": lambda folder: load_settings(named=_plant(folder / "x.yaml")),
@@ -100,6 +99,11 @@ def test_a_planted_file_is_refused_and_its_sentinel_untouched(loader: str, tmp_p
         LOADERS[loader](tmp_path)
     assert not (tmp_path / SENTINEL).exists()
     assert str(tmp_path) not in str(told.value)
+
+
+def test_a_planted_feature_is_worked_out_anew_and_its_sentinel_untouched(tmp_path: Path) -> None:
+    _prefix(tmp_path)
+    assert not (tmp_path / SENTINEL).exists()
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_why_the_server_gave_up_is_written_down_and_rounds_are_told_as_they_are_
         get_component=lambda name: {"persistor": server.persistor, "aggregator": server.aggregator}[name]
     )
     recorder.handle_event(AppEventType.INITIAL_MODEL_LOADED, context)
-    server.aggregator.rows = {"b": make_row(3, "b", None), "a": make_row(3, "a", None)}
+    server.aggregator._guard.rows = {"b": make_row(3, "b", None), "a": make_row(3, "a", None)}
     collector = GroupInfoCollector()
     context.set_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR, collector, sticky=False, private=True)
     recorder.handle_event(AppEventType.AFTER_AGGREGATION, context)
