@@ -74,7 +74,7 @@ import sys, time
 from pathlib import Path
 from provisioning import cli, federation
 
-def demo(out, jobs, limit_s):
+def demo(out, jobs, limit_s, show):
     kits = {name: out / name for name in ("a", "b")}
     with federation.Running(kits) as running:
         for name in kits:
