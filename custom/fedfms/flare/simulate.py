@@ -11,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from fedfms.training.state import read_tensors
 from fedfms.training.traffic import plan
 
 _ENGINE = "fedfms.flare.engine"
+_SIMULATOR = "nvflare.private.fed.app.simulator.simulator"
+_WORKER = "nvflare.private.fed.app.simulator.simulator_worker"
+_GRACE_S = 30.0
 _JOB = "job"  # in the folder beside a workspace: the job that goes on with it
 
 
@@ -54,6 +58,7 @@ def run_simulated(
         TrainingError: the simulator failed, or the run has no final scores, or it is not valid.
     """
     workspace, job = folder / "workspace", folder / "job"
+    wait_for_end(workspace)
     build_job(study, job, resume=[SIMULATED])
     site_file = folder / "site.yaml"
     told = {key: value for key, value in settings.to_dict().items() if value}
@@ -127,8 +132,7 @@ def resume_simulated(workspace: Path, threads: int | None) -> None:
         StudyError: the workspace's job is none of this package.
         TrainingError: the simulator failed; the run still goes on.
     """
-    if _goes_on(workspace):
-        raise TrainingError("the run still goes on", where=workspace.name, do="wait for its end, or stop it")
+    wait_for_end(workspace)
     with locked(aside(workspace)) as lock:
         job = aside(workspace) / _JOB
         if any((workspace / SERVER / SIMULATED).glob("app_*")):  # not where this was begun before, and cut at once
@@ -149,15 +153,30 @@ def _sites(workspace: Path) -> list[str]:
         raise StudyError("the run does not tell its sites", where=workspace.name, do="run its job again") from None
 
 
-def _goes_on(workspace: Path) -> bool:
-    """Whether a process of the simulator works there."""
-    wanted = str(workspace.resolve())
+def wait_for_end(workspace: Path) -> None:
+    """Wait for the sites' workers, which outlive a simulator that was killed: each looks for it every second.
+
+    Raises:
+        TrainingError: the simulator itself is there, or a worker that does not end.
+    """
+    until = time.monotonic() + _GRACE_S
+    while at_work := list(_at_work(workspace)):
+        if not all(at_work) or time.monotonic() > until:
+            raise TrainingError("the run still goes on", where=workspace.name, do="wait for its end, or stop it")
+        time.sleep(0.1)
+
+
+def _at_work(workspace: Path) -> Iterator[bool]:
+    """For each process of the simulator that works there: whether it has lost the simulator, and will end."""
+    wanted = workspace.resolve()
     for process in psutil.process_iter():
-        with suppress(psutil.Error):
+        with suppress(psutil.Error):  # it has ended meanwhile, or is not ours to look at
             line = process.cmdline()
-            if any("simulator" in part or part == _ENGINE for part in line) and any(wanted in part for part in line):
-                return True
-    return False
+            if not {_WORKER, _SIMULATOR, _ENGINE, "simulator"} & set(line):  # the last: `nvflare simulator`
+                continue
+            named = [Path(process.cwd(), part) for part in line]
+            if any(wanted in (path, *path.parents) for path in named):
+                yield _WORKER in line and process.ppid() != int(line[line.index("--parent_pid") + 1])
 
 
 def _own_model(workspace: Path, site: str) -> Tensors:
