@@ -46,7 +46,6 @@ whoever gets a kit:
 A passphrase comes from --passphrase-file (mode 0600), from {ENV}, or from the terminal. Those of kits are made, one
 each: tell them on another way than the kit's.
 """
-_SOON = 30  # days
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _COMPARE = "compare it by telephone with the lead's"
 
@@ -230,7 +229,7 @@ def _expiry(args: argparse.Namespace) -> int:
     now, table, soon = datetime.now(timezone.utc), Table("name", "type", "state", "days left", "until", "serial"), False
     for one in Deployment(args.out).issued:
         left = kits.days_left(datetime.fromisoformat(one.until), now)
-        near = one.state == "current" and left < _SOON
+        near = one.state == "current" and left < kits.SOON
         soon = soon or near
         days = f"{left}{' renew now' if near else ''}"
         table.add_row(one.name, one.type, one.state, days, one.until[:10], one.serial)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
-from fedfms.flare.kit import LIST, certificate, changes, code, common_name, days_left, listed, read_list, spoken
+from fedfms.flare.kit import LIST, SOON, certificate, changes, code, common_name, days_left, listed, read_list, spoken
 from provisioning.policy import BLOCKED
 from provisioning.sealed import SealError, pack, restrict, seal, unpack, unseal
 
 __all__ = [  # what a kit is once it is open has its own file, at every site
-    "LIST", "SUFFIX", "blocked_list", "certificate", "changes", "code", "common_name", "days_left", "finish",
+    "LIST", "SOON", "SUFFIX", "blocked_list", "certificate", "changes", "code", "common_name", "days_left", "finish",
     "open_kit", "put_blocked", "seal_kit", "spoken",
 ]  # fmt: skip
 SUFFIX = ".kit"

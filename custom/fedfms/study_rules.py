@@ -149,6 +149,8 @@ def _check_combine(study: Study) -> None:
     if federation.norm_factor is not None and federation.norm_factor < 1:
         what = f"federation.norm_factor is {federation.norm_factor!r}"
         raise StudyError(what, where=study.name, do="1 or more: the median update itself is in order")
+
+
 def _check_required(study: Study) -> None:
     required = study.federation.required_sites
     if len(set(required)) != len(required):

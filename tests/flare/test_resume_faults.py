@@ -13,11 +13,12 @@ from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
+from fedfms.data.damaged import RECORD
 from fedfms.errors import TrainingError
 from fedfms.flare import resume
 from fedfms.flare.engine import SIMULATED, aside, put_aside, put_back
 from fedfms.flare.executor import SiteExecutor
-from fedfms.flare.resume import KEPT, LEFT_OUT, Keeper, take_over
+from fedfms.flare.resume import KEPT, Keeper, take_over
 from fedfms.flare.simulate import _simulate
 from fedfms.flare.wire import REASON, TRAIN
 from fedfms.methods import Server
@@ -82,7 +83,7 @@ def test_what_a_server_keeps_is_its_owners_alone(tmp_path: Path) -> None:
 def _left_out(root: Path, job: str, text: str, *, state: bool) -> None:
     folder = root / "a" / job / "fedfms"
     folder.mkdir(parents=True)
-    (folder / LEFT_OUT).write_text(text)
+    (folder / RECORD).write_text(text)
     if state:
         (folder / "state").mkdir()
     _configured(SimpleNamespace(root=root, id_=job, study=_study()))
@@ -93,11 +94,11 @@ def test_a_resumed_run_goes_on_to_leave_the_same_images_out(tmp_path: Path) -> N
     _left_out(tmp_path, "one", "of one", state=False)  # cut in its first round
     new = tmp_path / "a" / "three" / "fedfms"
     assert not take_over(here, ["one"], new, study)
-    assert (new / LEFT_OUT).read_text() == "of one"
-    (new / LEFT_OUT).write_text("of three")  # it may have found more since
+    assert (new / RECORD).read_text() == "of one"
+    (new / RECORD).write_text("of three")  # it may have found more since
     _left_out(tmp_path, "two", "of two", state=True)
     assert take_over(here, ["one", "two"], new, study)
-    assert (new / LEFT_OUT).read_text() == "of three"
+    assert (new / RECORD).read_text() == "of three"
     with pytest.raises(TrainingError, match="another study"):
         take_over(here, ["one"], tmp_path / "a" / "four" / "fedfms", _study("fedsam"))
 
@@ -108,7 +109,7 @@ def test_the_record_that_is_taken_over_is_the_one_that_a_site_reads(
     asked: list[Path] = []
     monkeypatch.setattr("fedfms.training.site.read_record", lambda path: asked.append(path) or {})
     assert Site(_study(), "a", SiteSettings(), tmp_path).data
-    assert asked == [tmp_path / LEFT_OUT]
+    assert asked == [tmp_path / RECORD]
 
 
 def test_the_record_of_what_is_left_out_is_there_before_the_state(
@@ -118,7 +119,7 @@ def test_the_record_of_what_is_left_out_is_there_before_the_state(
     new = tmp_path / "a" / "two" / "fedfms"
 
     def cut(*_: object) -> None:
-        assert (new / LEFT_OUT).read_text() == "of one"
+        assert (new / RECORD).read_text() == "of one"
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):

@@ -17,6 +17,7 @@ from fedfms.errors import DataError
 from fedfms.files import write_atomic
 
 Place = tuple[str, int]  # case and slice
+RECORD = "left_out.json"  # in a run's folder at the site
 _FORMAT = 1
 _log = logging.getLogger(__name__)
 

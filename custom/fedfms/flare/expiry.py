@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography import x509
 from nvflare.apis.fl_component import FLComponent
 
-SOON_DAYS = 30
+from fedfms.flare.kit import SOON, days_left
 
 
 class CertificateEnds(FLComponent):
@@ -30,12 +30,12 @@ class CertificateEnds(FLComponent):
         except (OSError, ValueError):
             self.logger.warning("fedfms: the kit's certificate cannot be read; correct its place in resources.json")
             return
-        days = (until - datetime.now(timezone.utc)).days
+        days = days_left(until, datetime.now(timezone.utc))
         if days < 0:
             self.logger.error(
                 f"fedfms: this kit's certificate ended on {until:%Y-%m-%d}: it is refused; ask the lead for a new kit"
             )
-        elif days < SOON_DAYS:
+        elif days < SOON:
             self.logger.warning(
                 f"fedfms: this kit's certificate ends on {until:%Y-%m-%d}, in {days} days; ask the lead for a new kit"
             )

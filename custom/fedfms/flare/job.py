@@ -16,14 +16,14 @@ from typing import Any
 import fedfms
 from fedfms.errors import StudyError
 from fedfms.files import replace_folder
-from fedfms.flare.resume import job_ids
+from fedfms.flare.resume import CLIENT_CONFIG, job_ids, sent_study
 from fedfms.flare.tracking import receiver, sender
 from fedfms.flare.wire import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
 from fedfms.methods import fitted, has_best, make_method, needed_sites, trainers
 from fedfms.study import Study
 
 APP = "app"
-_CLIENT, _SERVER = "config_fed_client.json", "config_fed_server.json"
+_SERVER = "config_fed_server.json"
 _NOTE = "README.txt"
 _ELSEWHERE = "name another folder"
 
@@ -68,7 +68,8 @@ def _replaceable(folder: Path) -> bool:
     if not folder.exists():
         return True
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    ours = {"meta.json", *(f"{APP}/{name}" for name in (f"config/{_SERVER}", f"config/{_CLIENT}", f"custom/{_NOTE}"))}
+    of_app = f"config/{_SERVER}", f"config/{CLIENT_CONFIG}", f"custom/{_NOTE}"
+    ours = {"meta.json", *(f"{APP}/{name}" for name in of_app)}
     bundle = f"{APP}/custom/fedfms/"
     others = {
         name for name in files - ours
@@ -83,7 +84,7 @@ def _write(study: Study, name: str, bundle_code: bool, resume: Sequence[str], fo
     custom.mkdir()
     _write_json(folder / "meta.json", _meta(study, name))
     _write_json(config / _SERVER, _server(study, resume))
-    _write_json(config / _CLIENT, _client(study, resume))
+    _write_json(config / CLIENT_CONFIG, _client(study, resume))
     (custom / _NOTE).write_text(_BYOC + (_BUNDLED if bundle_code else _INSTALLED), encoding="utf-8")
     if bundle_code:
         package = Path(fedfms.__file__).parent
@@ -96,11 +97,9 @@ def read_study(job: Path) -> Study:
     Raises:
         StudyError: it is no job of this package, or its study is none.
     """
-    try:
-        config = json.loads((job / APP / "config" / _CLIENT).read_text(encoding="utf-8"))
-        raw = config["executors"][0]["executor"]["args"]["study"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        raise StudyError("this is not a job of this package", where=job.name, do="name its folder") from None
+    raw = sent_study(job / APP / "config" / CLIENT_CONFIG)
+    if raw is None:
+        raise StudyError("this is not a job of this package", where=job.name, do="name its folder")
     try:
         return Study.from_dict(raw)
     except StudyError as error:

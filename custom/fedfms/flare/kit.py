@@ -16,6 +16,7 @@ from fedfms.errors import ProvisioningError
 
 LIST = "fedfms_kit.txt"  # as `sha256sum -c` reads it
 PLACE = "@KIT@"  # in a sealed kit's local/*.json: the folder that it will be opened into
+SOON = 30  # days left, from which on a certificate is to be renewed
 _DIGITS = 24  # of a code: 96 bits, which nobody finds a second list for
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from nvflare.apis.workspace import Workspace
 
+from fedfms.data.damaged import RECORD
 from fedfms.errors import StudyError, TrainingError
 from fedfms.files import replace_folder, write_atomic
 from fedfms.guard.checks import Schema
@@ -29,10 +30,10 @@ from fedfms.training.server import FILE, Saved, ServerStore
 from fedfms.training.state import read_tensors
 
 KEPT = "fedfms_runs"  # in a server's workspace: a folder a job that has not come to its end
+CLIENT_CONFIG = "config_fed_client.json"  # in a job's app
 OURS = "fedfms"  # in a run's folder, at the server and at a site
 BEST = "best_FL_global_model.pt"  # NVFLARE's name of it
 STUDY = "study.json"  # in a kept folder from the job's start on: whose it is
-LEFT_OUT = "left_out.json"  # a site's record of the images that its run leaves out
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MEND = "start the study again with its own job"
 
@@ -192,9 +193,9 @@ def take_over(workspace: Workspace, ids: Sequence[str], folder: Path, study: Stu
     """
     if (folder / "state").is_dir():  # put there last
         return True
-    record, states = (_newest(workspace, ids, name, study) for name in (LEFT_OUT, "state"))
-    if record is not None and not (folder / LEFT_OUT).exists():
-        put(record, folder / LEFT_OUT)
+    record, states = (_newest(workspace, ids, name, study) for name in (RECORD, "state"))
+    if record is not None and not (folder / RECORD).exists():
+        put(record, folder / RECORD)
     if states is None:
         return False
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,17 +208,17 @@ def _newest(workspace: Workspace, ids: Sequence[str], name: str, study: Study) -
     for job in reversed(ids):
         found = Path(workspace.get_run_dir(job)) / OURS / name
         if found.exists():
-            if not _same(_study_of(workspace, job), study):
+            config = Path(workspace.get_app_config_dir(job)) / CLIENT_CONFIG
+            if not _same(sent_study(config), study):
                 raise TrainingError("the state of the earlier job is of another study", where="resume", do=MEND)
             return found
     return None
 
 
-def _study_of(workspace: Workspace, job: str) -> Any:
-    """The study of a job that was run at this site, as its configuration has it; None where it cannot be told."""
-    path = Path(workspace.get_app_config_dir(job)) / "config_fed_client.json"
+def sent_study(config: Path) -> Any:
+    """The study in a job's configuration of its sites, as plain content; None where it cannot be told."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["executors"][0]["executor"]["args"]["study"]
+        return json.loads(config.read_text(encoding="utf-8"))["executors"][0]["executor"]["args"]["study"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from fedfms.data import SiteData, open_site
-from fedfms.data.damaged import read_record, write_record
+from fedfms.data.damaged import RECORD, read_record, write_record
 from fedfms.data.pool import PooledData, open_pool
 from fedfms.errors import DataError, TrainingError
 from fedfms.methods import METHODS, AtSite, Tensors, Update, fitted, make_method
@@ -54,7 +54,7 @@ class Site:
     @cached_property
     def data(self) -> SiteData | PooledData:
         """The site's images; opened when first asked for, so that a fault becomes an error of that task."""
-        path = self._folder / "left_out.json"
+        path = self._folder / RECORD
         known = read_record(path)
         data: SiteData | PooledData
         if self.pooled:

@@ -190,10 +190,16 @@ def read_kit(kit: Path, name: str) -> dict[str, Any]:
     Raises:
         ProvisioningError: it is not there, or no JSON object.
     """
-    try:
-        content = json.loads((kit / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
+    content = read_object(kit / name)
+    if content is None:
         raise ProvisioningError(f"{name} is missing, or no JSON", do=_NO_KIT)
     return content
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object that a file holds; None where it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

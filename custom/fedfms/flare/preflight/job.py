@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,8 @@ from nvflare.private.fed.app.fl_conf import create_privacy_manager
 from fedfms.errors import ProvisioningError, StudyError
 from fedfms.flare.job import APP, brings_code
 from fedfms.flare.jobcheck import SmallJobs
-from fedfms.flare.preflight.context import Context, Finding, fail, ok, read_kit, warn
+from fedfms.flare.preflight.context import Context, Finding, fail, ok, read_kit, read_object, warn
+from fedfms.flare.resume import CLIENT_CONFIG
 from fedfms.flare.scope import SharedOnly
 from fedfms.training.build import outline
 from fedfms.training.traffic import shared_tensors
@@ -61,11 +61,8 @@ def _folder(context: Context) -> Path:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
+    content = read_object(path)
+    if content is None:
         raise StudyError(f"{path.name} of the job is missing, or no JSON", do="name a job's folder")
     return content
 
@@ -78,7 +75,7 @@ def _code_is_refused(context: Context) -> bool:
 def _refused_classes(context: Context, folder: Path) -> list[str]:
     judge, workspace = ComponentPathAuthorizer(), Workspace(str(context.kit), context.site)
     found = []
-    for path in sorted(set(_paths(_json(folder / APP / "config" / "config_fed_client.json")))):
+    for path in sorted(set(_paths(_json(folder / APP / "config" / CLIENT_CONFIG)))):
         try:
             judge.authorize_component_config({"path": path}, workspace=workspace)
         except UnsafeComponentError:

@@ -12,11 +12,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from fedfms.errors import ProvisioningError
-from fedfms.flare.kit import LIST, certificate, changes, code, days_left
+from fedfms.flare.kit import LIST, SOON, certificate, changes, code, days_left
 from fedfms.flare.preflight.context import Context, Finding, fail, nearest, ok, warn
 from fedfms.settings import ENV, FILE_NAME
 
-SOON = 30  # days
 _SHOWN = 3
 _NEW_KIT = "ask the lead for a new kit"
 

@@ -7,9 +7,8 @@ import subprocess
 from datetime import datetime, timezone
 
 from fedfms.errors import ProvisioningError
-from fedfms.flare.kit import certificate, days_left
+from fedfms.flare.kit import SOON, certificate, days_left
 from fedfms.flare.preflight.context import Context, Finding, fail, ok, warn
-from fedfms.flare.preflight.kit import SOON
 from fedfms.flare.preflight.tls import trip_s
 
 _SPEEDS_MBIT = (10, 100, 1000)

@@ -59,7 +59,6 @@ class Live:
     state: int
 
 
-
 def live_bytes(study: Study, settings: SiteSettings, *, training: bool = True) -> Live:
     """Of a step as a site with these settings works it off, in float32: torch has no autocast for this device.
 
