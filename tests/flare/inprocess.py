@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
@@ -23,7 +24,7 @@ from fedfms.flare.executor import SiteExecutor
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.personal import OwnModelFilter
 from fedfms.flare.wire import HOLDS, TRAIN, to_arrays
-from fedfms.methods import Server
+from fedfms.methods import Server, needed_sites, trainers
 from fedfms.study import Study
 
 
@@ -35,24 +36,35 @@ def workspace(root: Path, site: str) -> Any:
     )  # fmt: skip
 
 
+def same(one: object, other: object) -> bool:
+    """The same bits, in whatever plain containers."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))  # type: ignore[arg-type]
+    return one == other
+
+
 class Job:
     """A job on the folders below `root`: `id_`, going on from `resume`."""
 
     def __init__(self, study: Study, root: Path, id_: str, resume: Sequence[str] = ()) -> None:
         self.study, self.root, self.id_ = study, root, id_
         self.persistor = SharedModelPersistor(study.to_dict(), resume=resume)
-        self.aggregator = CheckedAggregator(len(study.sites))
+        self.aggregator = CheckedAggregator(needed_sites(study))
         self.filter = OwnModelFilter()
         parts = {"persistor": self.persistor, "aggregator": self.aggregator}
-        clients = [SimpleNamespace(name=name) for name in study.sites]
+        clients = [SimpleNamespace(name=name) for name in trainers(study)]
         self.engine = SimpleNamespace(
             get_component=parts.get, fire_event=lambda *_: None, get_clients=lambda: clients,
         )  # fmt: skip
         self.context = self._context("server")
         self.persistor._build(self.context)
         self.aggregator.handle_event(EventType.START_RUN, self.context)
-        self.executors = {site: SiteExecutor(study.to_dict(), resume) for site in study.sites}
-        self.sites = {site: self._context(site) for site in study.sites}
+        self.executors = {site: SiteExecutor(study.to_dict(), resume) for site in trainers(study)}
+        self.sites = {site: self._context(site) for site in trainers(study)}
 
     def _context(self, name: str) -> FLContext:
         context = FLContext()
@@ -91,7 +103,7 @@ class Job:
     def round(self, round_: int) -> None:
         """A whole round."""
         self.context.set_prop(AppConstants.CURRENT_ROUND, round_)
-        for site in self.study.sites:
+        for site in trainers(self.study):
             assert self.aggregator.accept(self.ask(site, round_), self.context), self.aggregator.rows
         self.aggregator.aggregate(self.context)
         self.aggregator.reset(self.context)

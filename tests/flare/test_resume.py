@@ -25,7 +25,7 @@ from fedfms.training.server import FILE, ServerStore
 from fedfms.training.state import StateStore, write_tensors
 from provisioning.policy import SERVER_CLASSES, SITE_CLASSES
 
-from .inprocess import Job, workspace
+from .inprocess import Job, same, workspace
 
 PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
 SMALL = [
@@ -39,24 +39,14 @@ def _study(method: str = "fedmsa", wire: str = "float32") -> Study:
     return load_study(PHANTOM, method=method, overrides=[*SMALL, f"federation.wire={wire}"])
 
 
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))  # type: ignore[arg-type]
-    return one == other
-
-
 def _assert_same(job: Job, whole: Job) -> None:
     """Server and sites hold the same bits."""
     for name in ("shared", "per_site", "state", "round"):
-        assert _same(getattr(job.server, name), getattr(whole.server, name)), name
+        assert same(getattr(job.server, name), getattr(whole.server, name)), name
     for site in whole.study.sites:
         found = [StateStore(each.root / site / each.id_ / "fedfms" / "state").load() for each in (job, whole)]
         one, other = (vars(state) for state in found if state is not None)
-        assert _same(one, other), site
+        assert same(one, other), site
 
 
 # private tensors and mixtures; learnt memory; two optimizers; optimizer alone, on each kind of wire

@@ -1,0 +1,42 @@
+"""Every registered method through a job's own parts, against the in-process reference loop: to the same numbers.
+
+NVFLARE's simulator around those parts is in tests/federation, for one method of each kind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedfms.methods import METHODS, trainers
+from fedfms.settings import SiteSettings
+from fedfms.study import load_study
+from fedfms.training.reference import rounds
+from fedfms.training.state import StateStore
+
+from .inprocess import Job, same
+
+PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
+SMALL = [
+    "data.phantom_images=7", "data.phantom_px=32", "model.input_px=32", "train.rounds=2", "train.local_epochs=1",
+    "sites=[a, b]", "held_out=[]", "federation.min_cases=1", "federation.tracking=none",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_job_equals_the_reference(method: str, tmp_path: Path) -> None:
+    study = load_study(PHANTOM, method=method, overrides=SMALL)
+    job = Job(study, tmp_path / "job", "one")
+    for round_ in range(study.train.rounds):
+        job.round(round_)
+    *_, last = rounds(study, study.sites, SiteSettings(), tmp_path / "reference")
+    assert job.server.round == last.server.round == 2
+    for name in ("shared", "per_site", "state"):
+        assert same(getattr(job.server, name), getattr(last.server, name)), name
+    for site in trainers(study):
+        places = tmp_path / "job" / site / "one" / "fedfms", tmp_path / "reference" / site
+        one, other = (StateStore(place / "state").load() for place in places)
+        assert one is not None and other is not None
+        assert same(vars(one), vars(other)), site
