@@ -24,12 +24,14 @@ import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from fedfms.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
 
 ENV = "FEDFMS_SITE"
 FILE_NAME = "fedfms_site.yaml"
@@ -69,6 +71,8 @@ class SiteSettings:
     @property
     def torch_device(self) -> torch.device:
         """The device to compute on; the default is CUDA where there is one."""
+        import torch  # here and below: settings are read by commands that compute nothing
+
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -167,6 +171,8 @@ def check_device(name: str, file: str) -> None:
     Raises:
         SettingsError: `file` names no device of this machine.
     """
+    import torch
+
     try:
         device = torch.device(name or "cpu")
     except RuntimeError:

@@ -31,6 +31,7 @@ from fedfms.flare.wire import (
     error_reply,
     job_of,
     kind_of,
+    model_name,
     nbytes,
     to_arrays,
     to_tensors,
@@ -187,14 +188,6 @@ class SiteExecutor(Executor):
 
     def _submit_model(self, site: Site, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         return DXO(DataKind.WEIGHTS, data=to_arrays(site.local_model()))
-
-
-def model_name(owner: str) -> str:
-    """What people call a model that NVFLARE's locator names after its file: `best`, `final`, or a site's own name."""
-    stem = Path(owner).name.removeprefix("SRV_")
-    if "best" in stem.lower():
-        return "best"
-    return "final" if "FL_global_model" in stem else "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)
 
 
 def _stamp(site: Site, fl_ctx: FLContext) -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import platform
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import monai
 import nvflare
 import torch
 from nvflare.apis.dxo import DataKind, from_shareable
@@ -24,10 +24,9 @@ import fedfms
 from fedfms.errors import FedfmsError
 from fedfms.files import append_line, write_atomic
 from fedfms.flare.aggregator import CheckedAggregator
-from fedfms.flare.executor import model_name
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.progress import ASKED, ENDED_FILE, Progress
-from fedfms.flare.wire import REPORT
+from fedfms.flare.wire import REPORT, model_name
 from fedfms.guard.rows import line_of
 from fedfms.report import make_report, render_text
 from fedfms.report.records import clean_reason
@@ -84,7 +83,7 @@ class Recorder(FLComponent):
                 "fedfms": fedfms.__version__,
                 "nvflare": nvflare.__version__,
                 "torch": torch.__version__,
-                "monai": monai.__version__,
+                "monai": version("monai"),
                 "python": platform.python_version(),
             },
             "parameters": persistor.sizes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,14 @@ def sender_of(shareable: Shareable, named: Any) -> str:
 def job_of(fl_ctx: FLContext) -> str:
     """The job that is running, as an update names it."""
     return str(fl_ctx.get_job_id())
+
+
+def model_name(owner: str) -> str:
+    """What people call a model that NVFLARE's locator names after its file: `best`, `final`, or a site's own name."""
+    stem = Path(owner).name.removeprefix("SRV_")
+    if "best" in stem.lower():
+        return "best"
+    return "final" if "FL_global_model" in stem else "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)
 
 
 def download_dxo(download: Download, meta: Mapping[str, Any]) -> DXO:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from monai.losses import DiceLoss
 from torch import nn
 
 from fedfms.errors import StudyError
@@ -61,6 +60,8 @@ class FedNNUNet(FedAvg):
 
     def loss(self, spec: TrainSpec) -> Loss:
         """Dice over the batch plus cross-entropy, of sigmoids: structures may overlap, as nnU-Net's regions do."""
+        from monai.losses import DiceLoss  # as in training/losses.py
+
         dice = DiceLoss(sigmoid=True, batch=True, smooth_nr=_SMOOTH, smooth_dr=_SMOOTH)
         entropy = nn.BCEWithLogitsLoss()
         return deeply_supervised(lambda logits, masks: dice(logits, masks) + entropy(logits, masks))

@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from fedfms.errors import CheckpointError, StudyError
 from fedfms.models.base import SegmentationModel
 from fedfms.models.checkpoints import load_checkpoint
 from fedfms.models.nnunet import build_nnunet
+from fedfms.models.outline import without_values
 from fedfms.models.sam import DecoderShape, build_sam
 from fedfms.models.tiny_vit import TinyViTEncoder
 from fedfms.models.unet import UNetShape, build_unet
@@ -137,7 +136,7 @@ def outline_model(
     Raises:
         StudyError: as `build_model`.
     """
-    with torch.device("meta"):
+    with without_values():
         return _builder(spec)(spec, n_structures, adapters=adapters, seed=0, blank=True, plan=plan or {})
 
 

@@ -12,6 +12,7 @@ from fedfms.errors import CheckpointError, SettingsError
 from fedfms.methods import Layout, Method, Partition, Tensors, fitted, make_method
 from fedfms.models import SegmentationModel, build_model, outline_model
 from fedfms.models.checkpoints import check_accepted
+from fedfms.models.outline import without_values
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 
@@ -118,7 +119,7 @@ def outline(study: Study, settings: SiteSettings = _DEFAULTS) -> BuiltModel:
     method = make_method(study.method, study.method_options)
     study = fitted(study, method)
     model = outline_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
-    with torch.device("meta"):
+    with without_values():
         method.attach(model)
     return _bound(model.to("meta"), method, study.model, settings)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from monai.losses import DiceLoss
 from torch import nn
 
 from fedfms.study import TrainSpec
@@ -18,5 +17,7 @@ def make_loss(spec: TrainSpec) -> Loss:
     bce = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(spec.pos_weight))
     if spec.loss == "bce":
         return lambda logits, masks: bce.to(logits.device)(logits, masks)
+    from monai.losses import DiceLoss  # the server needs none of it, and MONAI takes seconds and 200 MB
+
     dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
     return lambda logits, masks: bce.to(logits.device)(logits, masks) + dice(logits, masks)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.metrics import compute_dice, compute_iou
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the raw logit
 DICE_SMOOTH = 1e-4
@@ -27,6 +26,8 @@ _COUNTED_EMPTY = ("standard", VOLUME)  # modes that leave out what is empty in t
 
 def standard(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Dice and IoU, each (B, C), of logits and binary masks (B, C, h, w); NaN where both are empty."""
+    from monai.metrics import compute_dice, compute_iou  # here: reports need the names below, and no MONAI
+
     # sigmoid(x) > 0.5 is x > 0; float32's sigmoid would round the smallest positive logits down to 0.5.
     predicted, truth = (logits > 0).float(), (masks > 0.5).float()
     # MONAI's ignore_empty leaves out every image with an empty truth; a false alarm there must count as 0.

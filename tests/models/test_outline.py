@@ -1,0 +1,79 @@
+"""Networks without values, and what a server and a command line need not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fedfms.models.outline import without_values
+
+SERVER = """
+import json, sys
+from importlib import import_module
+def classes(value):
+    if isinstance(value, dict):
+        if str(value.get("path", "")).startswith("fedfms."):
+            import_module(value["path"].rpartition(".")[0])
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            classes(one)
+classes(json.load(open(sys.argv[1])))
+"""
+OUTLINE = """
+import sys
+from pathlib import Path
+from fedfms.study import load_study
+from fedfms.training.build import outline
+for method in ("fedsca", "feddbe", "fedsam"):
+    built = outline(load_study(Path(sys.argv[1]), method=method))
+    assert all(tensor.is_meta for tensor in built.model.state_dict().values())
+"""
+REPO = Path(__file__).parents[2]
+
+
+def _imported(code: str, argument: Path, names: str) -> str:
+    """Which of `names` a fresh process has imported after `code`."""
+    told = f"{code}\nprint(*[name for name in {names.split()} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", told, str(argument)], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_nothing_is_drawn_and_shapes_are_as_ever() -> None:
+    with without_values():
+        network = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 5), nn.Conv2d(1, 2, 3))
+        drawn, filled = torch.randn(2, 3, dtype=torch.float64), torch.zeros(2)
+    assert all(tensor.is_meta for tensor in (*network.parameters(), drawn, filled))
+    assert (tuple(drawn.shape), drawn.dtype) == ((2, 3), torch.float64)
+    assert [tuple(p.shape) for p in network.parameters()] == [(3, 4), (5, 4), (5,), (2, 1, 3, 3), (2,)]
+
+
+def test_beside_it_numbers_are_drawn() -> None:
+    with without_values():
+        seeded = torch.Generator("cpu").manual_seed(1)
+        real = torch.empty(5, device="cpu").normal_(generator=seeded)
+        again = torch.randn(5, device="cpu", generator=torch.Generator("cpu").manual_seed(1))
+    assert torch.equal(real, again) and real.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_an_outline_needs_no_compiler() -> None:
+    assert _imported(OUTLINE, REPO / "jobs" / "studies" / "phantom.yaml", "torch._dynamo") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["fedmsa", "fedsca"])
+def test_a_server_needs_no_monai(job: str) -> None:
+    config = REPO / "jobs" / job / "app" / "config" / "config_fed_server.json"
+    assert _imported(SERVER, config, "fedfms.flare.recorder monai matplotlib scipy") == "fedfms.flare.recorder"
+
+
+def test_help_needs_no_torch() -> None:
+    told = "import sys, fedfms.cli\nprint(*[name for name in ('torch', 'monai', 'nvflare') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
