@@ -182,11 +182,49 @@ def test_a_job_whose_process_died_goes_on_by_a_new_one_and_no_other(
         result.completed()
 
 
+def test_a_job_that_is_watched_goes_on_by_a_new_one_too(fake: Fake, job: Path, tmp_path: Path) -> None:
+    """Its folder may be gone: the run holds the study."""
+    run = _has_results(fake, tmp_path, finished=False)
+    Path(shutil.copytree(job / "app", tmp_path / "server" / "server" / "simulate_job" / "app_server"))
+    fake.answers("job monitor", [state("FINISHED:EXECUTION_EXCEPTION")], [state("FINISHED:ABORTED")])
+    ids = list[str]()
+    result = run_job(None, fake.kit, tmp_path / "out", watched=ID, limit_s=60, retries=1, submitted=ids.append)
+    assert (ids, result.status) == ([ID], "FINISHED:ABORTED")
+    assert described(run)[0] == described(job)[0]
+    (sent,) = fake.calls("job submit")
+    assert Path(sent.split()[3]).name == "fedmsa-1"
+    fake.answers("job monitor", [state("FINISHED:EXECUTION_EXCEPTION")])
+    assert run_job(None, fake.kit, tmp_path / "out", watched=ID, limit_s=60).died
+    assert len(fake.calls("job submit")) == 1
+
+
+def test_a_job_that_died_before_it_began_is_sent_again_as_it_is(
+    fake: Fake, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has kept nothing under its id, and would refuse to go on from it."""
+    _has_results(fake, tmp_path, finished=False)
+    (tmp_path / "server" / "server" / "simulate_job" / "fedfms" / "run.json").unlink()
+    fake.answers("job monitor", [state("FINISHED:EXECUTION_EXCEPTION")])
+    named: list[tuple[str, ...]] = []
+    real = submit.send
+    monkeypatch.setattr(submit, "send", lambda sent, *rest: (named.append(described(sent)[1]), real(sent, *rest))[1])
+    assert run_job(job, fake.kit, tmp_path / "out", limit_s=60, retries=2).died
+    assert named == [(), (), ()]
+    assert run_job(None, fake.kit, tmp_path / "out", watched=ID, limit_s=60, retries=2).died  # nothing to send
+    assert len(named) == 3
+
+
+def test_a_server_that_does_not_answer_in_time_may_have_taken_it(fake: Fake, job: Path, tmp_path: Path) -> None:
+    fake.answers("job submit", error("TIMEOUT", "no answer in 60 s"))
+    with pytest.raises(ProvisioningError, match="no answer in 60 s; look whether the server has taken it all the same"):
+        run_job(job, fake.kit, tmp_path / "out", limit_s=60)
+
+
 def test_the_limit_is_of_all_tries_together(fake: Fake, job: Path, tmp_path: Path) -> None:
-    fake.answers("job monitor", [{"sleep": 0.4}, state("FINISHED:EXECUTION_EXCEPTION")])
+    fake.answers("job monitor", [state("FINISHED:EXECUTION_EXCEPTION")], [{"sleep": 600}])
     with pytest.raises(StillRunningError):
-        run_job(job, fake.kit, tmp_path / "out", limit_s=3, retries=100)
-    assert len(fake.calls("job submit")) < 10
+        run_job(job, fake.kit, tmp_path / "out", limit_s=15, retries=100)
+    assert len(fake.calls("job submit")) == 2
     assert not fake.calls("job abort")  # it goes on
 
 

@@ -96,7 +96,7 @@ def _submit(args: argparse.Namespace) -> int:
 
 def _ended(args: argparse.Namespace, kit: Path, ids: list[str], tell: Any) -> Result:
     """How the job ended; its id is added to `ids` as soon as there is one."""
-    from fedfms.flare.submit import run_job, watch_job
+    from fedfms.flare.submit import run_job
     from fedfms.flare.watch import StillRunningError
 
     def submitted(id_: str) -> None:
@@ -106,9 +106,10 @@ def _ended(args: argparse.Namespace, kit: Path, ids: list[str], tell: Any) -> Re
     args.out.mkdir(parents=True, exist_ok=True, mode=0o700)
     out, limit_s = args.out.resolve(), args.limit * 3600
     try:
-        if args.watch:
-            return watch_job(args.watch, kit, out, limit_s=limit_s, tell=tell)
-        return run_job(args.job, kit, out, limit_s=limit_s, retries=args.retries, tell=tell, submitted=submitted)
+        return run_job(
+            args.job, kit, out, watched=args.watch or "", limit_s=limit_s, retries=args.retries, tell=tell,
+            submitted=submitted,
+        )  # fmt: skip
     except StillRunningError:
         _how_to_go_on(args, ids, tell)
         raise

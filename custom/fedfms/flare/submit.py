@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.errors import ProvisioningError
-from fedfms.flare.console import MAX_JOB_MB, ConsoleError, ask
+from fedfms.flare.console import MAX_JOB_MB, TIMEOUT, ConsoleError, ask
 from fedfms.flare.job import APP, brings_code
 from fedfms.flare.jobcheck import SmallJobs
-from fedfms.flare.nextjob import next_job
+from fedfms.flare.nextjob import described, next_job
 from fedfms.flare.progress import ENDED_FILE, Progress
+from fedfms.flare.resume import OURS
 from fedfms.flare.watch import COMPLETED, Tell, Watch, refusals
 from fedfms.methods import trainers
 from fedfms.report.records import Records, ReportError, clean_reason, read_records
@@ -88,12 +89,13 @@ def stage(job: Path, folder: Path, max_mb: float = MAX_JOB_MB) -> Path:
 
 
 def run_job(
-    job: Path, kit: Path, out: Path, *, limit_s: float, retries: int = 0, max_mb: float = MAX_JOB_MB,
-    tell: Tell = lambda _: None, submitted: Tell = lambda _: None,
+    job: Path | None, kit: Path, out: Path, *, limit_s: float, watched: str = "", retries: int = 0,
+    max_mb: float = MAX_JOB_MB, tell: Tell = lambda _: None, submitted: Tell = lambda _: None,
 ) -> Result:  # fmt: skip
     """Submit a job, watch it to its end, fetch its results into `out`; where a process died, go on by a new job.
 
     Args:
+        job: its folder; None where `watched` is a job that was submitted before.
         limit_s: of all tries together; the job goes on after it.
         retries: new jobs at most, each from the last round that the server kept.
         tell: takes what happens, line by line.
@@ -105,17 +107,28 @@ def run_job(
         StudyError: a process died, and the job is none of this package.
     """
     until = time.monotonic() + limit_s
+    id_, source = watched, job
     with tempfile.TemporaryDirectory(prefix="fedfms-") as folder:
         for again in itertools.count(1):
-            id_ = send(job, kit, max_mb)
-            submitted(id_)
+            if source is not None and (again > 1 or not watched):
+                id_ = send(source, kit, max_mb)
+                submitted(id_)
             result = watch_job(id_, kit, out, limit_s=until - time.monotonic(), tell=tell)
-            if not result.died or again > retries or time.monotonic() > until:
+            began = _began(result.run)
+            source = source or (result.run if began else None)  # a run holds its study, as a job does
+            if not result.died or again > retries or source is None or time.monotonic() > until:
                 break
-            job = next_job(job, id_, Path(folder) / f"{job.name}-{again}")
+            if began:
+                name = described(source)[0].method if job is None else job.name
+                source = next_job(source, id_, Path(folder) / f"{name}-{again}")
             here = _here(kit)
             tell(f"a process of the job died, and NVFLARE ended it for all; it goes on. Sites that are there: {here}")
     return result
+
+
+def _began(run: Path | None) -> bool:
+    """Whether there may be something to go on from: not where the server's process died before it had begun."""
+    return run is None or (run / OURS / "run.json").is_file()
 
 
 def _here(kit: Path) -> str:
@@ -129,11 +142,18 @@ def send(job: Path, kit: Path, max_mb: float = MAX_JOB_MB) -> str:
     """Submit a clean copy of a job; returns the id that the server gave it.
 
     Raises:
-        ProvisioningError: it cannot be staged, or the server refuses it.
+        ProvisioningError: it cannot be staged, the server refuses it, or does not answer in time.
     """
     job = job.resolve()
     with tempfile.TemporaryDirectory(prefix="fedfms-") as folder:
-        return str(ask(kit, "job", "submit", "-j", str(stage(job, Path(folder) / job.name, max_mb)))["job_id"])
+        staged = stage(job, Path(folder) / job.name, max_mb)
+        try:
+            return str(ask(kit, "job", "submit", "-j", str(staged))["job_id"])
+        except ConsoleError as error:
+            if error.code != TIMEOUT:
+                raise
+            do = "look whether the server has taken it all the same: `nvflare job list --startup-kit KIT`"
+            raise ProvisioningError(error.what, do=do) from None
 
 
 def watch_job(id_: str, kit: Path, out: Path, *, limit_s: float, tell: Tell = lambda _: None) -> Result:
