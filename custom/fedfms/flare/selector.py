@@ -12,7 +12,8 @@ class AcceptedModelSelector(IntimeModelSelector):
     """Counts a site's validation score after the aggregator has accepted its update, not before.
 
     NVFLARE's own counts it before: the score of an update that is then refused, or a second one of the same site,
-    would choose the best model.
+    would choose the best model. It is the score of the model that the site received: of an update that turns out too
+    long when the round is combined it counts all the same.
     """
 
     def __init__(self, key_metric: str, persistor_id: str = "persistor") -> None:
