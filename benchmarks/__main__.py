@@ -6,6 +6,7 @@ examples:
   python -m benchmarks predict --backbone vit_b --size 1024 --steps 3 --repeats 3
   python -m benchmarks epoch --backbone tiny_vit --size 1024 --batch 4
   python -m benchmarks memory --backbone vit_b --size 1024 --batch 6
+  python -m benchmarks operators --backbone vit_b --size 1024 --paths plain,fast
   python -m benchmarks loader --size 1024 --images 40
   python -m benchmarks wire --method fedmsa
   python -m benchmarks aggregate --sites 64
@@ -28,7 +29,7 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-from benchmarks import aggregate, attack, compare, data, formats, loader, memory, pages, phantom, step, wire
+from benchmarks import aggregate, attack, compare, data, formats, loader, memory, operators, pages, phantom, step, wire
 from benchmarks import round as federated_round
 from benchmarks.parser import make_parser
 from fedfms.files import write_atomic
@@ -106,6 +107,10 @@ def _memory(args: argparse.Namespace) -> Rows:
     return memory.measure(args.method, args.backbone, args.size, args.batch, args.paths)
 
 
+def _operators(args: argparse.Namespace) -> Rows:
+    return operators.measure(args.method, args.backbone, args.size, args.batch, args.paths)
+
+
 def _loader(args: argparse.Namespace) -> Rows:
     return loader.measure(args.size, args.images, args.batch, args.workers)
 
@@ -119,9 +124,9 @@ def _aggregate(args: argparse.Namespace) -> Rows:
 
 
 _MEASURE: Mapping[str, Callable[[argparse.Namespace], Rows]] = {
-    "step": _paths, "predict": _paths, "epoch": _epoch, "memory": _memory, "loader": _loader, "wire": _wire,
-    "aggregate": _aggregate, "round": _round, "data": _data, "formats": _formats, "compare": _compare,
-    "attack": _attack,
+    "step": _paths, "predict": _paths, "epoch": _epoch, "memory": _memory, "operators": _operators,
+    "loader": _loader, "wire": _wire, "aggregate": _aggregate, "round": _round, "data": _data, "formats": _formats,
+    "compare": _compare, "attack": _attack,
 }  # fmt: skip
 
 

@@ -31,22 +31,23 @@ def _add_models(commands: Any) -> list[argparse.ArgumentParser]:
     predict = commands.add_parser("predict", help="the same of the prediction of one image")
     epoch = commands.add_parser("epoch", help="a step with a kept frozen prefix, as from the second epoch on")
     memory = commands.add_parser("memory", help="live bytes of a training step, counted and not measured")
-    for command in (step, predict, epoch, memory):
+    operators = commands.add_parser("operators", help="where a step's seconds go, by kind of operator")
+    for command in (step, predict, epoch, memory, operators):
         _model(command, "tiny_vit" if command is epoch else "vit_b")
-    for command in (step, epoch, memory):
+    for command in (step, epoch, memory, operators):
         command.add_argument("--batch", type=_count, default=4 if command is epoch else 1)
     for command in (step, predict, epoch):
         command.add_argument("--steps", type=_count, default=3, help="in a process; the median counts")
         command.add_argument("--repeats", type=_count, default=1, help="processes a row, the rows in turn")
         command.add_argument("--device", default="", help="cpu, cuda:1 (default: the card where there is one)")
-    for command in (step, predict, memory):
+    for command in (step, predict, memory, operators):
         paths = [path for path in PATHS if command is not predict or "checkpointed" not in path]
         default = [path for path in paths if path != "plain-checkpointed"]
         command.add_argument("--paths", type=_some_of(paths), default=default, help=f"of {','.join(paths)}")
     dtypes = ["float32", "bfloat16", "float16"]
     for command in (step, predict):
         command.add_argument("--dtypes", type=_some_of(dtypes), default=dtypes[:2], help=f"of {','.join(dtypes)}")
-    return [step, predict, epoch, memory]
+    return [step, predict, epoch, memory, operators]
 
 
 def _add_server(commands: Any) -> list[argparse.ArgumentParser]:

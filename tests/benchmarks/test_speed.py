@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import aggregate, loader, memory, wire
+from benchmarks import aggregate, loader, memory, operators, wire
 from benchmarks.parser import make_parser
 from benchmarks.step import PATHS
 from fedfms.report.cost.live import LiveBytes
@@ -31,6 +31,17 @@ def test_memory_is_counted_alike_twice_and_grows_with_the_batch() -> None:
     two = memory.measure("fedmsa", "vit_tiny", 64, 2, ["plain"])
     assert one[0]["share"] == 1
     assert 1.5 * one[0]["kept_mb"] < two[0]["kept_mb"] <= two[0]["live_mb"]
+
+
+def test_a_steps_seconds_are_told_by_kind_of_operator() -> None:
+    rows = operators.measure("fedmsa", "vit_tiny", 64, 1, ["plain", "fast"])
+    for path in ("plain", "fast"):
+        shares = {row["operators"]: row["share"] for row in rows if row["path"] == path}
+        assert list(shares) == [*operators.KINDS, operators.OTHERS]
+        assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+        assert shares["matrix products"] > 0
+    assert operators.kind_of("aten::addmm_") == "matrix products" != operators.kind_of("aten::add_")
+    assert operators.kind_of("AddmmBackward0") == operators.OTHERS
 
 
 def test_a_mean_is_made_of_updates_in_memory_and_on_disk() -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -44,23 +45,25 @@ class Timing:
     base_mib: int
 
 
-def measure(
-    study: Study, settings: SiteSettings, steps: int, prefix: Path | None = None, *, training: bool = True
-) -> Timing:
-    """`steps` steps of the first round with the study's batch, after them as many predictions of one image.
+class Ready(NamedTuple):
+    """A site's trainer with random weights and images: `step` and `predict` work with what the first round sends."""
 
-    From random weights; the method's penalty is in a step, what it does before training and data loading are not.
+    step: Callable[[], object]
+    predict: Callable[[], object]
+    built: BuiltModel
+    trainer: Trainer
+
+
+def ready(study: Study, settings: SiteSettings, prefix: Path | None = None) -> Ready:
+    """All that a step of the study's batch needs, and the prediction of one image.
 
     Args:
         prefix: a folder in which to keep the outputs of a frozen stage, where it pays: the first step computes them.
-        training: false leaves the steps out; the peak is then that of the predictions.
 
     Raises:
         FedfmsError: as `build`.
     """
-    base = _peak_of_process()
     built = build(study, settings)
-    card = settings.torch_device.type == "cuda"
     received = _receive(built, study)
     cache = PrefixCache(built, prefix) if prefix is not None and PrefixCache.applies(built) else None
     trainer = Trainer(built, study.train, study.structure_names, cache)
@@ -70,14 +73,38 @@ def measure(
     masks = (torch.rand(batch, model.n_structures, model.mask_px, model.mask_px) > 0.5).float()
     keys = [f"{index:064d}" for index in range(batch)]
     loader = [{"image": images, "label": masks, "key": keys}]
+    return Ready(
+        lambda: trainer.epoch(loader, optimizer, received, cached=cache is not None),
+        lambda: trainer.predict({"image": images[:1], "key": keys[:1]}),
+        built, trainer,
+    )  # fmt: skip
+
+
+def measure(
+    study: Study, settings: SiteSettings, steps: int, prefix: Path | None = None, *, training: bool = True
+) -> Timing:
+    """`steps` steps of the first round with the study's batch, after them as many predictions of one image.
+
+    From random weights; the method's penalty is in a step, what it does before training and data loading are not.
+
+    Args:
+        prefix: as of `ready`.
+        training: false leaves the steps out; the peak is then that of the predictions.
+
+    Raises:
+        FedfmsError: as `build`.
+    """
+    base = _peak_of_process()
+    card = settings.torch_device.type == "cuda"
+    made = ready(study, settings, prefix)
     step_s, peak = 0.0, 0
     if training:
-        step_s = _median(lambda: trainer.epoch(loader, optimizer, received, cached=cache is not None), steps, card)
+        step_s = _median(made.step, steps, card)
         peak = _peak(card)
-    if trainer.most:  # another step than the one that was asked for
+    if made.trainer.most:  # another step than the one that was asked for
         raise TrainingError("not measured: there is too little memory", do="--set train.batch_size=1")
-    built.method.after_training(model)
-    predict_s = _median(lambda: trainer.predict({"image": images[:1], "key": keys[:1]}), steps, card)
+    made.built.method.after_training(made.built.model)
+    predict_s = _median(made.predict, steps, card)
     return Timing(
         device=torch.cuda.get_device_name() if card else "cpu",
         steps=steps,
