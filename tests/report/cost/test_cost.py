@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -29,6 +28,7 @@ _WORK = Work(6 * 10**12, 7 * 10**12, 5 * 10**12, 10**11, 2**30, 2**20)
 @pytest.fixture
 def no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedfms.report.cost.step_work", lambda study: _WORK)
+    monkeypatch.setattr("fedfms.report.cost.estimate", lambda study, settings: 2**31)
 
 
 def _paper(dataset: str, method: str, **values: Any) -> Any:
@@ -43,6 +43,7 @@ def test_golden_numbers_of_vit_b_at_1024(no_counting: None) -> None:
     assert msa["up_mb"] == msa["down_mb"] == pytest.approx(11_026_666 * 4 / 1e6)
     assert msa["study_up_mb"] == pytest.approx(4 * 100 * 11_026_666 * 4 / 1e6)
     assert msa["trained_mib"] == pytest.approx(11_026_666 * 4 / 2**20)
+    assert msa["need_mib"] == 2048
     assert msa["slice_tflop"] * 6 == pytest.approx(msa["step_tflop"]) == 13
 
 
@@ -147,9 +148,8 @@ def test_what_cannot_be_timed_is_a_note(monkeypatch: pytest.MonkeyPatch, no_coun
     late = make_cost([made], Timed(steps=1, timeout_s=0.01, device="cpu"))
     assert late["rows"][0]["step_s"] is None
     assert late["notes"][0].startswith("fedmsa: not measured within 0.01 s")
-    huge = dataclasses.replace(_WORK, kept_bytes=2**60)
-    monkeypatch.setattr("fedfms.report.cost.step_work", lambda study: huge)
-    assert "MiB at least" in make_cost([made], Timed(device="cpu"))["notes"][0]
+    monkeypatch.setattr("fedfms.report.cost.estimate", lambda study, settings: 2**60)
+    assert "a step takes about 1,099,511,627,776 MiB" in make_cost([made], Timed(device="cpu"))["notes"][0]
 
 
 def test_a_fault_of_the_process_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

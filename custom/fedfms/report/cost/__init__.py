@@ -13,6 +13,7 @@ from fedfms.errors import TrainingError
 from fedfms.machine import machine
 from fedfms.methods import METHODS, fitted, make_method
 from fedfms.report.cost import published
+from fedfms.report.cost.live import estimate
 from fedfms.report.cost.timing import Timing, apart
 from fedfms.report.cost.work import Work, step_work
 from fedfms.settings import SiteSettings
@@ -54,15 +55,17 @@ def make_cost(studies: Sequence[Study], timed: Timed | None, say: Say = lambda t
     for given in studies:
         study = fitted(given, make_method(given.method, given.method_options))
         say(f"{study.method}: counting")
+        settings = SiteSettings(device="" if timed is None else timed.device)
         work, traffic, timing = step_work(study), plan(study), None
+        need = estimate(study, settings)
         if timed is not None:
             say(f"{study.method}: {timed.steps} steps of batch {study.train.batch_size}, in a process of its own")
             try:
-                _check_room(work, timed)
-                timing = apart(study, SiteSettings(device=timed.device), timed.steps, timed.timeout_s)
+                _check_room(need, settings)
+                timing = apart(study, settings, timed.steps, timed.timeout_s)
             except TrainingError as error:
                 notes.append(f"{_label(study)}: {error.line()}")
-        rows.append(_row(study, traffic, work, timing))
+        rows.append(_row(study, traffic, work, need, timing))
         papers += _papers(study, traffic, work, timing)
     here = machine()
     known = [NO_CARD] if here["accelerator"] is None else []
@@ -76,7 +79,7 @@ def make_cost(studies: Sequence[Study], timed: Timed | None, say: Say = lambda t
     }
 
 
-def _row(study: Study, traffic: Traffic, work: Work, timing: Timing | None) -> dict[str, Any]:
+def _row(study: Study, traffic: Traffic, work: Work, need: int, timing: Timing | None) -> dict[str, Any]:
     pooled = METHODS[study.method].centralised
     batch, visits = study.train.batch_size, traffic.sites * traffic.rounds
     up_mb, down_mb = (None, None) if pooled else (traffic.up_mb, traffic.down_mb)
@@ -104,7 +107,7 @@ def _row(study: Study, traffic: Traffic, work: Work, timing: Timing | None) -> d
         "slice_tflop": (work.forward + work.backward) / batch / 1e12,
         "by_layers_tflop": work.by_layers / 1e12,
         "state_mib": work.state_bytes / 2**20,
-        "kept_mib": work.kept_bytes / 2**20,
+        "need_mib": need / 2**20,
         "device": timing.device if timing else None,
         "step_s": timing.step_s if timing else None,
         "predict_s": timing.predict_s if timing else None,
@@ -132,16 +135,16 @@ def _papers(study: Study, traffic: Traffic, work: Work, timing: Timing | None) -
     return found
 
 
-def _check_room(work: Work, timed: Timed) -> None:
+def _check_room(need: int, settings: SiteSettings) -> None:
     """A machine that swaps, or ends other processes, is no answer to what a step costs.
 
     Raises:
         TrainingError: a step on the processor needs more memory than is free.
     """
-    least, free = work.state_bytes + work.kept_bytes, psutil.virtual_memory().available
-    if SiteSettings(device=timed.device).torch_device.type == "cpu" and least > free:
+    free = psutil.virtual_memory().available
+    if settings.torch_device.type == "cpu" and need > free:
         raise TrainingError(
-            f"not measured: a step takes {least / 2**20:,.0f} MiB at least, {free / 2**20:,.0f} are free",
+            f"not measured: a step takes about {need / 2**20:,.0f} MiB, {free / 2**20:,.0f} are free",
             do="--set train.batch_size=1, or a smaller input",
         )
 

@@ -67,7 +67,7 @@ VIEWS: Mapping[str, View] = {
             "method": _text("method"), "px": _text("input_px"), "batch": _text("batch"),
             "TFLOP forward": _significant("forward_tflop"), "TFLOP backward": _significant("backward_tflop"),
             "TFLOP a slice": _significant("slice_tflop"), "TFLOP by layers": _significant("by_layers_tflop"),
-            "MiB state": _number("state_mib", 0), "MiB kept": _number("kept_mib", 0),
+            "MiB state": _number("state_mib", 0), "MiB a step": _number("need_mib", 0),
             "s a step": _significant("step_s"), "s a prediction": _significant("predict_s"),
             "MiB peak": _number("peak_mib", 0), "MiB before": _number("base_mib", 0),
         },
@@ -75,8 +75,9 @@ VIEWS: Mapping[str, View] = {
         "TFLOP: 1e12 operations, two a multiply-add, of matrix products and convolutions in a step of the whole batch, "
         "the frozen prefix each time; by layers: linear and convolution layers alone, backward as twice the forward of "
         "those that are trained, which is how the papers' figures come about. MiB (2^20 bytes) state: weights, "
-        "gradients and the optimizer's state; kept: what autograd keeps for backward; their sum is a floor of the "
-        "peak. Peak: measured, of the card, or else of the process, which had `before` without a model.",
+        "gradients and the optimizer's state; a step: what it takes of memory by shapes, in float32, by the default "
+        "path, a slice as often as the batch has slices. Peak: measured, of the card, or else of the process, which "
+        "had `before` without a model.",
     ),
     "papers": View(
         "papers", "Beside the papers",
