@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedfms.errors import TrainingError
@@ -40,16 +41,17 @@ def start() -> Iterator[Start]:
 
 
 def test_a_worker_without_its_simulator_is_waited_for(start: Start, tmp_path: Path) -> None:
-    process = start(WORKER, "-o", str(tmp_path / "ws" / "a"), "--parent_pid", "4194304", seconds=0.5)
-    begun = time.monotonic()
+    process = start("-m", WORKER, "-o", str(tmp_path / "ws" / "a"), "--parent_pid", "4194304", seconds=3)
+    assert list(simulate._at_work(tmp_path / "ws")) == [True]
+    assert process.poll() is None
     wait_for_end(tmp_path / "ws")
-    assert process.poll() is not None or not list(simulate._at_work(tmp_path / "ws"))
-    assert time.monotonic() - begun < 20
+    assert process.wait(10) == 0
+    assert list(simulate._at_work(tmp_path / "ws")) == []
 
 
 def test_a_worker_that_does_not_end_is_told(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulate, "_GRACE_S", 0.3)
-    start(WORKER, "-o", str(tmp_path / "ws" / "a"), "--parent_pid", "4194304")
+    start("-m", WORKER, "-o", str(tmp_path / "ws" / "a"), "--parent_pid", "4194304")
     with pytest.raises(TrainingError, match="ws: the run still goes on"):
         wait_for_end(tmp_path / "ws")
 
@@ -57,13 +59,14 @@ def test_a_worker_that_does_not_end_is_told(start: Start, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     "line",
     [
-        (WORKER, "-o", "{ws}/a", "--parent_pid", str(os.getpid())),
-        ("simulator", "jobs/fedmsa", "-w", "ws"),
-        ("fedfms.flare.engine", "job", "-w", "{ws}"),
+        ("-m", WORKER, "-o", "{ws}/a", "--parent_pid", str(os.getpid())),
+        ("/opt/bin/nvflare", "simulator", "jobs/fedmsa", "-w", "ws"),
+        ("-m", "nvflare.cli", "simulator", "jobs/fedmsa", "--workspace=../{name}/ws"),
+        ("-m", "fedfms.flare.engine", "job", "-w", "{ws}"),
     ],
 )
 def test_a_run_is_not_waited_for(line: tuple[str, ...], start: Start, tmp_path: Path) -> None:
-    start(*(part.format(ws=tmp_path / "ws") for part in line), cwd=tmp_path)
+    start(*(part.format(ws=tmp_path / "ws", name=tmp_path.name) for part in line), cwd=tmp_path)
     begun = time.monotonic()
     with pytest.raises(TrainingError, match="ws: the run still goes on"):
         wait_for_end(tmp_path / "ws")
@@ -71,8 +74,28 @@ def test_a_run_is_not_waited_for(line: tuple[str, ...], start: Start, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "line", [("resume", "{ws}"), ("{ws}/simulator.log",), ("simulator", "job", "-w", "{ws}-2"), (WORKER, "-o", "/ws/a")]
+    "line",
+    [
+        ("fedfms", "resume", "simulator", "-w", "{ws}"),
+        ("grep", WORKER, "{ws}/simulator.log"),
+        ("nvflare", "simulator", "{ws}/job", "-w", "{ws}-2"),
+        ("-m", WORKER, "-o", "/ws/a", "--parent_pid", "1"),
+        ("-m", WORKER, "--parent_pid"),
+    ],
 )
 def test_others_do_not_count(line: tuple[str, ...], start: Start, tmp_path: Path) -> None:
-    start(*(part.format(ws=tmp_path / "ws") for part in line))
+    (tmp_path / "ws").mkdir()
+    start(*(part.format(ws=tmp_path / "ws") for part in line), cwd=tmp_path / "ws")
     wait_for_end(tmp_path / "ws")
+
+
+def test_another_users_run_is_seen_by_what_it_names(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(self: psutil.Process) -> str:
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "cwd", denied)
+    start("nvflare", "simulator", "job", "-w", str(tmp_path / "ws"))
+    with pytest.raises(TrainingError, match="ws: the run still goes on"):
+        wait_for_end(tmp_path / "ws")

@@ -5,6 +5,7 @@ The job that a federation would run, all sites on this machine.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -170,13 +171,31 @@ def _at_work(workspace: Path) -> Iterator[bool]:
     """For each process of the simulator that works there: whether it has lost the simulator, and will end."""
     wanted = workspace.resolve()
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # it has ended meanwhile, or is not ours to look at
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
             line = process.cmdline()
-            if not {_WORKER, _SIMULATOR, _ENGINE, "simulator"} & set(line):  # the last: `nvflare simulator`
-                continue
-            named = [Path(process.cwd(), part) for part in line]
-            if any(wanted in (path, *path.parents) for path in named):
-                yield _WORKER in line and process.ppid() != int(line[line.index("--parent_pid") + 1])
+            if _is_simulators(line) and any(wanted in (path, *path.parents) for path in _workspaces(process, line)):
+                # NVFLARE tells a worker whose child it is; init, or another, has it once that is dead.
+                yield _WORKER in line and f"--parent_pid {process.ppid()} " not in f"{' '.join(line)} "
+
+
+def _is_simulators(line: Sequence[str]) -> bool:
+    """Whether a command line is of `nvflare simulator`, or of one of the modules that it is made of."""
+    pairs = set(itertools.pairwise(line))
+    if any(("-m", module) in pairs for module in (_WORKER, _SIMULATOR, _ENGINE)):
+        return True
+    return any(Path(one).name in ("nvflare", "nvflare.cli") and other == "simulator" for one, other in pairs)
+
+
+def _workspaces(process: psutil.Process, line: Sequence[str]) -> Iterator[Path]:
+    """The folders that a command line of the simulator names as its own."""
+    named = [other for one, other in itertools.pairwise(line) if one in ("-w", "--workspace", "-o")]
+    named += [part.partition("=")[2] for part in line if part.startswith("--workspace=")]
+    try:
+        folder = Path(process.cwd())
+    except psutil.AccessDenied:  # another user's: what is named as of the root can be told all the same
+        folder = Path("/")
+    for name in named:
+        yield (folder / name).resolve()
 
 
 def _own_model(workspace: Path, site: str) -> Tensors:
