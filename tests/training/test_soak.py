@@ -118,27 +118,3 @@ def test_without_a_lower_quorum_a_sites_fault_ends_the_run_as_its_own_error(tmp_
     first = next((site, round_) for round_ in range(ROUNDS) for site in SITES if _fault(site, round_) == "missing")
     with pytest.raises(TrainingError, match="site {}, round {}: it is switched off".format(*first)):
         list(_soak(tmp_path, lambda message: (message,), min_sites="null"))
-
-
-@pytest.mark.parametrize(("min_sites", "needs_all"), [(2, False), ("null", True)])
-def test_a_held_out_sites_fault_is_told_as_a_sites_is(min_sites: Any, needs_all: bool, tmp_path: Path) -> None:
-    class Site(ToySite):
-        def train_round(self, round_: int, received: Tensors) -> RoundResult:
-            return RoundResult(Update(self.name, dict(received), 10), None, None, 0.0)
-
-        def evaluate(self, received: Tensors) -> dict[str, Any]:
-            raise TrainingError("its disk is gone", where=f"site {self.name}")
-
-    of = study(
-        "lat", "sites=[a, b, c]", "held_out=[d]", "model.input_px=32", f"federation.min_sites={min_sites}", rounds=2
-    )
-    run = rounds(of, (*"abcd",), SiteSettings(), tmp_path, make_site=Site)  # type: ignore[arg-type]
-    if needs_all:
-        with pytest.raises(TrainingError, match="site d: its disk is gone"):
-            list(run)
-        return
-    for done in run:
-        assert done.held_out == {}
-        row = done.rows["d"]
-        assert (row["accepted"], row["held_out"], row["reason"]) == (False, True, "site d: its disk is gone")
-    assert done.server.round == 2

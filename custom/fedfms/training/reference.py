@@ -85,7 +85,7 @@ def rounds(
             expected = _expected(method, server, site, sent[site], downlink)
             for message in post(_message(site, server.round, result, expected)):
                 guard.take(message, expected, partial(_kept, message, sent[site], codec))
-        scores = _scored(held_out, server, guard, strict=guard.needed == len(names)) if server.shared else {}
+        scores = {site.name: site.evaluate(server.shared) for site in held_out if server.shared}
         after = guard.combine(method, server, sent, by)
         done = ReferenceRound(server.round, sent, results, after, scores, guard.rows)
         if record is not None:
@@ -112,19 +112,6 @@ def _answers(
                 raise
             guard.fail(site.name, round_, error.line())
     return results
-
-
-def _scored(held_out: Sequence[Site], server: Server, guard: Guard, *, strict: bool) -> dict[str, dict[str, Any]]:
-    """What the server's model scores at the sites that do not train; a fault as in `_answers`."""
-    scores = {}
-    for site in held_out:
-        try:
-            scores[site.name] = site.evaluate(server.shared)
-        except FedfmsError as error:
-            if strict:
-                raise
-            guard.fail(site.name, server.round, error.line(), held_out=True)
-    return scores
 
 
 def _expected(method: Method, server: Server, site: str, received: Tensors, downlink: Downlink | None) -> Expected:
