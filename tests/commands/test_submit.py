@@ -92,7 +92,8 @@ def test_the_limit_says_how_to_go_on(fake: Fake, tmp_path: Path, capsys: pytest.
 
 
 _COMMAND = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this
 from fedfms.flare import console
 from fedfms.cli import main
 console._nvflare = lambda form: [sys.executable, sys.argv[1], "--format", form]

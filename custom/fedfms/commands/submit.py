@@ -20,7 +20,7 @@ _EXAMPLES = """\
 examples:
   fedfms submit jobs/fedmsa --kit LEADKIT --out results            sent, watched, fetched
   fedfms submit jobs/fedmsa --kit LEADKIT --out results --retries 2
-  fedfms submit --watch JOBID --kit LEADKIT --out results          a job that goes on, or has ended
+  fedfms submit --watch JOBID --kit LEADKIT --out results          a job that goes on, or has ended; takes --retries
   fedfms submit --abort JOBID --kit LEADKIT                        stop it, for all sites
 
 exit codes: 0 done; 1 a fault, told in one line; 3 done, but the run is not valid, or a site took no part or not to the
@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     submit.add_argument("job", nargs="?", type=Path, help="the job folder, as the simulator runs it")
-    submit.add_argument("--watch", type=_id, metavar="JOBID", help="no new job: watch this one, and fetch its results")
+    submit.add_argument("--watch", type=_id, metavar="JOBID", help="watch a job that was submitted, fetch its results")
     submit.add_argument("--abort", type=_id, metavar="JOBID", help="stop this job")
     submit.add_argument("--kit", required=True, type=Path, metavar="DIR", help="of a lead or project_admin, opened")
     submit.add_argument("--out", type=Path, metavar="DIR", help="where the results go, in a folder of the job's id")
@@ -121,7 +121,8 @@ def _how_to_go_on(args: argparse.Namespace, ids: list[str], tell: Any) -> None:
         tell(f"it is not known whether the job was submitted: nvflare job list --startup-kit {kit}")
         return
     tell("the job goes on")
-    tell(f"  watch it again:  fedfms submit --watch {ids[-1]} --kit {kit} --out {out}")
+    retries = f" --retries {args.retries}" if args.retries else ""
+    tell(f"  watch it again:  fedfms submit --watch {ids[-1]} --kit {kit} --out {out}{retries}")
     tell(f"  stop it:         fedfms submit --abort {ids[-1]} --kit {kit}")
 
 

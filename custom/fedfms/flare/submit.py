@@ -116,7 +116,10 @@ def run_job(
             result = watch_job(id_, kit, out, limit_s=until - time.monotonic(), tell=tell)
             began = _began(result.run)
             source = source or (result.run if began else None)  # a run holds its study, as a job does
-            if not result.died or again > retries or source is None or time.monotonic() > until:
+            if not result.died or again > retries or time.monotonic() > until:
+                break
+            if source is None:
+                tell("a process of the job died, and nothing of it was fetched to go on from: submit the job's folder")
                 break
             if began:
                 name = described(source)[0].method if job is None else job.name
