@@ -26,6 +26,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def version_of(name: str) -> str | None:
+    """Of an installed distribution; None where there is none of that name, as of a job that brings its own code."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, str]:
     """Of this package and of those that a run's numbers hang on."""
     return {name: metadata.version(name) for name in ("fedfms", "torch", "monai", "nvflare", "numpy")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.progress import ASKED, ENDED_FILE, Progress
 from fedfms.flare.wire import REPORT, model_name
 from fedfms.guard.rows import line_of
+from fedfms.machine import version_of
 from fedfms.report import make_report, render_text
 from fedfms.report.records import clean_reason
 
@@ -83,7 +83,7 @@ class Recorder(FLComponent):
                 "fedfms": fedfms.__version__,
                 "nvflare": nvflare.__version__,
                 "torch": torch.__version__,
-                "monai": version("monai"),
+                "monai": version_of("monai"),
                 "python": platform.python_version(),
             },
             "parameters": persistor.sizes,

@@ -23,11 +23,12 @@ class _NoValues(TorchFunctionMode):
         named = kwargs or {}
         tensor = args[0] if args else named.get("tensor")  # torch gives its own initialisers' by name
         if isinstance(tensor, Tensor) and tensor.is_meta:
-            scaled = func is Tensor.mul and tensor.is_floating_point() and isinstance(args[1], float)
-            if scaled or func in (nn.init.normal_, Tensor.normal_):
+            if func in (nn.init.normal_, Tensor.normal_):
                 return tensor
+            if func is Tensor.mul and tensor.is_floating_point() and isinstance(args[-1], float):
+                return torch.empty_like(tensor)
         if func is torch.randn and torch.device(named.get("device") or "cpu").type == "meta":
-            func = torch.empty
+            func, named = torch.empty, {key: value for key, value in named.items() if key != "generator"}
         return func(*args, **named)
 
 

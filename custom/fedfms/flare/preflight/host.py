@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 import fedfms
 from fedfms.flare.kit import spoken
 from fedfms.flare.preflight.context import Context, Finding, fail, nearest, ok, room
+from fedfms.machine import version_of
 from fedfms.training.build import outline
 from fedfms.training.prefix import PrefixCache
 
@@ -39,21 +40,14 @@ def package(_: Context) -> Finding:
     for text in metadata.requires("fedfms") or []:
         need = Requirement(text)
         if need.marker is None or need.marker.evaluate({"extra": ""}):
-            version = _version(need.name)
+            version = version_of(need.name)
             if version is None or not need.specifier.contains(version, prereleases=True):
                 wrong.append(f"{need.name} {version or 'missing'} (needs {need.specifier})")
     if wrong:
         return fail(", ".join(wrong), "pip install -r requirements.txt, in the environment of the kit's `python3`")
-    versions = ", ".join(f"{name} {_version(name)}" for name in ("nvflare", "torch"))
+    versions = ", ".join(f"{name} {version_of(name)}" for name in ("nvflare", "torch"))
     code = package_code(Path(fedfms.__file__).parent)
     return ok(f"fedfms {fedfms.__version__}, code {code}; {versions}, Python {platform.python_version()}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def disk(context: Context) -> Finding:
