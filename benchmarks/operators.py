@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def measure(method: str, backbone: str, size_px: int, batch: int, paths: Sequenc
 
 
 def _rows(method: str, backbone: str, size_px: int, batch: int, path: str) -> list[dict[str, Any]]:
-    made = ready(study_of(method, backbone, size_px, batch), PATHS[path])
+    made = ready(study_of(method, backbone, size_px, batch), replace(PATHS[path], device="cpu"))
     made.step()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         made.step()
