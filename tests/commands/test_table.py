@@ -37,6 +37,19 @@ def test_faults_are_one_line(
     assert says in told[0]
 
 
+def test_without_an_estimate_runs_and_bytes_are_told_and_options_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a data set that is not here, too."""
+    plan = ["--dry-run", "--no-estimate", "--out", str(tmp_path / "out")]
+    assert main(["table", "fedsca-table4", "--on", "phantom", *plan]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "a federation would send" in told and "nothing was timed" in told
+    assert main(["table", "fedsca-fig5", "--on", "phantom", *plan]) == 1
+    assert "layers is 12; from 1 to 8 with this backbone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_a_table_is_planned_made_gone_on_with_and_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

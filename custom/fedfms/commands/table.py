@@ -107,12 +107,15 @@ def _settings(args: argparse.Namespace) -> SiteSettings:
 
 def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSettings, console: Console) -> None:
     from fedfms.grid.run import CELLS, RESULT
-    from fedfms.grid.trial import estimate
+    from fedfms.grid.trial import count, estimate
 
     left = [cell for cell in cells if not (args.out / CELLS / cell.name / RESULT).is_file()]
     if len(left) < len(cells):
         console.print(f"{len(cells) - len(left)} of {len(cells)} runs are there already")
-    if args.no_estimate or not left:
+    if not left:
+        return
+    if args.no_estimate:
+        console.print(count(left).text(args.jobs))
         return
     with console.status("timing a step") as status:
         told = estimate(left, settings, lambda name: status.update(f"timing a step of {name}"))

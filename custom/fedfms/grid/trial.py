@@ -37,6 +37,23 @@ class Estimate:
         return f"{told}about {f'{hours:.1f} h' if hours >= 1 else f'{hours * 60:.0f} min'} here, {jobs} at once"
 
 
+def count(cells: Sequence[Cell]) -> Estimate:
+    """What all runs will do, by the methods' own rules: no data are opened, nothing is timed.
+
+    Raises:
+        StudyError: a model, a method or its options cannot be.
+    """
+    sent: dict[tuple[str, str, int], float] = {}
+    total = 0.0
+    for cell in cells:
+        kind = cell.method, cell.variant, len(cell.study.sites)
+        if kind not in sent:
+            sent[kind] = 0.0 if METHODS[cell.method].centralised else plan(cell.study).total_mb
+        total += sent[kind]
+    rounds = sum(cell.study.train.rounds for cell in cells)
+    return Estimate(len(cells), rounds, total, None, "nothing was timed")
+
+
 def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str], None]) -> Estimate:
     """Time a step and a prediction of each method and variant, and count what all runs will do.
 
@@ -44,12 +61,10 @@ def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str]
         told: called with the name of what is timed next.
 
     Raises:
-        FedfmsError: a study, a checkpoint or a site's data cannot be used: better now than after hours.
+        FedfmsError: a study or a site's data cannot be used: better now than after hours.
     """
-    counts = _Counts(settings)
+    counted, counts = count(cells), _Counts(settings)
     slices = [_slices(cell.study, counts) for cell in cells]
-    sent = sum(plan(cell.study).total_mb for cell in cells if not METHODS[cell.method].centralised)
-    rounds = sum(cell.study.train.rounds for cell in cells)
     speeds: dict[tuple[str, str], tuple[float, float]] = {}
     seconds = 0.0
     for cell, (trained, scored) in zip(cells, slices, strict=True):
@@ -59,10 +74,10 @@ def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str]
             try:
                 speeds[kind] = seconds_a_slice(cell.study, settings)
             except TrainingError as error:
-                return Estimate(len(cells), rounds, sent, None, error.line())
+                return replace(counted, fault=error.line())
         train_s, score_s = speeds[kind]
         seconds += trained * train_s + scored * score_s
-    return Estimate(len(cells), rounds, sent, seconds)
+    return replace(counted, seconds=seconds, fault="")
 
 
 def seconds_a_slice(study: Study, settings: SiteSettings) -> tuple[float, float]:
