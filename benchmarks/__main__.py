@@ -32,6 +32,7 @@ from typing import Any
 from benchmarks import aggregate, attack, compare, data, formats, loader, memory, operators, pages, phantom, step, wire
 from benchmarks import round as federated_round
 from benchmarks.parser import make_parser
+from fedfms.errors import FedfmsError
 from fedfms.files import write_atomic
 from fedfms.machine import machine
 from fedfms.methods import METHODS
@@ -52,7 +53,11 @@ def main() -> int:
         write_atomic(args.out, as_png(phantom.picture()))
         return 0
     if args.inner:
-        json.dump(_MEASURE[args.benchmark](args), sys.stdout)
+        try:
+            json.dump(_MEASURE[args.benchmark](args), sys.stdout)
+        except FedfmsError as error:
+            sys.stderr.write(f"benchmarks: {error.line()}\n")
+            return 1
         return 0
     inner = [sys.executable, "-m", "benchmarks", *sys.argv[1:], "--inner"]
     done = subprocess.run(inner, stdout=subprocess.PIPE, text=True, check=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,10 @@ def test_the_issues_own_command_is_understood() -> None:
     assert (args.paths, args.dtypes) == (["plain", "fast", "checkpointed"], ["float32", "bfloat16"])
     assert set(args.paths) < set(PATHS)
     assert args.json == Path("out.json")
+
+
+def test_a_fault_of_the_command_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "compare", "nosuch", "--work", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("benchmarks: ") and "nosuch" in done.stderr and "Traceback" not in done.stderr
