@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,23 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from fedfms.flare.preflight.job import _paths
 from fedfms.models.outline import without_values
 
-SERVER = """
-import json, sys
-from importlib import import_module
-def classes(value):
-    if isinstance(value, dict):
-        if str(value.get("path", "")).startswith("fedfms."):
-            import_module(value["path"].rpartition(".")[0])
-        value = list(value.values())
-    if isinstance(value, list):
-        for one in value:
-            classes(one)
-classes(json.load(open(sys.argv[1])))
-"""
 OUTLINE = """
-import sys
 from pathlib import Path
 from fedfms.study import load_study
 from fedfms.training.build import outline
@@ -37,9 +25,9 @@ for method in ("fedsca", "feddbe", "fedsam"):
 REPO = Path(__file__).parents[2]
 
 
-def _imported(code: str, argument: Path, names: str) -> str:
+def _imported(code: str, names: str, argument: Path = REPO) -> str:
     """Which of `names` a fresh process has imported after `code`."""
-    told = f"{code}\nprint(*[name for name in {names.split()} if name in sys.modules])"
+    told = f"import sys\n{code}\nprint(*[name for name in {names.split()} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", told, str(argument)], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -63,17 +51,16 @@ def test_beside_it_numbers_are_drawn() -> None:
 
 @pytest.mark.slow
 def test_an_outline_needs_no_compiler() -> None:
-    assert _imported(OUTLINE, REPO / "jobs" / "studies" / "phantom.yaml", "torch._dynamo") == ""
+    assert _imported(OUTLINE, "torch._dynamo", REPO / "jobs" / "studies" / "phantom.yaml") == ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", ["fedmsa", "fedsca"])
 def test_a_server_needs_no_monai(job: str) -> None:
-    config = REPO / "jobs" / job / "app" / "config" / "config_fed_server.json"
-    assert _imported(SERVER, config, "fedfms.flare.recorder monai matplotlib scipy") == "fedfms.flare.recorder"
+    config = json.loads((REPO / "jobs" / job / "app" / "config" / "config_fed_server.json").read_text())
+    code = "\n".join(f"import {path.rpartition('.')[0]}" for path in _paths(config) if path.startswith("fedfms."))
+    assert _imported(code, "fedfms.flare.recorder monai matplotlib scipy") == "fedfms.flare.recorder"
 
 
 def test_help_needs_no_torch() -> None:
-    told = "import sys, fedfms.cli\nprint(*[name for name in ('torch', 'monai', 'nvflare') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    assert _imported("import fedfms.cli", "fedfms.cli torch monai nvflare") == "fedfms.cli"
