@@ -29,8 +29,8 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self.ended:
-            seen = anonymous()
-            self.peak = max(self.peak, seen) if self.on else self.peak
+            before, seen = self.on, anonymous()
+            self.peak = max(self.peak, seen) if before and self.on else self.peak
             time.sleep(0.001)
 
     def __enter__(self) -> None:

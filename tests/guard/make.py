@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from fedfms.guard.gate import WEIGHTS, Expected, Guard, Message, agreed
-from fedfms.guard.rules import in_memory
 from fedfms.methods import Server, Tensors, make_method
 from fedfms.study import FederationSpec
+from fedfms.wire import in_memory
 
 MODEL = {"a": np.zeros((2, 3), np.float32), "b": np.zeros((4,), np.float32)}
 TENSORS: Tensors = in_memory(MODEL.items())

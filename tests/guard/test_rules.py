@@ -14,11 +14,12 @@ from hypothesis.extra import numpy as hnp
 
 from fedfms.errors import StudyError, UpdateError
 from fedfms.guard import columns
-from fedfms.guard.rules import RULES, Round, in_memory, robust
+from fedfms.guard.rules import RULES, Round, robust
 from fedfms.methods import METHODS, Server, Tensors, Update, fitted, make_method
 from fedfms.methods.fedavg import weighted_mean
 from fedfms.study import FederationSpec, Study
 from fedfms.study_rules import COMBINE, too_few
+from fedfms.wire import in_memory
 
 ROBUST = sorted(set(RULES) - {"mean"})
 VALUES = st.floats(-1e3, 1e3, width=32)

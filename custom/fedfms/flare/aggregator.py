@@ -139,7 +139,8 @@ class CheckedAggregator(Aggregator):
         codec = CODECS.get(self._study(fl_ctx).federation.wire)
         if self._downlink is None and codec is not None:
             saved = self._holder(fl_ctx).saved
-            self._downlink = Downlink(codec) if saved is None else Downlink(codec, saved.mirrors)
+            mirrors, folder = {} if saved is None else saved.mirrors, _spool(fl_ctx)
+            self._downlink = Downlink(codec, mirrors, keep=lambda arrays: spooled(arrays, folder))
         return self._downlink
 
     def download_for(self, site: str, round_: int, claim: str, fl_ctx: FLContext) -> Download | None:
@@ -152,11 +153,15 @@ class CheckedAggregator(Aggregator):
             downlink = self._wire(fl_ctx)
             if downlink is None or site in self._study(fl_ctx).held_out:
                 return None
-            target = self._to_send(site, round_, fl_ctx)
-            if round_ != self._sent[0]:
-                return None  # a slow site still asks for a round that is over, and will be refused
-            if site not in downlink:
-                downlink.join(site, target, self._now(fl_ctx).shared)
+            try:
+                target = self._to_send(site, round_, fl_ctx)
+                if round_ != self._sent[0]:
+                    return None  # a slow site still asks for a round that is over, and will be refused
+                if site not in downlink:
+                    downlink.join(site, target, self._now(fl_ctx).shared)
+            except UpdateError as error:
+                self.system_panic(f"fedfms: round {round_}: what sites hold: {error.line()}", fl_ctx)
+                return None
             return downlink.message(site, claim)
 
     def tensors_for(self, site: str, round_: int | None, fl_ctx: FLContext) -> Tensors | None:

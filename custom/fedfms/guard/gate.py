@@ -18,11 +18,11 @@ from fedfms.errors import UpdateError
 from fedfms.guard.checks import Schema, check_dice, check_hash, check_names, check_samples, check_tensors
 from fedfms.guard.columns import norm
 from fedfms.guard.rows import numbers, one_line, too_thin
-from fedfms.guard.rules import Keep, Round, clipped, in_memory, robust
+from fedfms.guard.rules import Round, clipped, robust
 from fedfms.methods import Method, Server, Tensors, Update
 from fedfms.methods.fedavg import in_order
 from fedfms.study import FederationSpec
-from fedfms.wire import Codec, layout, read_upload
+from fedfms.wire import Codec, Keep, in_memory, layout, read_upload
 
 FEWEST_FOR_A_MEDIAN = 3  # of two lengths none is the odd one
 WEIGHTS, DIFFERENCES = "weights", "differences"  # kinds of message; another's name is whatever it says of itself

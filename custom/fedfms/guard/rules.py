@@ -9,7 +9,7 @@ them, in the order of the sites' names, so that the order of arrival changes no 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,8 +21,7 @@ from fedfms.guard.columns import distances, norm, reduced
 from fedfms.methods import Tensors, Update
 from fedfms.methods.fedavg import cast_back, in_order
 from fedfms.study_rules import too_few
-
-Keep = Callable[[Iterable[tuple[str, np.ndarray]]], Tensors]  # where arrays stay, which are made one after another
+from fedfms.wire import Keep
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,6 @@ class Combined:
 
     updates: tuple[Update, ...]
     notes: Mapping[str, str] = field(default_factory=dict)
-
-
-def in_memory(arrays: Iterable[tuple[str, np.ndarray]]) -> Tensors:
-    """The arrays as tensors, as they are: a `Keep` for few updates."""
-    return {name: torch.from_numpy(array) for name, array in arrays}
 
 
 def robust(combine: str, faulty: int, of: Round) -> Combined:

@@ -10,7 +10,6 @@ from typing import Any
 
 from fedfms.errors import FedfmsError, TrainingError
 from fedfms.guard.gate import DIFFERENCES, WEIGHTS, Expected, Guard, Message, agreed, decoded
-from fedfms.guard.rules import in_memory
 from fedfms.methods import METHODS, POOL, Method, Server, Tensors, fitted
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
@@ -19,7 +18,7 @@ from fedfms.training.result import RoundResult
 from fedfms.training.server import ServerStore
 from fedfms.training.site import Site
 from fedfms.training.state import StateStore
-from fedfms.wire import CODECS, Codec, Downlink
+from fedfms.wire import CODECS, Codec, Downlink, in_memory
 
 
 @dataclass(frozen=True)

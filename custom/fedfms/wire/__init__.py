@@ -8,7 +8,7 @@ differences to what a site holds rather than to what it was meant to hold. A new
 
 from __future__ import annotations
 
-from fedfms.wire.codecs import CODECS, WHOLE, Arrays, Codec, Layout, layout, nbytes
+from fedfms.wire.codecs import CODECS, WHOLE, Arrays, Codec, Keep, Layout, in_memory, layout, nbytes
 from fedfms.wire.digest import digest
 from fedfms.wire.down import Downlink, Download, read_download
 from fedfms.wire.up import Upload, read_upload, upload
@@ -16,6 +16,6 @@ from fedfms.wire.up import Upload, read_upload, upload
 WIRES = (WHOLE, *CODECS)
 
 __all__ = [
-    "CODECS", "WHOLE", "WIRES", "Arrays", "Codec", "Download", "Downlink", "Layout", "Upload", "digest", "layout",
-    "nbytes", "read_download", "read_upload", "upload",
+    "CODECS", "WHOLE", "WIRES", "Arrays", "Codec", "Download", "Downlink", "Keep", "Layout", "Upload", "digest",
+    "in_memory", "layout", "nbytes", "read_download", "read_upload", "upload",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ site's filters by name see what they expect.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 Arrays = dict[str, np.ndarray]
+Keep = Callable[[Iterable[tuple[str, np.ndarray]]], dict[str, torch.Tensor]]  # where arrays stay, made one by one
 Layout = dict[str, tuple[tuple[int, ...], str]]  # of a message: name -> (shape, dtype) of the array on the wire
 
 WHOLE = "float32"  # no codec: tensors as they are, no differences
@@ -35,6 +36,11 @@ class Codec:
     encode: Callable[[torch.Tensor], np.ndarray]
     decode: Callable[[np.ndarray, tuple[int, ...]], torch.Tensor]
     layout: Callable[[tuple[int, ...]], tuple[tuple[int, ...], str]]
+
+
+def in_memory(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """The arrays as tensors, as they are: a `Keep` for little."""
+    return {name: torch.from_numpy(array) for name, array in arrays}
 
 
 def compressed(name: str, tensor: torch.Tensor) -> bool:

@@ -6,18 +6,18 @@ next target, and so goes out with it. Whichever form a site gets, it then holds 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from fedfms.errors import UpdateError
-from fedfms.wire.codecs import Arrays, Codec, compressed, layout
+from fedfms.wire.codecs import Arrays, Codec, Keep, compressed, in_memory, layout
 from fedfms.wire.digest import digest
 
 Tensors = dict[str, torch.Tensor]
-_Step = tuple[np.ndarray, torch.Tensor]  # what is sent of a tensor, and what the site then holds
+_Change = tuple[int, int]  # ids of a tensor that sites hold and of what it is to become
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class _Line:
 @dataclass
 class Downlink:
     """The server's side. `mirrors`: all shared tensors that each site holds once it has read its newest message.
+    `keep` puts a round's new ones by, array after array as they are made, until the next round's are there.
 
     Sites in the same state have the same tensors in their mirrors, as objects: a method that sends one model to all
     costs one mirror and one message, however many sites there are.
@@ -52,6 +53,7 @@ class Downlink:
 
     codec: Codec
     mirrors: dict[str, Tensors] = field(default_factory=dict)
+    keep: Keep = in_memory
     _lines: dict[str, _Line] = field(default_factory=dict)
     _holds: dict[str, str] = field(default_factory=dict)  # digest of each mirror
 
@@ -94,28 +96,37 @@ class Downlink:
         self._step(beginning)
 
     def _step(self, sites: Sequence[str]) -> None:
-        """Name by name, so that an old mirror goes as its successor comes."""
-        for name in dict.fromkeys(name for site in sites for name in self._lines[site].target):
-            steps: dict[tuple[int, int], _Step] = {}
-            held = []  # keeps what is replaced, so that no new tensor has its id
-            for site in sites:
-                line, mirror = self._lines[site], self.mirrors[site]
-                if name not in line.target:
-                    continue
-                old, target = mirror.get(name), line.target[name]
-                held.append(old)
-                if (id(old), id(target)) not in steps:
-                    steps[id(old), id(target)] = self._stepped(name, old, target)
-                line.arrays[name], mirror[name] = steps[id(old), id(target)]
+        """Each change of a tensor into another is worked out once, however many sites make it."""
+        changes: dict[_Change, tuple[str, torch.Tensor | None, torch.Tensor]] = {}
+        for site in sites:
+            for name, target in self._lines[site].target.items():
+                old = self.mirrors[site].get(name)
+                changes[id(old), id(target)] = (name, old, target)
+        arrays: dict[_Change, np.ndarray] = {}
+        news = self.keep((str(index), array) for index, array in enumerate(self._stepped(changes, arrays)))
+        held = {change: news[str(index)] for index, change in enumerate(changes)}
+        for site in sites:
+            line, mirror = self._lines[site], self.mirrors[site]
+            for name, target in line.target.items():
+                change = id(mirror.get(name)), id(target)
+                line.arrays[name], mirror[name] = arrays[change], held[change]
         known: dict[int, bytes] = {}
         for site in sites:
             self._holds[site] = digest(self.mirrors[site], known)
 
-    def _stepped(self, name: str, old: torch.Tensor | None, target: torch.Tensor) -> _Step:
-        if old is None or not compressed(name, target):
-            return target.numpy(), target
-        array = self.codec.encode(target - old)
-        return array, old + self.codec.decode(array, tuple(target.shape))
+    def _stepped(
+        self,
+        changes: Mapping[_Change, tuple[str, torch.Tensor | None, torch.Tensor]],
+        arrays: dict[_Change, np.ndarray],
+    ) -> Iterator[np.ndarray]:
+        """What sites hold after each change; what is sent of it goes to `arrays`."""
+        for change, (name, old, target) in changes.items():
+            if old is None or not compressed(name, target):
+                arrays[change] = target.numpy()
+                yield arrays[change]
+            else:
+                arrays[change] = self.codec.encode(target - old)
+                yield (old + self.codec.decode(arrays[change], tuple(target.shape))).numpy()
 
     def __contains__(self, site: object) -> bool:
         """Whether the site takes part in the round that is going on."""
