@@ -12,7 +12,7 @@ from fedfms.models import attention, build_model
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import build_adapters
 from fedfms.models.vit import ViTEncoder, ViTShape
-from fedfms.report.cost.work import count
+from fedfms.report.cost.live import LiveBytes
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 from fedfms.training.build import outline
@@ -170,7 +170,13 @@ def kept_mib(method: str, backbone: str = "vit_b", **settings: object) -> float:
     study = Study.from_dict({
         "name": "t", "method": method, "model": {"backbone": backbone, "input_px": 1024}, "train": {"batch_size": 1},
     })  # fmt: skip
-    return count(outline(study, SiteSettings(**settings)), study).kept_bytes / 2**20  # type: ignore[arg-type]
+    model = outline(study, SiteSettings(**settings)).model  # type: ignore[arg-type]
+    model.train(model.train_mode)
+    images = torch.empty(1, 3, 1024, 1024, device="meta")
+    with LiveBytes([*model.parameters(), *model.buffers(), images]) as live:
+        logits = model(images)
+    assert logits.requires_grad
+    return live.now / 2**20
 
 
 @pytest.mark.slow

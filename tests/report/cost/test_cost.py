@@ -22,7 +22,7 @@ from tests.methods.common import STUDIES, study
 
 PAPERS_MILLIONS = 14.73  # 56.2 MiB of float32
 _CPU = SiteSettings(device="cpu")
-_WORK = Work(6 * 10**12, 7 * 10**12, 5 * 10**12, 10**11, 2**30, 2**20)
+_WORK = Work(6 * 10**12, 7 * 10**12, 5 * 10**12, 10**11, 2**20)
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def live_bytes(study: Study, settings: SiteSettings, *, training: bool = True) -
         optimizer.step()
     values = [value for each in optimizer.state.values() for value in each.values() if isinstance(value, torch.Tensor)]
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return Live(live.peak, kept, *(sum(map(_nbytes, each)) for each in (own, gradients, values)))
+    return Live(live.peak, kept, *(sum(value.nbytes for value in each) for each in (own, gradients, values)))
 
 
 def estimate(study: Study, settings: SiteSettings, *, training: bool = True) -> int:
@@ -97,10 +97,6 @@ def estimate(study: Study, settings: SiteSettings, *, training: bool = True) -> 
     live = live_bytes(one, settings, training=training)
     gradients = min(live.gradients, live.peak)
     return live.weights + live.state + gradients + slices * (live.peak - gradients)
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _identity(tensor: torch.Tensor) -> int:

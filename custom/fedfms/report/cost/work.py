@@ -1,4 +1,4 @@
-"""What a training step computes and keeps, counted without computing it: shapes on torch's meta device."""
+"""What a training step computes, counted without computing it: shapes on torch's meta device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedfms.methods import Server
@@ -26,15 +25,13 @@ class Work:
     activations, the loss and the optimizer count as nothing.
 
     `layers`: of `forward`, what linear and convolution layers do, without attention's own products; `trained_layers`:
-    of these, the layers that are trained. `kept_bytes`: what autograd keeps from forward to backward, but for weights;
-    `state_bytes`: weights, gradients and the optimizer's state.
+    of these, the layers that are trained. `state_bytes`: weights, gradients and the optimizer's state.
     """
 
     forward: int
     backward: int
     layers: int
     trained_layers: int
-    kept_bytes: int
     state_bytes: int
 
     @property
@@ -74,19 +71,19 @@ def _in_round_0(built: BuiltModel, received: Collection[str], study: Study) -> W
 
 def count(built: BuiltModel, study: Study) -> Work:
     """The work of a step of an outlined model, as its parameters are set to train."""
-    model, kept = built.model, _Kept(built.model)
+    model = built.model
     optimizer = built.method.optimizer(built.parameters(), study.train)
     images = torch.empty(study.train.batch_size, 3, model.input_px, model.input_px, device="meta")
     model.train(model.train_mode)
-    with FlopCounterMode(display=False) as forward, saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+    with FlopCounterMode(display=False) as forward:
         logits = model(images)
     with FlopCounterMode(display=False) as backward:
         logits.sum().backward()  # what a loss adds are no products, and on this device it would have no value
     optimizer.step()
-    state = sum(_nbytes(p) for p in (*model.parameters(), *model.buffers()))
-    state += sum(_nbytes(p.grad) for p in model.parameters() if p.grad is not None)
+    state = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
+    state += sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     for values in optimizer.state.values():
-        state += sum(_nbytes(value) for value in values.values() if isinstance(value, torch.Tensor))
+        state += sum(value.nbytes for value in values.values() if isinstance(value, torch.Tensor))
     model.zero_grad(set_to_none=True)
     model.eval()
     layers = _by_layer(model, forward)
@@ -95,33 +92,8 @@ def count(built: BuiltModel, study: Study) -> Work:
         backward=backward.get_total_flops(),
         layers=sum(flops for _, flops in layers),
         trained_layers=sum(flops for trained, flops in layers if trained),
-        kept_bytes=kept.nbytes(),
         state_bytes=state,
     )
-
-
-class _Kept:
-    """The storages that autograd keeps, each once, without those of the model itself."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._own = {_identity(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        self._storages: dict[int, torch.UntypedStorage] = {}  # held, so that no identity is given twice
-
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        if _identity(tensor) not in self._own:
-            self._storages[_identity(tensor)] = tensor.untyped_storage()
-        return tensor
-
-    def nbytes(self) -> int:
-        return sum(storage.nbytes() for storage in self._storages.values())
-
-
-def _identity(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # on meta, every data_ptr is 0
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _by_layer(model: nn.Module, counter: FlopCounterMode) -> list[tuple[bool, int]]:
