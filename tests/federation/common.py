@@ -30,8 +30,7 @@ from .spy import FILE
 
 ROOT = Path(__file__).parents[2]
 PHANTOM = ROOT / "jobs" / "studies" / "phantom.yaml"
-# two optimizers and memory; private tensors and a mixture
-ANEW = ("feddbe", "fedsca")
+ANEW = ("feddbe",)  # two optimizers, memory, private tensors
 DIGEST = re.compile(r"[0-9a-f]{32}")
 SCHEMA = re.compile(r"empty|[0-9a-f]+(-[0-9a-f]+){2}")
 ON_WIRE = {"float32": None, "bfloat16": "uint16", "float16": "float16", "int8": "uint8"}

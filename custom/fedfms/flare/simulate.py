@@ -30,6 +30,7 @@ from fedfms.flare.resume import KEPT, job_ids
 from fedfms.grid.cell import write_result
 from fedfms.grid.run import locked
 from fedfms.methods import Tensors, trainers
+from fedfms.report.cost.live import estimate
 from fedfms.report.records import read_records
 from fedfms.report.results import make_results
 from fedfms.report.table import participation_line
@@ -43,6 +44,8 @@ _ENGINE = "fedfms.flare.engine"
 _SIMULATOR = "nvflare.private.fed.app.simulator.simulator"
 _WORKER = "nvflare.private.fed.app.simulator.simulator_worker"
 _GRACE_S = 30.0
+_PROCESS_BYTES = 2**29  # of a site's process beside its step: Python, torch, NVFLARE
+_PART = 0.25  # of the memory that is free: other runs of a table are about to begin as well
 _JOB = "job"  # in the folder beside a workspace: the job that goes on with it
 
 
@@ -65,7 +68,8 @@ def run_simulated(
     told = {key: value for key, value in settings.to_dict().items() if value}
     write_atomic(site_file, yaml.safe_dump(told), mode=0o600)
     names = [*trainers(study), *study.held_out]
-    returned = _simulate(job, workspace, names, None, {ENV: str(site_file)}, lock)
+    at_once = _at_once(study, settings, len(names))
+    returned = _simulate(job, workspace, names, at_once, {ENV: str(site_file)}, lock)
     found = list(workspace.glob("server/simulate_job/fedfms/final.json"))
     if returned or not found:
         raise TrainingError("the simulator ended without final scores", where=folder.name, do="look at its log.txt")
@@ -81,6 +85,17 @@ def run_simulated(
         for held_out in study.held_out:
             models["final"]["sites"][held_out] = others_scores(study, held_out, settings, folder, own, "final")
     write_result(place, study, folder, models, _curve(rows), evaluate_s=None)
+
+
+def _at_once(study: Study, settings: SiteSettings, sites: int) -> int:
+    """Sites that work at once: all, each in one process to the end, where a small part of this machine's memory holds
+    them; else one a core, and a new process for each task, which imports and builds all anew.
+    """
+    cores = min(sites, os.cpu_count() or 1)
+    if sites == cores or settings.torch_device.type != "cpu":
+        return cores
+    need = sites * (_PROCESS_BYTES + estimate(study, settings))
+    return sites if need < psutil.virtual_memory().available * _PART else cores
 
 
 def _check_all_took_part(run: Path) -> None:
