@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedfms.cli import main
+from fedfms.models import build_model
+from fedfms.study import ModelSpec
 from tests.grid.make import SMALL
 
 TINY = [text for override in SMALL for text in ("--set", override)]
@@ -35,6 +38,37 @@ def test_faults_are_one_line(
     assert len(told) == 1
     assert told[0].startswith("fedfms: ")
     assert says in told[0]
+
+
+def _weights_of_vit_tiny(path: Path) -> Path:
+    spec = ModelSpec(backbone="vit_tiny", input_px=64)
+    torch.save(build_model(spec, 1, adapters=False, seed=9).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("more", [["--dry-run", "--no-estimate"], ["--dry-run"], ["--no-estimate"]])
+def test_weights_of_another_backbone_are_told_before_any_run(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a variant that comes last, too."""
+    weights, out = _weights_of_vit_tiny(tmp_path / "w.pth"), tmp_path / "out"
+    table = tmp_path / "table.yaml"
+    variants = "{fits: {train.lr: 1.0e-3}, other: {model.backbone: vit_b}}"
+    table.write_text(f"study: phantom\nmethods: [fedmsa]\nheld_out: [site-1]\nvariants: {variants}\n")
+    assert main(["table", str(table), "--checkpoint", str(weights), "--out", str(out), *TINY, *more]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("fedfms: w.pth: does not fit the model: lacks ")
+    assert "the study asks for vit_b; check model.backbone" in told
+    assert not (out / "cells").exists()
+
+
+def test_weights_that_fit_are_planned_and_missing_ones_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["table", "phantom", "--dry-run", "--no-estimate", "--out", str(tmp_path / "out"), *TINY]
+    assert main([*plan, "--checkpoint", str(_weights_of_vit_tiny(tmp_path / "w.pth"))]) == 0
+    assert main([*plan, "--set", "model.checkpoint=gone.pth"]) == 1
+    assert "starts from gone.pth, but this site names no checkpoint folder" in capsys.readouterr().err
 
 
 def test_without_an_estimate_runs_and_bytes_are_told_and_options_looked_at(

@@ -107,13 +107,14 @@ def _settings(args: argparse.Namespace) -> SiteSettings:
 
 def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSettings, console: Console) -> None:
     from fedfms.grid.run import CELLS, RESULT
-    from fedfms.grid.trial import count, estimate
+    from fedfms.grid.trial import check_starts, count, estimate
 
     left = [cell for cell in cells if not (args.out / CELLS / cell.name / RESULT).is_file()]
     if len(left) < len(cells):
         console.print(f"{len(cells) - len(left)} of {len(cells)} runs are there already")
     if not left:
         return
+    check_starts(left, settings)
     if args.no_estimate:
         console.print(count(left).text(args.jobs))
         return

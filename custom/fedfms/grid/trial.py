@@ -11,7 +11,8 @@ from fedfms.grid.plan import Cell
 from fedfms.methods import METHODS
 from fedfms.report.cost.timing import apart
 from fedfms.settings import SiteSettings
-from fedfms.study import Study
+from fedfms.study import ModelSpec, Study
+from fedfms.training.build import check_weights
 from fedfms.training.traffic import plan
 
 _STEPS = 3  # the first fills caches; the one in the middle counts
@@ -52,6 +53,19 @@ def count(cells: Sequence[Cell]) -> Estimate:
         total += sent[kind]
     rounds = sum(cell.study.train.rounds for cell in cells)
     return Estimate(len(cells), rounds, total, None, "nothing was timed")
+
+
+def check_starts(cells: Sequence[Cell], settings: SiteSettings) -> None:
+    """See that the files of weights that the runs start from are here and fit their models, each pair once.
+
+    Raises:
+        FedfmsError: one is not, or does not: better now than after hours.
+    """
+    seen: set[ModelSpec] = set()
+    for cell in cells:
+        if cell.study.model not in seen:
+            seen.add(cell.study.model)
+            check_weights(cell.study, settings)
 
 
 def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str], None]) -> Estimate:

@@ -29,14 +29,23 @@ def load_checkpoint(model: SegmentationModel, path: Path, *, sha256: str | None 
     Raises:
         CheckpointError: no such file; wrong hash; not a file of tensors; missing, extra or misshapen ones.
     """
-    verify(path, sha256=sha256)
-    state = read_state(path)
-    fitted = model.fit_pretrained(state)
-    expected = model.state_dict()
-    names = model.pretrained_names()
-    _check_fit(path.name, fitted, {name: expected[name] for name in names}, model.ignored_pretrained)
-    chosen = {name: fitted[name].to(dtype=expected[name].dtype, copy=True) for name in names}
+    fitted, expected = check_checkpoint(model, path, sha256=sha256), model.state_dict()
+    chosen = {name: fitted[name].to(dtype=expected[name].dtype, copy=True) for name in model.pretrained_names()}
     model.load_state_dict(chosen, strict=False, assign=True)
+
+
+def check_checkpoint(model: SegmentationModel, path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
+    """The tensors of `path`, seen to fit `model`, which may be an outline; nothing is put into it.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    verify(path, sha256=sha256)
+    fitted = model.fit_pretrained(read_state(path))
+    expected = model.state_dict()
+    wanted = {name: expected[name] for name in model.pretrained_names()}
+    _check_fit(path.name, fitted, wanted, model.ignored_pretrained)
+    return fitted
 
 
 def verify(path: Path, *, sha256: str | None = None) -> None:

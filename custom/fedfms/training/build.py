@@ -11,7 +11,7 @@ import torch
 from fedfms.errors import CheckpointError, SettingsError
 from fedfms.methods import Layout, Method, Partition, Tensors, fitted, make_method
 from fedfms.models import SegmentationModel, build_model, outline_model
-from fedfms.models.checkpoints import check_accepted
+from fedfms.models.checkpoints import check_accepted, check_checkpoint
 from fedfms.models.outline import without_values
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
@@ -131,6 +131,19 @@ def _bound(model: SegmentationModel, method: Method, spec: ModelSpec, settings: 
     built = BuiltModel(model.eval(), method, method.partition(layout), spec, settings.micro_batch)
     built.train_only(built.partition.trained)
     return built
+
+
+def check_weights(study: Study, settings: SiteSettings) -> None:
+    """See that the file of weights that the study names, if any, is at this site and fits the model; none is built.
+
+    Raises:
+        StudyError, CheckpointError, SettingsError: as `build`.
+    """
+    method = make_method(study.method, study.method_options)
+    study = fitted(study, method)
+    if (path := checkpoint_path(study, settings)) is not None:
+        model = outline_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
+        check_checkpoint(model, path, sha256=study.model.checkpoint_sha256)
 
 
 def checkpoint_path(study: Study, settings: SiteSettings) -> Path | None:
