@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from fedfms.errors import StudyError
-from fedfms.study_rules import check
+from fedfms.study_rules import check, check_known
 
 PHANTOM = "phantom"
 PHANTOM_SITES = ("site-1", "site-2", "site-3")  # of a study that names none; any name is a phantom's
@@ -134,10 +134,7 @@ class Study:
         Raises:
             StudyError: some are not.
         """
-        known = [*self.sites, *self.held_out]
-        unknown = sorted(set(sites) - set(known))
-        if self.sites and unknown:
-            raise StudyError(f"{what} names {unknown}, which the study does not", where=self.name, do=f"one of {known}")
+        check_known(self, list(sites), what)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars: what a job's JSON holds. `Study.from_dict` is its inverse."""

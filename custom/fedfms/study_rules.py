@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from fedfms.errors import StudyError
 
@@ -53,6 +57,28 @@ _LABEL_VALUES = range(1, 256)  # 0 is the background
 def plain_name(text: str) -> bool:
     """Whether a text can name a site or a data set: a folder, that one only, and one word of a command line."""
     return bool(text) and text[0] != "." and not any(c in "/\\\0" or c.isspace() for c in text)
+
+
+def check_known(study: Study, sites: Sequence[str], what: str) -> None:
+    """See `Study.check_known`."""
+    known = [*study.sites, *study.held_out]
+    unknown = sorted(set(sites) - set(known))
+    if study.sites and unknown:
+        own = _override("held_out" if what == "--held-out" else "sites", sites)
+        raise StudyError(
+            f"{what} names {unknown}, which the study does not", where=study.name,
+            do=f"one of {known}, or {own} for sites of your own",
+        )  # fmt: skip
+
+
+def _override(key: str, names: Sequence[str]) -> str:
+    """The option that gives a study these names, as it is typed."""
+    text = ",".join(names)
+    try:
+        plain = yaml.safe_load(f"[{text}]") == list(names)
+    except yaml.YAMLError:
+        plain = False
+    return f"--set {key}=[{text}]" if plain else f"--set {shlex.quote(f'{key}={json.dumps(names)}')}"
 
 
 def check(study: Study) -> None:

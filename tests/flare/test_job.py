@@ -11,7 +11,7 @@ from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from fedfms.cli import main
 from fedfms.errors import StudyError
-from fedfms.flare.job import _server, build_job
+from fedfms.flare.job import _server, build_job, read_study
 from fedfms.methods import METHODS
 from fedfms.study import Study, load_study
 
@@ -95,12 +95,22 @@ def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("job build fedmsa --study phantom --set train.round=1", "did you mean 'rounds'?"),
         ("job build fedmsa --study phantom --set train.lr=[1", "override 'train.lr=[1' is not key=value"),
         ("job build fedmsa --study polyp --held-out cvc_clinicdb", "names ['cvc_clinicdb'], which the study does not"),
+        ("job build fedmsa --study polyp --sites a,b", "or --set sites=[a,b] for sites of your own"),
+        ("job build fedmsa --study polyp --sites 1,no", """or --set 'sites=["1", "no"]' for sites of your own"""),
+        ("job build fedmsa --study polyp --held-out a", "or --set held_out=[a] for sites of your own"),
         ("job build fedmsa --study phantom --sites a --held-out a", "both train and are held out"),
     ]:
         assert main([*command.split(), "--out", str(tmp_path / "job")]) == 1
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
+
+
+def test_sites_of_ones_own_are_given_as_the_refusal_says(tmp_path: Path) -> None:
+    out = tmp_path / "job"
+    own = ["--set", "sites=[a,b]", "--set", "held_out=[c]"]
+    assert main(["job", "build", "fedmsa", "--study", "polyp", *own, "--backbone", "vit_tiny", "--out", str(out)]) == 0
+    assert (read_study(out).sites, read_study(out).held_out) == (("a", "b"), ("c",))
 
 
 def test_a_round_waits_for_held_out_sites_too_and_ends() -> None:
