@@ -128,13 +128,14 @@ class Study:
         """Sites whose update a round needs: what the study says, else all that it names, else two."""
         return self.federation.min_sites or len(self.sites) or 2
 
-    def check_known(self, sites: Iterable[str], what: str) -> None:
-        """See that the sites which `what`, an option, names are the study's; a study that names none knows all.
+    def check_known(self, sites: Iterable[str], what: str, unnamed: Sequence[str] = ()) -> None:
+        """See that the sites which `what`, an option, names are the study's; one that names none knows those `unnamed`
+        and its held-out ones, or all.
 
         Raises:
             StudyError: some are not.
         """
-        check_known(self, list(sites), what)
+        check_known(self, list(sites), what, unnamed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars: what a job's JSON holds. `Study.from_dict` is its inverse."""

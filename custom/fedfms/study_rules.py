@@ -59,11 +59,12 @@ def plain_name(text: str) -> bool:
     return bool(text) and text[0] != "." and not any(c in "/\\\0" or c.isspace() for c in text)
 
 
-def check_known(study: Study, sites: Sequence[str], what: str) -> None:
+def check_known(study: Study, sites: Sequence[str], what: str, unnamed: Sequence[str]) -> None:
     """See `Study.check_known`."""
-    known = [*study.sites, *study.held_out]
+    trained = study.sites or unnamed
+    known = list(dict.fromkeys([*trained, *study.held_out]))
     unknown = sorted(set(sites) - set(known))
-    if study.sites and unknown:
+    if trained and unknown:
         own = _override("held_out" if what == "--held-out" else "sites", sites)
         raise StudyError(
             f"{what} names {unknown}, which the study does not", where=study.name,

@@ -74,6 +74,8 @@ def test_a_study_of_named_sites_holds_each_of_them_out() -> None:
         ({"methods": ()}, "methods"),
         ({"seeds": (1, 1)}, "seeds"),
         ({"held_out": ("nobody",)}, "nobody"),
+        ({"held_out": ("site-1",), "protocol": "personal"}, "holds no site out"),
+        ({"sites": ("site-1", "nosuch")}, "names .'nosuch'.*one of .'site-1'"),
         ({"methods": ("fedxyz",)}, "fedxyz"),
         ({"overrides": ("train.lrr=1",)}, "lrr"),
         ({"variants": {"a b": {}, "a/b": {"train.lr": 0.5}}}, "one folder"),

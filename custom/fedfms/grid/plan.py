@@ -67,6 +67,9 @@ class Grid:
         for name, values in (("methods", self.methods), ("seeds", self.seeds), ("variants", self.variants)):
             if not values or len(set(values)) != len(values):
                 raise StudyError(f"{name} must be distinct, at least one", where="table")
+        if self.protocol == "personal" and self.held_out:
+            what = f"--held-out names {list(self.held_out)}, and the protocol personal holds no site out"
+            raise StudyError(what, where="table", do="say --protocol held-out, or --held-out ''")
         if unknown := sorted(set(self.only) - set(self.variants)):
             raise StudyError(f"only names {unknown}", where="table", do=f"one of {sorted(self.variants)}")
 
@@ -100,7 +103,7 @@ class Grid:
     def _sites(self, base: Study) -> tuple[str, ...]:
         named = (*base.sites, *base.held_out) if base.sites else ()
         phantom = PHANTOM_SITES if base.data.dataset == PHANTOM else ()
-        base.check_known(self.sites, "--sites")
+        base.check_known(self.sites, "--sites", phantom)  # any name makes a phantom: a mistyped one, too
         sites = self.sites or named or phantom
         if not sites:
             raise StudyError("the study names no sites", where=base.name, do="name them with --sites a,b,c")
