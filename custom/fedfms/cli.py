@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="where to write (default: in the run's folder)")
     report.set_defaults(run=_report)
     _add_splits(commands.add_parser("splits", help="who is in which part, as digests that name nobody"))
-    listing = commands.add_parser("list", help="methods, backbones, presets and studies")
+    listing = commands.add_parser("list", help="methods, backbones, presets, studies and tables")
     listing.set_defaults(run=_list)
     return parser
 
@@ -215,14 +215,16 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> None:
+    from fedfms.grid.plan import TABLES, load_grid
     from fedfms.methods import METHODS
     from fedfms.models import BACKBONES
-    from fedfms.study import PRESETS
+    from fedfms.presets import PRESETS
+    from fedfms.study import yaml_names
 
-    studies = sorted(path.stem for path in (Path(fedfms.__file__).parents[2] / "jobs" / "studies").glob("*.yaml"))
     table = Table("what", "names")
     table.add_row("methods", "\n".join(f"{name} ({method.paper})" for name, method in METHODS.items()))
     table.add_row("backbones", ", ".join(BACKBONES))
     table.add_row("presets", ", ".join(PRESETS))
-    table.add_row("studies", ", ".join(studies))
+    table.add_row("studies", ", ".join(yaml_names()))
+    table.add_row("tables", "\n".join(f"{name} ({load_grid(name).title})" for name in yaml_names(TABLES)))
     Console().print(table)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from fedfms.errors import StudyError
+from fedfms.presets import PRESETS
 from fedfms.study_rules import check, check_known
 
 PHANTOM = "phantom"
@@ -154,29 +155,17 @@ class Study:
 
 
 _FOLDERS = (Path("jobs/studies"), Path(__file__).parents[2] / "jobs" / "studies")
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # FedFMS (MICCAI 2024), section 4: ViT-B at 1024, batch 6, Adam 1e-4, 100 rounds of one local epoch.
-    "paper": {
-        "model": {"backbone": "vit_b", "input_px": 1024},
-        "train": {"rounds": 100, "local_epochs": 1, "batch_size": 6, "lr": 1e-4, "loss": "bce", "pos_weight": 2.0},
-    },
-    # A pre-trained TinyViT SAM at 256: hours on a CPU where the paper's ViT-B takes weeks.
-    "lite": {
-        "model": {"backbone": "tiny_vit", "input_px": 256},
-        "train": {"rounds": 20, "local_epochs": 1, "batch_size": 4, "lr": 1e-3},
-    },
-    # The demo's: small classes, small images.
-    "tiny": {
-        "model": {"backbone": "vit_tiny", "input_px": 128},
-        "train": {"rounds": 8, "local_epochs": 2, "batch_size": 8, "lr": 1e-3},
-    },
-}
 
 
 def find_yaml(name: str, kind: str = "") -> Path | None:
     """The file of that name, or the YAML of that name in `jobs/studies/kind`; None where there is neither."""
     places = (Path(name), *(folder / kind / f"{name}.yaml" for folder in _FOLDERS))
     return next((path for path in places if path.is_file()), None)
+
+
+def yaml_names(kind: str = "") -> list[str]:
+    """The names that `find_yaml` knows, sorted."""
+    return sorted({path.stem for folder in _FOLDERS for path in (folder / kind).glob("*.yaml")})
 
 
 def find_study(name: str) -> Path:
@@ -188,8 +177,7 @@ def find_study(name: str) -> Path:
     path = find_yaml(name)
     if path is not None:
         return path
-    known = sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.yaml")})
-    raise StudyError(f"no study {name!r}", where="--study", do=f"a YAML file, or one of {known}")
+    raise StudyError(f"no study {name!r}", where="study", do=f"a YAML file, or one of {yaml_names()}")
 
 
 def load_study(path: Path, *, preset: str | None = None, overrides: Sequence[str] = (), **values: Any) -> Study:

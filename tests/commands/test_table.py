@@ -12,6 +12,7 @@ from fedfms.models import build_model
 from fedfms.study import ModelSpec
 from tests.grid.make import SMALL
 
+_STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 TINY = [text for override in SMALL for text in ("--set", override)]
 
 
@@ -21,7 +22,8 @@ TINY = [text for override in SMALL for text in ("--set", override)]
         ([], "needs a study and --out"),
         (["phantom"], "needs a study and --out"),
         (["phantom", "--out", "OUT", "--jobs", "0"], "--jobs must be 1 or more"),
-        (["nothing", "--out", "OUT"], "no study 'nothing'"),
+        (["nothing", "--out", "OUT"], "no study and no table 'nothing'; name a YAML file, a study (brain, fundus, "),
+        (["nothing", "--on", "phantom", "--out", "OUT"], "or a table (fedfms-fig3, fedfms-fig7, fedfms-table1, "),
         (["phantom", "--out", "OUT", "--methods", "fedxyz"], "unknown method 'fedxyz'"),
         (["phantom", "--out", "OUT", "--held-out", "site-9"], "site-9"),
         (["phantom", "--out", "OUT", "--sites", "nosuch"], "one of ['site-1', 'site-2', 'site-3', 'site-4'], or --set"),
@@ -41,6 +43,13 @@ def test_faults_are_one_line(
     assert len(told) == 1
     assert told[0].startswith("fedfms: ")
     assert says in told[0]
+
+
+def test_the_list_names_every_table_with_its_title(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    told = capsys.readouterr().out
+    assert "fedfms-table1 (FedFMS, Table 1)" in told
+    assert all(f" {path.stem} (" in told for path in (_STUDIES / "tables").glob("*.yaml"))
 
 
 def _weights_of_vit_tiny(path: Path) -> Path:

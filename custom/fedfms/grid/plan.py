@@ -14,8 +14,9 @@ import yaml
 
 from fedfms.errors import StudyError
 from fedfms.methods import METHODS, fitted, make_method, method_options
-from fedfms.study import PHANTOM, PHANTOM_SITES, Study, find_study, find_yaml, load_study
+from fedfms.study import PHANTOM, PHANTOM_SITES, Study, find_study, find_yaml, load_study, yaml_names
 
+TABLES = "tables"  # the folder in jobs/studies
 PROTOCOLS = ("held-out", "personal")
 _LISTS = ("methods", "seeds", "sites", "held_out", "overrides")
 _OWN = ("method", "seed", "sites", "held_out", "data.protocol")  # what the table itself sets
@@ -155,7 +156,10 @@ def load_grid(name: str, **values: Any) -> Grid:
     Raises:
         StudyError: neither; an unknown key; a value that cannot be.
     """
-    path = find_yaml(name, "tables")
+    path = find_yaml(name, TABLES)
+    if path is None and find_yaml(name) is None:
+        there = f"a study ({', '.join(yaml_names())}), or a table ({', '.join(yaml_names(TABLES))})"
+        raise StudyError(f"no study and no table {name!r}", where="table", do=f"name a YAML file, {there}")
     raw: dict[str, Any] = {"study": name}
     if path is not None:
         try:
