@@ -47,6 +47,7 @@ def test_overrides_win_over_presets_and_arguments_over_both() -> None:
         ("train.rounds=three", "train.rounds: expected int, got 'three'"),
         ("train.rounds=true", "expected int, got True"),
         ("train.rounds=0", "train.rounds is 0; it must be above 0"),
+        ("seed=-1", "seed is -1; it must be"),
         ("train.lr=fast", "expected float"),
         ("train.loss=mse", "train.loss is 'mse'; one of"),
         ("data.structures=[]", "at least one"),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 import fedfms
 from fedfms.commands import cost, export, nnunet, predict, preflight, resume, sites, submit, table
-from fedfms.commands.files import comma, numbers, settings_here
+from fedfms.commands.files import comma, not_negative, numbers, positive, settings_here
 from fedfms.commands.report import show
 from fedfms.errors import FedfmsError, StudyError
 from fedfms.study import PHANTOM, PHANTOM_SITES, Study, find_study, load_study
@@ -95,8 +95,8 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--backbone", help="as `fedfms list` names them, of the method's family")
     build.add_argument("--checkpoint", type=Path, help="weights to start from; the job holds its name and SHA-256 only")
     build.add_argument("--plan", type=Path, help="nnU-Net's, as `fedfms plan` makes it from the sites' fingerprints")
-    build.add_argument("--rounds", type=int)
-    build.add_argument("--seed", type=int)
+    build.add_argument("--rounds", type=positive)
+    build.add_argument("--seed", type=not_negative)
     build.add_argument("--sites", help="a,b,c: the sites that train (default: the study's; '': whoever takes part)")
     build.add_argument("--held-out", help="a,b: sites that score the global model and do not train")
     build.add_argument(

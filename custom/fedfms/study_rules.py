@@ -49,7 +49,7 @@ _POSITIVE = (
     "federation.faulty_sites", "federation.max_share",
     "data.max_images", "data.crop_px", "data.phantom_images", "data.phantom_px",
 )  # fmt: skip
-_NOT_NEGATIVE = ("train.beta1", "train.beta2", "federation.wait_s", "data.max_bad_images")
+_NOT_NEGATIVE = ("seed", "train.beta1", "train.beta2", "federation.wait_s", "data.max_bad_images")
 PLAIN_NAME = "a name has no blanks and no separators, and begins with no dot"
 _LABEL_VALUES = range(1, 256)  # 0 is the background
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedfms.commands.files import write
+from fedfms.commands.files import positive, write
 from fedfms.study import find_study, load_study
 
 if TYPE_CHECKING:
@@ -31,20 +31,14 @@ def add_commands(commands: Any) -> None:
     cost.add_argument("--backbone", help="as `fedfms list` names them")
     cost.add_argument("--preset", help="schedule and backbone of `fedfms list`, laid over the study's")
     cost.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
-    cost.add_argument("--sites", type=_positive, metavar="N", help="sites that train (default: the study's)")
+    cost.add_argument("--sites", type=positive, metavar="N", help="sites that train (default: the study's)")
     cost.add_argument("--no-time", action="store_true", help="count only: no step is run")
-    cost.add_argument("--steps", type=_positive, default=3, help="steps to time, each method in a process of its own")
-    cost.add_argument("--timeout", type=_positive, default=600, metavar="S", help="for the steps of one method")
+    cost.add_argument("--steps", type=positive, default=3, help="steps to time, each method in a process of its own")
+    cost.add_argument("--timeout", type=positive, default=600, metavar="S", help="for the steps of one method")
     cost.add_argument("--device", default="", help="to time on: cpu, cuda:1 (default: the card where there is one)")
     cost.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     cost.add_argument("--out", type=Path, metavar="DIR", help="write cost.json and cost.md here")
     cost.set_defaults(run=_cost)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be a number, 1 or more")
-    return int(text)
 
 
 def _cost(args: argparse.Namespace) -> None:

@@ -61,6 +61,22 @@ def comma(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+def positive(text: str) -> int:
+    """A number, 1 or more; an argument that is none is told as argparse does."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """A number, 0 or more; as `positive`."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a number, {least} or more")
+    return int(text)
+
+
 def numbers(text: str) -> list[int]:
     """`0,1,2` -> its numbers; an argument that is none is told as argparse does."""
     if not all(part.isdecimal() for part in text.split(",")):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fedfms.commands.files import positive
 from fedfms.errors import StudyError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, help="the folder for the masks")
     parser.add_argument("--overlay", action="store_true", help="pictures of image and masks too")
-    parser.add_argument("--batch", type=int, default=0, metavar="N", help="slices at once (default: the study's)")
+    parser.add_argument("--batch", type=positive, metavar="N", help="slices at once (default: the study's)")
     parser.set_defaults(run=_predict)
 
 
@@ -85,7 +86,7 @@ def _predict(args: argparse.Namespace) -> int:
     file = loaded.file
     about = {"model": file.kind, "study": file.study.name, "method": file.study.method, "round": file.round}
     out = OutputFolder(args.out, about)
-    batch = args.batch if args.batch > 0 else loaded.study.train.batch_size
+    batch = args.batch or loaded.study.train.batch_size
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("predict", total=len(inputs))
         outcomes = predict(

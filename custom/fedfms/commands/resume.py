@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedfms.commands.files import positive
 from fedfms.errors import StudyError
 
 _EXAMPLES = """\
@@ -28,7 +29,7 @@ def add_commands(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     resume.add_argument("folder", metavar="RUN", type=Path, help="a simulator's workspace, a table, a job, or a run")
-    resume.add_argument("--threads", type=int, help="of a simulator: sites at once (default: as many as cores)")
+    resume.add_argument("--threads", type=positive, help="of a simulator: sites at once (default: as many as cores)")
     resume.add_argument("--job-id", metavar="ID", help="of a federation: the id that NVFLARE gave the job that was cut")
     resume.add_argument("--out", type=Path, help="of a federation: the folder of the new job")
     resume.set_defaults(run=_resume)

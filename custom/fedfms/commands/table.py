@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedfms.commands.files import comma, numbers, settings_here
+from fedfms.commands.files import comma, numbers, positive, settings_here
 from fedfms.errors import SettingsError, TrainingError
 from fedfms.settings import SiteSettings
 
@@ -51,7 +51,7 @@ def add_commands(commands: Any) -> None:
     table.add_argument("--sites", type=comma, help="a,b,c (default: the study's)")
     table.add_argument("--held-out", type=comma, help="a,b: only these are held out, one at a time (default: each)")
     table.add_argument("--backbone", help="as `fedfms list` names them")
-    table.add_argument("--rounds", type=int)
+    table.add_argument("--rounds", type=positive)
     table.add_argument("--preset", help="as `fedfms list` names them")
     table.add_argument("--checkpoint", type=Path, help="weights to start from; its folder must hold the others', too")
     table.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
