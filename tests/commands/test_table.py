@@ -32,12 +32,15 @@ TINY = [text for override in SMALL for text in ("--set", override)]
         (["fundus", "--out", "OUT", "--set", "model.backbone=vit_tiny"], "data_root"),
         (["phantom", "--out", "OUT", "--checkpoint", "gone.pth"], "cannot read checkpoint gone.pth"),
         (["--render", "OUT"], "holds no table"),
+        (["phantom", "--out", "FILE", "--dry-run", "--no-estimate"], "--out: FILE is a file; name a folder"),
+        (["phantom", "--out", "FILE/below/it", "--no-estimate"], "--out: FILE is a file; name a folder"),
     ],
 )
 def test_faults_are_one_line(
     args: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").touch()
     assert main(["table", *args]) == 1
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1

@@ -42,6 +42,17 @@ def write(path: Path, content: str | bytes) -> None:
         raise StudyError(f"cannot write {path.name} ({error.strerror})", do="name another place") from None
 
 
+def can_be_folder(path: Path, option: str) -> None:
+    """See that a folder is there, or can be made there.
+
+    Raises:
+        StudyError: it, or what it would lie in, is a file.
+    """
+    there = next((place for place in (path, *path.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise StudyError(f"{there.name} is a file", where=option, do="name a folder")
+
+
 def settings_here(root: Path | None, named: Path | None = None) -> SiteSettings:
     """The settings of this site (`fedfms.settings.load_settings`), with another data root where one is given.
 

@@ -43,6 +43,8 @@ def _resume(args: argparse.Namespace) -> str | int:
         return f"a table goes on by its own command, as it was typed: {_command(table)}"
     if is_simulated(args.folder):
         return _simulator(args)
+    if not args.folder.is_dir():
+        raise StudyError(f"there is no folder {args.folder}", where="resume", do="name a run's, a table's or a job's")
     if args.out is None:
         raise StudyError("a federation goes on by a new job", where=args.folder.name, do="name its folder: --out")
     out = next_job(args.folder, args.job_id or _id_of(args.folder), args.out)

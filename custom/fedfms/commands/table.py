@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedfms.commands.files import comma, numbers, positive, settings_here
+from fedfms.commands.files import can_be_folder, comma, numbers, positive, settings_here
 from fedfms.errors import SettingsError, TrainingError
 from fedfms.settings import SiteSettings
 
@@ -75,6 +75,7 @@ def _table(args: argparse.Namespace) -> int:
         raise SettingsError("--jobs must be 1 or more")
     grid, settings = _grid(args), _settings(args)
     cells = grid.cells()
+    can_be_folder(args.out, "--out")
     _tell_plan(args, cells, settings, console)
     if args.dry_run:
         return 0

@@ -89,8 +89,10 @@ def load_splits(path: Path) -> dict[str, Any]:
     do = "name a file that `fedfms splits --out` wrote"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError("the file of splits cannot be read as JSON", do=do) from error
+    except OSError as error:
+        raise DataError(f"the file of splits {path} cannot be read ({error.strerror})", do=do) from None
+    except ValueError:
+        raise DataError("the file of splits is not JSON", where=path.name, do=do) from None
     nested = isinstance(content, dict) and _nested(content.get("splits"), 4)
     if not nested or content.get("version") != VERSION or not isinstance(content.get("of"), str):
         raise DataError(f"not a file of splits of version {VERSION}", do=do)

@@ -1,6 +1,8 @@
-"""Numbers on the command line that cannot be."""
+"""Numbers and paths on the command line that cannot be."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +28,23 @@ def test_they_are_wrong_usage(command: str, says: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit, match="2"):
         main(command.split())
     assert capsys.readouterr().err.splitlines()[-1].endswith(says)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("resume below/gone", "resume: there is no folder below/gone; name a run's, a table's or a job's"),
+        ("resume below/gone --out job --job-id ID", "resume: there is no folder below/gone; name a run's"),
+        (
+            "splits polyp --check below/gone.json",
+            "the file of splits below/gone.json cannot be read (No such file or directory); name a file that `fedfms",
+        ),
+    ],
+)
+def test_what_is_not_there_is_named_in_one_line(
+    command: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"fedfms: {says}")
