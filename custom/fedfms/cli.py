@@ -158,9 +158,9 @@ def _job_build(args: argparse.Namespace) -> None:
         study = _study_of(args, name)
         study = fitted(study, make_method(name, study.method_options))
         out = build_job(study, args.out / name if args.method == "all" else args.out, bundle_code=args.bundle_code)
-        what = f"{name} on {study.name}, {study.model.backbone} at {study.model.input_px} px"
+        model = f"{study.model.backbone} at {study.model.input_px} px from {study.model.start}"
         pooled = "the data of all sites are pooled where site `pool` runs, and nothing is federated"
-        print(f"{out}: {what}; {pooled if METHODS[name].centralised else plan(study).text()}")
+        print(f"{out}: {name} on {study.name}, {model}; {pooled if METHODS[name].centralised else plan(study).text()}")
 
 
 def _study_of(args: argparse.Namespace, method: str) -> Study:

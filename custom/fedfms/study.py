@@ -65,6 +65,11 @@ class ModelSpec:
     checkpoint: str | None = None  # a file name in the site's checkpoint folder; None = random weights
     checkpoint_sha256: str | None = None
 
+    @property
+    def start(self) -> str:
+        """What the network starts from, for people."""
+        return self.checkpoint or "random weights"
+
 
 @dataclass(frozen=True)
 class TrainSpec:

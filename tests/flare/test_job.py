@@ -113,6 +113,15 @@ def test_sites_of_ones_own_are_given_as_the_refusal_says(tmp_path: Path) -> None
     assert (read_study(out).sites, read_study(out).held_out) == (("a", "b"), ("c",))
 
 
+def test_what_a_study_starts_from_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"of any kind")
+    command = ["job", "build", "fedmsa", "--study", "phantom", "--out", str(tmp_path / "job")]
+    for more, start in [([], "random weights"), (["--checkpoint", str(weights)], "w.pth")]:
+        assert main([*command, *more]) == 0
+        assert f"fedmsa on phantom, vit_tiny at 128 px from {start}; 8 rounds" in capsys.readouterr().out
+
+
 def test_a_round_waits_for_held_out_sites_too_and_ends() -> None:
     """NVFLARE counts any answer: were `min_clients` the training sites', a held-out one's would close a round early."""
     study = load_study(POLYP, held_out=["d"], sites=["a", "b", "c"], **{"federation.min_sites": 2})

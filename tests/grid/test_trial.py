@@ -15,6 +15,13 @@ from fedfms.study import Study
 from .make import grid
 
 
+def test_what_the_runs_start_from_is_told() -> None:
+    weights = ("model.checkpoint=w.pth", *grid().overrides)
+    both = grid(methods=("fedmsa", "fedunet"), held_out=("site-1",), overrides=weights)
+    assert "3 runs, 9 rounds, from random weights; " in trial.count(grid(methods=("fedmsa",)).cells()).text(1)
+    assert "2 runs, 6 rounds, 1 from w.pth, 1 from random weights; " in trial.count(both.cells()).text(1)
+
+
 def test_a_step_is_timed_as_a_run_will_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
 

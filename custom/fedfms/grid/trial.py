@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedfms.data import open_site
@@ -26,16 +27,23 @@ class Estimate:
     runs: int
     rounds: int
     sent_mb: float
+    starts: Mapping[str, int]  # runs by what they start from
     seconds: float | None  # one run after another; None where a step could not be timed
     fault: str = ""  # why not
 
     def text(self, jobs: int) -> str:
         """One line for people."""
-        told = f"{self.runs} runs, {self.rounds} rounds; a federation would send {self.sent_mb:,.1f} MB; "
+        told = f"{self.runs} runs, {self.rounds} rounds, {self._start()}; "
+        told += f"a federation would send {self.sent_mb:,.1f} MB; "
         if self.seconds is None:
             return f"{told}how long it takes is not known: {self.fault}"
         hours = self.seconds / jobs / 3600
         return f"{told}about {f'{hours:.1f} h' if hours >= 1 else f'{hours * 60:.0f} min'} here, {jobs} at once"
+
+    def _start(self) -> str:
+        if len(self.starts) == 1:
+            return f"from {next(iter(self.starts))}"
+        return ", ".join(f"{runs} from {start}" for start, runs in self.starts.items())
 
 
 def count(cells: Sequence[Cell]) -> Estimate:
@@ -52,7 +60,8 @@ def count(cells: Sequence[Cell]) -> Estimate:
             sent[kind] = 0.0 if METHODS[cell.method].centralised else plan(cell.study).total_mb
         total += sent[kind]
     rounds = sum(cell.study.train.rounds for cell in cells)
-    return Estimate(len(cells), rounds, total, None, "nothing was timed")
+    starts = Counter(cell.study.model.start for cell in cells)
+    return Estimate(len(cells), rounds, total, starts, None, "nothing was timed")
 
 
 def check_starts(cells: Sequence[Cell], settings: SiteSettings) -> None:

@@ -32,7 +32,6 @@ def model_card(file: ModelFile, licence: str) -> str:
     trained, held_out = file.sites if file.sites is not None else (len(study.sites), len(study.held_out))
     sites = f"{trained} trained it" if trained else "number of sites that trained it: not told"
     sites += f", {held_out} more only scored it" if held_out else ""
-    start = study.model.checkpoint or "random weights"
     means = _means(file)
     round_ = file.round if means is None else means["round"]
     lines = [
@@ -41,7 +40,7 @@ def model_card(file: ModelFile, licence: str) -> str:
         f"- Kind: {file.kind}: {_KINDS[file.kind]}",
         f"- Structures: {', '.join(f'{s.name} (label values {list(s.values)})' for s in study.data.structures)}",
         f"- Method: {study.method} ({method.paper})",
-        f"- Backbone: {study.model.backbone} at {study.model.input_px} px, from {start}",
+        f"- Backbone: {study.model.backbone} at {study.model.input_px} px, from {study.model.start}",
         f"- Sites: {sites}",
         f"- Rounds: {'not told' if round_ is None else round_} of {study.train.rounds}",
         f"- Licence: {licence}", "",
