@@ -35,6 +35,15 @@ def _here(study: str, tmp_path: Path, *more: str) -> int:
     return main(["sites", study, "--root", str(tmp_path / "root"), *more])
 
 
+def test_nothing_is_folded_where_the_output_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"polypgen_c{n}_a_hospital_of_a_long_name_in_a_far_country" for n in range(6)]
+    command = ["sites", "phantom", "--set", "data.phantom_images=12", "--set", "data.phantom_px=64", "--min-cases", "2"]
+    assert main([*command, "--sites", ",".join(names)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    for name in names:
+        assert len([line for line in told if name in line]) > 1, "in each table"
+
+
 def test_both_ways_say_the_same(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _here(study, tmp_path, "--out", str(tmp_path / "report"), "--json", str(tmp_path / "one.json")) == 0
     together = json.loads((tmp_path / "one.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ examples:
   fedfms sites polyp --site NAME --out-file NAME.json          at each site: numbers of many patients, to hand over
   fedfms sites --merge a.json b.json --out REPORT              at the lead
 """
+_NO_EDGE = 10_000  # columns
 
 
 def add_commands(commands: Any) -> None:
@@ -131,16 +133,20 @@ def _profile(study: Study, site: str, settings: SiteSettings, least: int | None)
 
 def _show(args: argparse.Namespace, profiles: list[Profile], notes: list[str]) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
 
     from fedfms.data.distances import compare
     from fedfms.report.sites import figure, markdown, rich_tables
 
     compared = compare(profiles)
-    console = Console()
-    for table in rich_tables(compared):
+    tables, console = rich_tables(compared), Console()
+    if not sys.stdout.isatty():  # nothing is folded
+        free = console.options.update(max_width=_NO_EDGE)
+        console.width = max(Measurement.get(console, free, table).maximum for table in tables)
+    for table in tables:
         console.print(table)
     for note in notes:
-        console.print(f"Note: {note}.", markup=False, highlight=False)
+        console.print(f"Note: {note}.", markup=False, highlight=False, soft_wrap=True)
     text = json.dumps({**compared, "notes": notes}, indent=1, allow_nan=False) + "\n"
     if args.json is not None:
         write(args.json, text)
