@@ -141,9 +141,20 @@ def test_markdown_has_every_row(report: Report) -> None:
     assert "| mean, 1 of the 2 sites that train | disc | 0.250 | 0.750 | 0.375 | 0.675 | 0.338 |  |  |" in lines
     assert "| b | no scores | - | - | - | - | - | - | - |" in lines  # of the best model
     assert "Scored on: validation images of the sites that train; all images of the held-out sites." in text
-    assert "12.0 MB travelled in the rounds: 4.0 up, 8.0 down." in text
+    assert "12.0 MB travelled in the rounds: 4.0 MB up, 8.0 MB down." in text
     assert "2 in a/simulate_job/fedfms/overlays." in text
     assert "final_0" not in text  # how many and where, no more
+
+
+def test_a_small_number_of_bytes_is_told_in_a_small_unit(tmp_path: Path) -> None:
+    rows = [make_row(0, site, make_scores(0.5, 0.5)) for site in ("a", "b")]
+    run = make_run(tmp_path, rows=[{**row, "bytes_up": 18_912, "bytes_down": 0} for row in rows]) / "run.json"
+    parameters = {"total": 1_000_000, "trained": 250_000, "shared": 4_728, "shared_mb": 0.018912}
+    run.write_text(json.dumps({**json.loads(run.read_text()), "parameters": parameters}))
+    make_report(tmp_path)
+    text = (run.parent / "report" / "table.md").read_text()
+    assert "4,728 parameters are shared, 18.9 kB a site, round" in text
+    assert "37.8 kB travelled in the rounds: 37.8 kB up, 0.0 MB down." in text
 
 
 def test_what_is_withheld_says_so_and_is_in_no_mean(tmp_path: Path) -> None:

@@ -217,10 +217,15 @@ def scored_on(results: Mapping[str, Any]) -> str:
 def _cost(results: Mapping[str, Any]) -> str:
     parameters, sent = results["parameters"], results["bytes"]
     return (
-        f"{parameters['shared']:,} parameters are shared, {parameters['shared_mb']:.1f} MB a site, round and "
-        f"direction; {parameters['trained']:,} trained, {parameters['total']:,} in all. {sent['total'] / 1e6:,.1f} MB "
-        f"travelled in the rounds: {sent['up'] / 1e6:,.1f} up, {sent['down'] / 1e6:,.1f} down."
+        f"{parameters['shared']:,} parameters are shared, {_size(parameters['shared_mb'])} a site, round and "
+        f"direction; {parameters['trained']:,} trained, {parameters['total']:,} in all. {_size(sent['total'] / 1e6)} "
+        f"travelled in the rounds: {_size(sent['up'] / 1e6)} up, {_size(sent['down'] / 1e6)} down."
     )
+
+
+def _size(mb: float) -> str:
+    """`44.1 MB`; of a small number, `18.9 kB`."""
+    return f"{mb * 1e3:.3g} kB" if 0 < mb < 0.1 else f"{mb:,.1f} MB"
 
 
 def _escape(text: str) -> str:
