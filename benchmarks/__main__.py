@@ -89,7 +89,7 @@ def _formats(args: argparse.Namespace) -> Rows:
 
 
 def _round(args: argparse.Namespace) -> Rows:
-    return [federated_round.measure(args.method, args.backbone, args.size, args.sites, args.threads)]
+    return federated_round.measure(args.method, args.backbone, args.size, args.sites, args.rounds, args.threads)
 
 
 def _paths(args: argparse.Namespace) -> Rows:

@@ -58,9 +58,10 @@ def _add_server(commands: Any) -> list[argparse.ArgumentParser]:
         command.add_argument("--method", default="fedmsa")
         command.add_argument("--backbone", default="vit_b")
         command.add_argument("--repeats", type=_count, default=3)
-    round_ = commands.add_parser("round", help="a round in NVFLARE's simulator, one image a site, random weights")
+    round_ = commands.add_parser("round", help="rounds in NVFLARE's simulator by part, one image a site")
     _model(round_, "vit_b")
     round_.add_argument("--sites", type=_count, default=2)
+    round_.add_argument("--rounds", type=_count, default=2, help="the first one opens data and builds models as well")
     round_.add_argument("--threads", type=_count, default=1, help="sites at once; each needs a step's memory")
     return [wire, aggregate, round_]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.round import add_clock, by_part
 from fedfms.flare.job import build_job
 from fedfms.flare.tracking import EVENTS
 from fedfms.flare.wire import TRAIN, VALIDATE
@@ -108,7 +109,17 @@ def _spied(job: Path) -> Path:
         {"tasks": [TRAIN, VALIDATE], "filters": [{"path": "tests.federation.spy.Spy", "args": {}}]}
     ]
     path.write_text(json.dumps(config))
+    add_clock(job)
     return job
+
+
+def _assert_timed(workspace: Path, sites: Sequence[str]) -> None:
+    """A round's parts are of its seconds, and nothing is left out but what a site waits."""
+    for row in by_part(workspace, sites):
+        whole, wait = row.pop("round_s"), row.pop("wait_s")
+        assert all(seconds >= 0 for seconds in row.values())
+        assert 0 < row["train_s"] < whole
+        assert 0 <= wait == pytest.approx(whole - sum(row.values()), abs=0.05)
 
 
 def assert_simulator_equals_reference(
@@ -143,6 +154,7 @@ def assert_simulator_equals_reference(
     for way, mb in (("bytes_up", sent.up_mb), ("bytes_down", sent.down_mb)):
         assert sum(row[way] for row in rows) == pytest.approx(mb * 1e6 * len(rows))
     assert_streamed(tmp_path / "ws", rows)
+    _assert_timed(tmp_path / "ws", sites)
     reference = final_scores(study, study.sites, SiteSettings(), tmp_path / "reference", last.server)
     for site in study.sites:
         told = final["final"]["sites"][site]["scores"]["dice"]

@@ -16,6 +16,7 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.errors import FedfmsError, TrainingError, UpdateError
+from fedfms.flare.clock import LOADED
 from fedfms.flare.cores import share_cores
 from fedfms.flare.resume import job_ids, take_over
 from fedfms.flare.tracking import numbers, stream
@@ -148,9 +149,10 @@ class SiteExecutor(Executor):
         self.log_info(
             fl_ctx,
             f"fedfms: {_line(site, round_, of, result.scores)}, training loss {_loss(result.train_loss)} "
-            f"on {result.update.samples} slices, {result.seconds:.1f} s",
+            f"on {result.update.samples} slices, {result.seconds:.1f} s, {result.load_s:.1f} s of them loading",
             fire_event=False,
         )
+        fl_ctx.set_prop(LOADED, result.load_s, private=True, sticky=False)
         report = {
             "scores": result.scores,
             "train_loss": result.train_loss,

@@ -19,5 +19,6 @@ class RoundResult:
     scores: dict[str, Any] | None  # of the received model, on the validation images; None where there are none
     train_loss: float | None
     seconds: float
+    load_s: float = 0.0  # of these: opening data and model, waiting for batches
     bad_images: int = 0  # left out because they are damaged
     coded: Coded | None = None  # the update as a compressed wire has it

@@ -131,6 +131,7 @@ class Site:
         if not self.samples:
             raise TrainingError("there is no image to train on", do="give it more cases, or hold the site out")
         self.built.check_received(received)
+        opened, waited = time.monotonic() - started, self._trainer.waited_s
         before = self._store.load(before=round_)
         if before is not None:
             self._trainer.most = before.micro_batch
@@ -150,8 +151,9 @@ class Site:
         self._store.save(state)
         told = self._together([withhold(part, self._min_cases) for part in scores])
         told_loss = loss if self.samples >= self._min_cases else None
-        update, seconds = Update(self.name, packed, self.samples), time.monotonic() - started
-        return RoundResult(update, told, told_loss, seconds, self.data.bad_images, coded)
+        seconds, loaded = time.monotonic() - started, opened + self._trainer.waited_s - waited
+        update = Update(self.name, packed, self.samples)
+        return RoundResult(update, told, told_loss, seconds, loaded, self.data.bad_images, coded)
 
     def _at_site(self, round_: int, before: SiteState | None) -> AtSite:
         own, memory = (self._initial, {}) if before is None else (before.trained, before.memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -96,6 +97,7 @@ class Trainer:
         whole = bool(built.model.train_mode or built.model.moving_buffers())
         self._training = AtOnce(0 if whole else built.micro_batch, whole=whole)
         self._scoring = AtOnce(built.micro_batch)
+        self.waited_s = 0.0  # for batches, in all
 
     @property
     def most(self) -> int:
@@ -214,12 +216,15 @@ class Trainer:
 
     def until_stopped(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; a fault among them, and the order to stop, are raised."""
-        for batch in loader:
+        batches, asked = iter(loader), time.monotonic()
+        while (batch := next(batches, None)) is not None:
+            self.waited_s += time.monotonic() - asked
             if self._stop():
                 raise Aborted
             if isinstance(batch, FedfmsError):
                 raise batch
             yield batch
+            asked = time.monotonic()
 
 
 def _parts(batch: Batch, size: int) -> Iterator[tuple[Batch, float]]:
