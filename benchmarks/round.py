@@ -83,30 +83,33 @@ def _parts(server: dict[str, float], sites: Sequence[dict[str, float]]) -> dict[
 
 def _rounds(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, float]]:
     """Of the server's lines, each round's seconds: whole, of its mean, of writing it down."""
-    begun, seconds = {}, {"aggregate": 0.0, "save": 0.0}
-    for line in lines:
-        event = line["event"].removesuffix(" done")
-        if event == line["event"]:
-            begun[event] = line["at"]
-            continue
-        seconds[event] = line["at"] - begun[event]
+    seconds = {"aggregate": 0.0, "save": 0.0}
+    for event, lasted, _ in _ended(lines):
+        seconds[event] = lasted
         if event == "round":
             yield dict(seconds)
 
 
 def _tasks(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, float]]:
     """Of a site's lines, the seconds of each task of training: `load` and `train` make up the work on it."""
-    begun, seconds = {}, {}
-    for line in lines:
-        event = line["event"].removesuffix(" done")
-        if event == line["event"]:
-            begun[event] = line["at"]
-            continue
-        seconds[event] = line["at"] - begun[event]
+    seconds = {}
+    for event, lasted, line in _ended(lines):
+        seconds[event] = lasted
         if event == "work" and line["loaded_s"] is not None:
             seconds["load"] = line["loaded_s"]
         if event == "send" and line["task"] == TRAIN:
             yield {**seconds, "train": seconds["work"] - seconds["load"]}
+
+
+def _ended(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """What came to an end, with its seconds and its last line."""
+    begun: dict[str, float] = {}
+    for line in lines:
+        event = line["event"].removesuffix(" done")
+        if event == line["event"]:
+            begun[event] = line["at"]
+        else:
+            yield event, line["at"] - begun[event], line
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
