@@ -25,12 +25,13 @@ class _Watch(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.peak, self.on, self.ended = 0, False, False
+        self.peak, self.looks, self.on, self.ended = 0, 0, False, False
 
     def run(self) -> None:
         while not self.ended:
             before, seen = self.on, anonymous()
-            self.peak = max(self.peak, seen) if before and self.on else self.peak
+            if before and self.on:
+                self.peak, self.looks = max(self.peak, seen), self.looks + 1
             time.sleep(0.001)
 
     def __enter__(self) -> None:
@@ -77,7 +78,8 @@ def main() -> None:
         _round(server, round_, sites, model, watch)
     watch.ended = True
     watch.join()
-    told = {"copies": round((watch.peak - before) / (4 * parameters), 2), "sites": sites, "parameters": parameters}
+    copies = round((watch.peak - before) / (4 * parameters), 2)
+    told = {"copies": copies, "looks": watch.looks, "sites": sites, "parameters": parameters}
     sys.stdout.write(json.dumps(told) + "\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfms.errors import UpdateError
+from fedfms.training.spool import spooled
 from fedfms.wire import CODECS, Downlink, Download, digest, layout, nbytes, read_download, read_upload, upload
 
 ANY = pytest.mark.parametrize("name", sorted(CODECS))
@@ -258,3 +260,22 @@ def test_what_is_forgotten_is_no_base_in_the_same_round() -> None:
     site.read(again, shared)
     assert digest(site.held) == downlink.holds("a")
     assert not downlink.message("a", "").differences
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="Linux tells what a process has mapped")
+def test_a_part_of_the_model_a_round_leaves_the_newest_file_alone(tmp_path: Path) -> None:
+    """FedRA's sites get other blocks each round: what one keeps of an old round must not hold that round's file."""
+    names = [f"block-{index}" for index in range(8)]
+    draw = np.random.default_rng(0)
+    downlink = Downlink(CODECS["int8"], keep=lambda arrays: spooled(arrays, tmp_path))
+    shared = {name: torch.randn(4, 6) for name in names}
+    readers = {site: _Reader(dict(shared), "int8") for site in "abc"}
+    for _ in range(10):
+        shared = {name: tensor + torch.randn(4, 6) for name, tensor in shared.items()}
+        targets = {site: {name: shared[name] for name in draw.choice(names, 3, replace=False)} for site in readers}
+        downlink.advance(targets, shared)
+        for site, reader in readers.items():
+            reader.read(downlink.message(site, digest(reader.held)), shared)
+            assert _same(reader.held, downlink.mirrors[site])
+        files = {line.split()[4] for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line}
+        assert len(files) == 1

@@ -61,6 +61,7 @@ class CheckedAggregator(Aggregator):
         self._downlink: Downlink | None = None
         # NVFLARE calls `accept` from the threads that answer the sites, `aggregate` from the workflow's own.
         self._lock = threading.Lock()
+        self._over = False  # the job is ending, for want of room: nothing more goes out or comes in
         self._closed = False  # the round's updates are being combined: whoever comes now comes too late
         self._done = -1  # the last round that was combined: NVFLARE counts on only after `reset` has opened the next
         self.notes: Mapping[str, Any] = {}  # of this round, for the recorder: what the method tells of its decisions
@@ -78,6 +79,7 @@ class CheckedAggregator(Aggregator):
             with self._lock:
                 if event_type == EventType.START_RUN:
                     self._guard = Guard(self._min_sites)
+                self._over = False
                 self._guard.drop()  # the recorder comes after us, and tells why a round had no end
             clear(_spool(fl_ctx))
         if event_type == EventType.BEFORE_PROCESS_SUBMISSION and fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
@@ -103,7 +105,7 @@ class CheckedAggregator(Aggregator):
 
     def _accept(self, message: Message, fl_ctx: FLContext) -> bool:
         site, round_ = message.sender, int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
-        if self._closed or round_ <= self._done:
+        if self._over or self._closed or round_ <= self._done:
             self.log_warning(fl_ctx, f"fedfms: round {round_}: update of {site} came too late", fire_event=False)
             return False
         if site in self._study(fl_ctx).held_out:
@@ -151,7 +153,7 @@ class CheckedAggregator(Aggregator):
         """
         with self._lock:
             downlink = self._wire(fl_ctx)
-            if downlink is None or site in self._study(fl_ctx).held_out:
+            if downlink is None or self._over or site in self._study(fl_ctx).held_out:
                 return None
             try:
                 target = self._to_send(site, round_, fl_ctx)
@@ -160,6 +162,7 @@ class CheckedAggregator(Aggregator):
                 if site not in downlink:
                     downlink.join(site, target, self._now(fl_ctx).shared)
             except UpdateError as error:
+                self._over = True
                 self.system_panic(f"fedfms: round {round_}: what sites hold: {error.line()}", fl_ctx)
                 return None
             return downlink.message(site, claim)

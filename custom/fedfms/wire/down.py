@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -96,17 +97,24 @@ class Downlink:
         self._step(beginning)
 
     def _step(self, sites: Sequence[str]) -> None:
-        """Each change of a tensor into another is worked out once, however many sites make it."""
+        """Each change of a tensor into another is worked out once, however many sites make it.
+
+        What a part of the model leaves as it was is kept anew as well: of a file of many tensors, one would hold all.
+        """
         changes: dict[_Change, tuple[str, torch.Tensor | None, torch.Tensor]] = {}
         for site in sites:
             for name, target in self._lines[site].target.items():
                 old = self.mirrors[site].get(name)
                 changes[id(old), id(target)] = (name, old, target)
+        left = {id(t): t for s in sites for name, t in self.mirrors[s].items() if name not in self._lines[s].target}
         arrays: dict[_Change, np.ndarray] = {}
-        news = self.keep((str(index), array) for index, array in enumerate(self._stepped(changes, arrays)))
-        held = {change: news[str(index)] for index, change in enumerate(changes)}
+        made = chain(self._stepped(changes, arrays), (tensor.numpy() for tensor in left.values()))
+        news = list(self.keep((str(index), array) for index, array in enumerate(made)).values())
+        held, same = dict(zip(changes, news, strict=False)), dict(zip(left, news[len(changes) :], strict=True))
         for site in sites:
             line, mirror = self._lines[site], self.mirrors[site]
+            for name in mirror.keys() - line.target.keys():
+                mirror[name] = same[id(mirror[name])]
             for name, target in line.target.items():
                 change = id(mirror.get(name)), id(target)
                 line.arrays[name], mirror[name] = arrays[change], held[change]
