@@ -8,22 +8,37 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+
+_CGROUP = Path("/sys/fs/cgroup")  # a container's own, of version 2
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, threads, accelerator and versions."""
+    """Processor, its widest instructions, cores, threads, accelerator and versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def free_memory() -> int:
+    """Bytes that processes here may still take: of the machine's, and of a container's limit."""
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # none, or "max": no limit
+        return free
+    return max(0, min(free, limit - used + int(stat.get("inactive_file", 0))))
 
 
 def version_of(name: str) -> str | None:

@@ -29,6 +29,7 @@ from fedfms.flare.nextjob import described
 from fedfms.flare.resume import KEPT, job_ids
 from fedfms.grid.cell import write_result
 from fedfms.grid.run import locked
+from fedfms.machine import free_memory
 from fedfms.methods import Tensors, trainers
 from fedfms.report.cost.live import estimate
 from fedfms.report.records import read_records
@@ -45,7 +46,7 @@ _SIMULATOR = "nvflare.private.fed.app.simulator.simulator"
 _WORKER = "nvflare.private.fed.app.simulator.simulator_worker"
 _GRACE_S = 30.0
 _PROCESS_BYTES = 2**29  # of a site's process beside its step: Python, torch, NVFLARE
-_PART = 0.25  # of the memory that is free: other runs of a table are about to begin as well
+_PART = 0.5  # of the memory that is free to a run: images and the server are beside
 _JOB = "job"  # in the folder beside a workspace: the job that goes on with it
 
 
@@ -65,10 +66,11 @@ def run_simulated(
     wait_for_end(workspace)
     build_job(study, job, resume=[SIMULATED])
     site_file = folder / "site.yaml"
-    told = {key: value for key, value in settings.to_dict().items() if value}
-    write_atomic(site_file, yaml.safe_dump(told), mode=0o600)
     names = [*trainers(study), *study.held_out]
     at_once = _at_once(study, settings, len(names))
+    # By the number of sites, not of those at once: a run that is gone on with has the threads that it began with.
+    told = settings.to_dict() | {"threads": settings.threads and max(1, settings.threads // len(names))}
+    write_atomic(site_file, yaml.safe_dump({key: value for key, value in told.items() if value}), mode=0o600)
     returned = _simulate(job, workspace, names, at_once, {ENV: str(site_file)}, lock)
     found = list(workspace.glob("server/simulate_job/fedfms/final.json"))
     if returned or not found:
@@ -88,14 +90,15 @@ def run_simulated(
 
 
 def _at_once(study: Study, settings: SiteSettings, sites: int) -> int:
-    """Sites that work at once: all, each in one process to the end, where a small part of this machine's memory holds
-    them; else one a core, and a new process for each task, which imports and builds all anew.
+    """Sites that work at once: all, each in one process to the end, where the run's share of this machine's memory
+    holds them; else one a core, and a new process for each task, which imports and builds all anew.
     """
     cores = min(sites, os.cpu_count() or 1)
     if sites == cores or settings.torch_device.type != "cpu":
         return cores
     need = sites * (_PROCESS_BYTES + estimate(study, settings))
-    return sites if need < psutil.virtual_memory().available * _PART else cores
+    of_runs = settings.threads / (os.cpu_count() or 1) if settings.threads else 1.0  # as the cores are shared out
+    return sites if need < _PART * of_runs * free_memory() else cores
 
 
 def _check_all_took_part(run: Path) -> None:

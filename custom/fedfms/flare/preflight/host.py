@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 import fedfms
 from fedfms.flare.kit import spoken
 from fedfms.flare.preflight.context import Context, Finding, fail, nearest, ok, room
-from fedfms.machine import version_of
+from fedfms.machine import free_memory, version_of
 from fedfms.training.build import outline
 from fedfms.training.prefix import PrefixCache
 
@@ -106,6 +106,6 @@ def memory(context: Context) -> Finding:
     need = psutil.Process().memory_info().rss + images + _COPIES * 4.0 * context.traffic.shared
     if context.settings.torch_device.type == "cpu":
         need += context.step_bytes
-    free = psutil.virtual_memory().available
+    free = free_memory()
     seen = f"{_gb(need)} estimated, {_gb(images)} of it images, {_gb(free)} free"
     return room(seen, need, free, "end other programs; or checkpointing: true, micro_batch: 1")

@@ -7,10 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psutil
-
 from fedfms.errors import TrainingError
-from fedfms.machine import machine
+from fedfms.machine import free_memory, machine
 from fedfms.methods import METHODS, fitted, make_method
 from fedfms.report.cost import published
 from fedfms.report.cost.live import estimate
@@ -143,7 +141,7 @@ def _check_room(need: int, settings: SiteSettings) -> None:
     Raises:
         TrainingError: a step on the processor needs more memory than is free.
     """
-    free, need = psutil.virtual_memory().available, round(_MARGIN * need) + _PYTHON
+    free, need = free_memory(), round(_MARGIN * need) + _PYTHON
     if settings.torch_device.type == "cpu" and need > free:
         raise TrainingError(
             f"not measured: a step may take {need / 2**20:,.0f} MiB, {free / 2**20:,.0f} are free",

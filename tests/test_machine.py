@@ -1,0 +1,60 @@
+"""What there is of a machine: memory, in a container too; and how many sites of a simulator it holds at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from fedfms import machine
+from fedfms.flare import simulate
+from fedfms.settings import SiteSettings
+from fedfms.study import Study
+
+GIB = 2**30
+
+
+@pytest.fixture
+def free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a machine with 10 GiB free: the folder where its container's limits are."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * GIB))
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    return tmp_path
+
+
+def _limit(folder: Path, limit: str, current: int) -> None:
+    for name, text in (("max", limit), ("current", str(current)), ("stat", f"anon 5\ninactive_file {GIB}\n")):
+        (folder / f"memory.{name}").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("limit", "current", "left"),
+    [("max", 3 * GIB, 10), (str(8 * GIB), 3 * GIB, 6), (str(64 * GIB), 3 * GIB, 10), (str(GIB), 3 * GIB, 0)],
+)
+def test_free_memory_is_the_machines_or_what_its_container_leaves(
+    limit: str, current: int, left: int, free: Path
+) -> None:
+    assert machine.free_memory() == 10 * GIB
+    _limit(free, limit, current)
+    assert machine.free_memory() == left * GIB
+
+
+@pytest.mark.parametrize(
+    ("sites", "threads", "left", "at_once"),
+    [
+        (7, 4, 10, 7),  # all of four cores for this run: half of 10 GiB holds seven of 0.6 GiB
+        (7, 1, 10, 4),  # a run of four: an eighth of 10 GiB does not
+        (7, 4, 2, 4),
+        (3, 1, 0, 3),  # no more sites than cores
+        (7, 0, 10, 7),  # threads are shared out by NVFLARE's processes themselves
+    ],
+)
+def test_sites_at_once_are_all_or_one_a_core(
+    sites: int, threads: int, left: int, at_once: int, free: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _limit(free, str(left * GIB), GIB)
+    monkeypatch.setattr(simulate.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(simulate, "estimate", lambda *_: GIB // 10)
+    assert simulate._at_once(Study(name="s"), SiteSettings(device="cpu", threads=threads), sites) == at_once
