@@ -215,7 +215,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from fedfms.grid.plan import TABLES, load_grid
+    from fedfms.grid.plan import TABLES
     from fedfms.methods import METHODS
     from fedfms.models import BACKBONES
     from fedfms.presets import PRESETS
@@ -226,5 +226,14 @@ def _list(args: argparse.Namespace) -> None:
     table.add_row("backbones", ", ".join(BACKBONES))
     table.add_row("presets", ", ".join(PRESETS))
     table.add_row("studies", ", ".join(yaml_names()))
-    table.add_row("tables", "\n".join(f"{name} ({load_grid(name).title})" for name in yaml_names(TABLES)))
+    table.add_row("tables", "\n".join(f"{name} ({_title(name)})" for name in yaml_names(TABLES)))
     Console().print(table)
+
+
+def _title(table: str) -> str:
+    from fedfms.grid.plan import load_grid
+
+    try:
+        return load_grid(table).title
+    except StudyError as error:  # one that somebody has not finished
+        return f"cannot be read: {error.what}"

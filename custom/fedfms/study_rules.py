@@ -66,6 +66,7 @@ def check_known(study: Study, sites: Sequence[str], what: str, unnamed: Sequence
     unknown = sorted(set(sites) - set(known))
     if trained and unknown:
         own = _override("held_out" if what == "--held-out" else "sites", sites)
+        own += " --set held_out=[]" if study.held_out and what == "--sites" else ""
         raise StudyError(
             f"{what} names {unknown}, which the study does not", where=study.name,
             do=f"one of {known}, or {own} for sites of your own",

@@ -82,8 +82,50 @@ def test_weights_that_fit_are_planned_and_missing_ones_told(
 ) -> None:
     plan = ["table", "phantom", "--dry-run", "--no-estimate", "--out", str(tmp_path / "out"), *TINY]
     assert main([*plan, "--checkpoint", str(_weights_of_vit_tiny(tmp_path / "w.pth"))]) == 0
-    assert main([*plan, "--set", "model.checkpoint=gone.pth"]) == 1
-    assert "starts from gone.pth, but this site names no checkpoint folder" in capsys.readouterr().err
+    capsys.readouterr()
+    absent = [*plan, "--set", "model.checkpoint=gone.pth"]
+    assert main(absent) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "gone.pth, which runs start from, is not here; name it: --checkpoint FILE" in told
+    assert "3 from random weights; a federation would send" in told  # of U-Net
+    absent.remove("--dry-run")
+    assert main(absent) == 1
+    assert "gone.pth, which runs start from, is not here" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_the_way_to_own_sites_that_a_refusal_names_gives_those_sites(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["table", "phantom", "--methods", "fedmsa", "--dry-run", "--no-estimate", "--out", str(tmp_path / "out")]
+    assert main([*plan, "--sites", "a,b"]) == 1
+    own = "--set sites=[a,b] --set held_out=[]"
+    assert f"or {own} for sites of your own" in " ".join(capsys.readouterr().err.split())
+    assert main([*plan, *own.split()]) == 0
+    assert "2 runs, " in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_tables_own_held_out_sites_are_of_its_own_protocol(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["table", "wire", "--dry-run", "--no-estimate", "--out", str(tmp_path / "out"), "--protocol", "personal"]
+    assert main(plan) == 0
+    assert "12 runs, 240 rounds" in " ".join(capsys.readouterr().out.split())
+    assert main([*plan, "--held-out", "site-3"]) == 1
+    assert "held_out names ['site-3'], and the protocol personal holds no site out" in capsys.readouterr().err
+
+
+def test_a_table_that_is_not_finished_does_not_hide_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "jobs" / "studies" / "tables"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("study: phantom\nseedz: [0]\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["list"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "mine (cannot be read: unknown keys ['seedz'])" in told
+    assert "fedfms-table1" in told
 
 
 def test_without_an_estimate_runs_and_bytes_are_told_and_options_looked_at(

@@ -115,7 +115,8 @@ def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSe
         console.print(f"{len(cells) - len(left)} of {len(cells)} runs are there already")
     if not left:
         return
-    check_starts(left, settings)
+    for note in check_starts(left, settings, must=not args.dry_run):
+        console.print(note, markup=False)
     if args.no_estimate:
         console.print(count(left).text(args.jobs))
         return

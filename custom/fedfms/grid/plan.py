@@ -69,8 +69,8 @@ class Grid:
             if not values or len(set(values)) != len(values):
                 raise StudyError(f"{name} must be distinct, at least one", where="table")
         if self.protocol == "personal" and self.held_out:
-            what = f"--held-out names {list(self.held_out)}, and the protocol personal holds no site out"
-            raise StudyError(what, where="table", do="say --protocol held-out, or --held-out ''")
+            what = f"held_out names {list(self.held_out)}, and the protocol personal holds no site out"
+            raise StudyError(what, where="table", do="say --protocol held-out, or leave it out")
         if unknown := sorted(set(self.only) - set(self.variants)):
             raise StudyError(f"only names {unknown}", where="table", do=f"one of {sorted(self.variants)}")
 
@@ -168,6 +168,8 @@ def load_grid(name: str, **values: Any) -> Grid:
             raise StudyError(f"{path.name} cannot be read as YAML", where="table") from None
         if isinstance(content, dict) and "study" in content:
             raw = {"title": path.stem, **content}
+    if values.get("protocol") == "personal" and values.get("held_out") is None:
+        raw.pop("held_out", None)  # the table's own, for its own protocol
     overrides = [*_frozen("overrides", raw.get("overrides")), *(values.pop("overrides", None) or ())]
     raw |= {key: value for key, value in values.items() if value is not None} | {"overrides": overrides}
     known = {f.name for f in dataclasses.fields(Grid)}

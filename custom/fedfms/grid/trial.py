@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedfms.data import open_site
-from fedfms.errors import TrainingError
+from fedfms.errors import SettingsError, TrainingError
 from fedfms.grid.plan import Cell
 from fedfms.methods import METHODS
 from fedfms.report.cost.timing import apart
@@ -64,17 +64,31 @@ def count(cells: Sequence[Cell]) -> Estimate:
     return Estimate(len(cells), rounds, total, starts, None, "nothing was timed")
 
 
-def check_starts(cells: Sequence[Cell], settings: SiteSettings) -> None:
-    """See that the files of weights that the runs start from are here and fit their models, each pair once.
+def check_starts(cells: Sequence[Cell], settings: SiteSettings, *, must: bool) -> list[str]:
+    """See that the files of weights that the runs start from fit their models, each pair once; what is told of others.
+
+    Args:
+        must: the runs are about to begin: a file that is not here is a fault.
 
     Raises:
-        FedfmsError: one is not, or does not: better now than after hours.
+        FedfmsError: a file does not fit, or is not here: better now than after hours.
     """
     seen: set[ModelSpec] = set()
+    notes = []
     for cell in cells:
-        if cell.study.model not in seen:
-            seen.add(cell.study.model)
+        name = cell.study.model.checkpoint
+        if cell.study.model in seen or name is None:
+            continue
+        seen.add(cell.study.model)
+        if settings.checkpoints is None or not (settings.checkpoints / name).is_file():
+            do = "name it: --checkpoint FILE, or its folder in this site's settings, `checkpoints: FOLDER`"
+            absent = SettingsError(f"{name}, which runs start from, is not here", do=do)
+            if must:
+                raise absent
+            notes.append(absent.line())
+        else:
             check_weights(cell.study, settings)
+    return list(dict.fromkeys(notes))
 
 
 def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str], None]) -> Estimate:
