@@ -131,7 +131,7 @@ class Site:
         if not self.samples:
             raise TrainingError("there is no image to train on", do="give it more cases, or hold the site out")
         self.built.check_received(received)
-        opened, waited = time.monotonic() - started, self._trainer.waited_s
+        waited, opened = self._trainer.waited_s, time.monotonic() - started
         before = self._store.load(before=round_)
         if before is not None:
             self._trainer.most = before.micro_batch

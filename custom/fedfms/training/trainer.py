@@ -216,7 +216,8 @@ class Trainer:
 
     def until_stopped(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; a fault among them, and the order to stop, are raised."""
-        batches, asked = iter(loader), time.monotonic()
+        asked = time.monotonic()
+        batches = iter(loader)  # where loader processes begin
         while (batch := next(batches, None)) is not None:
             self.waited_s += time.monotonic() - asked
             if self._stop():
