@@ -30,7 +30,7 @@ from fedfms.flare.console import ask
 from fedfms.flare.console import environment as own_environment
 from fedfms.flare.job import APP
 from fedfms.flare.preflight import Context, Row, failed, preflight
-from fedfms.flare.submit import registered, run_job
+from fedfms.flare.submit import registered, send, watch_job
 from provisioning.deployment import make
 from provisioning.kit import SUFFIX, open_kit
 from provisioning.secret import make_passphrase
@@ -211,7 +211,9 @@ def demo(out: Path, jobs: Sequence[Path], limit_s: float, show: Show = lambda *_
         running.start_all(sites, ADMIN, limit_s)
         for job, site in itertools.product(jobs, sites):
             look(running.kits[site], site, job, show)
-        found = [run_job(job, running.kits[LEAD], out, limit_s=limit_s).completed() for job in jobs]
+        lead = running.kits[LEAD]
+        ids = [send(job, lead) for job in jobs]  # all at once: the server's scheduler lets them share the machine
+        found = [watch_job(id_, lead, out, limit_s=limit_s).completed() for id_ in ids]
         ask(running.kits[ADMIN], "system", "shutdown", "all", "--force")
     return found
 
