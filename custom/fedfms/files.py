@@ -70,6 +70,11 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(fresh, ignore_errors=True)  # there only if something went wrong
 
 
+def nearest(path: Path) -> Path:
+    """The file or folder, or the nearest above it that is there."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file and see it onto the disk. A kill leaves at most the last line unfinished.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedfms.errors import SettingsError, StudyError
-from fedfms.files import write_atomic
+from fedfms.files import nearest, write_atomic
 
 if TYPE_CHECKING:
     from fedfms.settings import SiteSettings
@@ -48,8 +48,8 @@ def can_be_folder(path: Path, option: str) -> None:
     Raises:
         StudyError: it, or what it would lie in, is a file.
     """
-    there = next((place for place in (path, *path.parents) if place.exists()), None)
-    if there is not None and not there.is_dir():
+    there = nearest(path)
+    if not there.is_dir():
         raise StudyError(f"{there.name} is a file", where=option, do="name a folder")
 
 

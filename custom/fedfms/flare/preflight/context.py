@@ -179,11 +179,6 @@ class Context:
             return []
 
 
-def nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
 def read_kit(kit: Path, name: str) -> dict[str, Any]:
     """A JSON file of the kit.
 

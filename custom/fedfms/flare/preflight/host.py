@@ -13,8 +13,9 @@ import torch
 from packaging.requirements import Requirement
 
 import fedfms
+from fedfms.files import nearest
 from fedfms.flare.kit import spoken
-from fedfms.flare.preflight.context import Context, Finding, fail, nearest, ok, room
+from fedfms.flare.preflight.context import Context, Finding, fail, ok, room
 from fedfms.machine import free_memory, version_of
 from fedfms.training.build import outline
 from fedfms.training.prefix import PrefixCache

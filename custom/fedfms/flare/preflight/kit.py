@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from fedfms.errors import ProvisioningError
+from fedfms.files import nearest
 from fedfms.flare.kit import LIST, SOON, certificate, changes, code, days_left
-from fedfms.flare.preflight.context import Context, Finding, fail, nearest, ok, warn
+from fedfms.flare.preflight.context import Context, Finding, fail, ok, warn
 from fedfms.settings import ENV, FILE_NAME
 
 _SHOWN = 3
