@@ -5,6 +5,9 @@ body, an organ with a bright core. Sites differ visibly in contrast, brightness,
 in the size of the structures; blobs that look like the structures but are none keep a mere threshold from
 doing well. Under the shift "strong" some sites' devices show the structures dark instead of bright and mix the
 colours otherwise, so that what one site learns misleads another: sites then have kin and strangers among the others.
+
+In float64 throughout: processors differ in the last digits of an exponential, and with float32's last digits they would
+round some pixels, on whose hashes splits hang, to other grey levels.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 
 from fedfms.rng import rng
 
-Array = NDArray[np.float32]
+Array = NDArray[np.float64]
 SLICES_PER_PATIENT = 2
 EMPTY_SHARE = 0.05
 _EDGE = 0.012  # softness of an outline, as a share of the image's side
@@ -84,7 +87,7 @@ def _look(seed: int, site: str) -> _Look:
         noise=random.uniform(0.01, 0.05),
         blur=random.uniform(0.002, 0.012),
         scale=random.uniform(0.85, 1.25),
-        cast=random.uniform(0.86, 1.14, 3).astype(np.float32),
+        cast=random.uniform(0.86, 1.14, 3),
     )
 
 
@@ -108,7 +111,7 @@ class _Geometry:
     """
 
     def __init__(self, random: np.random.Generator, n: int, size_px: int, scale: float, fundus: bool) -> None:
-        axis = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px * 2 - 1
+        axis = (np.arange(size_px) + 0.5) / size_px * 2 - 1
         self.x, self.y = axis[None, None, :], axis[None, :, None]
         spread = 0.32 if fundus else 0.24
         centre = _by_patient(random, n, -spread, spread, jitter=0.05, columns=2)
@@ -141,7 +144,7 @@ class _Geometry:
 
 
 def _column(values: NDArray[np.floating]) -> Array:
-    return values.astype(np.float32)[:, None, None]
+    return np.asarray(values, dtype=np.float64)[:, None, None]
 
 
 def _by_patient(
@@ -162,9 +165,9 @@ def _inside(distance: Array, radius: NDArray[np.floating]) -> Array:
 
 def _texture(random: np.random.Generator, n: int, size_px: int, cells: int) -> Array:
     """Smooth noise (n, H, W), about -1..1, that varies over `cells` cells a side."""
-    grid = random.standard_normal((n, cells + 1, cells + 1)).astype(np.float32)
-    position = np.linspace(0, cells, size_px, dtype=np.float32)
-    weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells + 1, dtype=np.float32)[None]))
+    grid = random.standard_normal((n, cells + 1, cells + 1))
+    position = np.linspace(0, cells, size_px)
+    weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells + 1)[None]))
     smooth: Array = 0.5 * np.einsum("ia,nab,jb->nij", weights, grid, weights, optimize=True)
     return smooth
 
@@ -203,12 +206,12 @@ def _vessels(random: np.random.Generator, geometry: _Geometry, count: int = 7) -
 def _fundus(random: np.random.Generator, geometry: _Geometry, full: NDArray[np.bool_]) -> Array:
     """Scenes (n, H, W, 3) in 0..1."""
     n, size_px = geometry.outer.shape[:2]
-    there = _column(full.astype(np.float32))
+    there = _column(full.astype(np.float64))
     disc = _inside(geometry.outer, geometry.radius) * there
     cup = _inside(geometry.inner, geometry.radius * 0.55) * there
     light: Array = 1 + 0.16 * _texture(random, n, size_px, 4) + 0.1 * _texture(random, n, size_px, 16)
-    light = light * np.asarray(1 - 0.25 * (geometry.x**2 + geometry.y**2), dtype=np.float32)
-    scene: Array = np.asarray([0.52, 0.27, 0.13], dtype=np.float32) * light[..., None]
+    light = light * (1 - 0.25 * (geometry.x**2 + geometry.y**2))
+    scene: Array = np.asarray([0.52, 0.27, 0.13]) * light[..., None]
     scene = _over(scene, _blobs(random, geometry, 3) * 0.8, (0.8, 0.6, 0.34))
     scene = _over(scene, disc * 0.9, (0.8, 0.56, 0.3))
     scene = _over(scene, cup * 0.9, (0.92, 0.82, 0.58))
@@ -218,12 +221,12 @@ def _fundus(random: np.random.Generator, geometry: _Geometry, full: NDArray[np.b
 def _mri(random: np.random.Generator, geometry: _Geometry, full: NDArray[np.bool_]) -> Array:
     """Scenes (n, H, W, 1) in 0..1."""
     n, size_px = geometry.outer.shape[:2]
-    there = _column(full.astype(np.float32))
+    there = _column(full.astype(np.float64))
     body: Array = _inside(geometry.body, np.ones(n))
     organ = _inside(geometry.outer, geometry.radius) * there
     core = _inside(geometry.inner, geometry.radius * 0.55) * there
-    tissue = body * np.asarray(0.3 + 0.07 * _texture(random, n, size_px, 12), dtype=np.float32)
-    scene: Array = tissue[..., None] + np.float32(0.05)
+    tissue = body * (0.3 + 0.07 * _texture(random, n, size_px, 12))
+    scene: Array = tissue[..., None] + 0.05
     scene = _over(scene, _blobs(random, geometry, 4) * body * 0.85, (0.68,))
     scene = _over(scene, organ * 0.9, (0.56,))
     scene = _over(scene, core * 0.9, (0.8,))
@@ -233,7 +236,7 @@ def _mri(random: np.random.Generator, geometry: _Geometry, full: NDArray[np.bool
 
 def _over(scene: Array, cover: Array, colour: tuple[float, ...]) -> Array:
     """`scene` (n, H, W, C) with a colour laid over it where `cover` (n, H, W) is 1."""
-    laid: Array = scene + cover[..., None] * (np.asarray(colour, dtype=np.float32) - scene)
+    laid: Array = scene + cover[..., None] * (np.asarray(colour) - scene)
     return laid
 
 
@@ -241,8 +244,7 @@ def _acquire(random: np.random.Generator, scene: Array, look: _Look, size_px: in
     """Scenes (n, H, W, 1 or 3) as the site's device records them: (n, H, W, 3) uint8."""
     seen = _blur(scene, look.blur * size_px)
     seen = np.clip(seen, 0, 1) ** look.gamma
-    middle = np.float32(0.4)
-    seen = (seen - middle) * look.contrast + middle + look.brightness
+    seen = (seen - 0.4) * look.contrast + 0.4 + look.brightness
     if seen.shape[-1] == 3:
         seen = seen[..., look.colours] * look.cast
     if look.negative:
@@ -256,7 +258,7 @@ def _blur(scene: Array, sigma_px: float) -> Array:
     """Gaussian blur along H and W."""
     reach = max(1, int(3 * sigma_px + 0.5))
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma_px, 1e-3)) ** 2)
-    taps = (taps / taps.sum()).astype(np.float32)
+    taps /= taps.sum()
     for axis in (1, 2):
         pad = [(0, 0)] * 4
         pad[axis] = (reach, reach)
