@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,20 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+@cache
+def processor() -> tuple[str, frozenset[str]]:
+    """The processor's maker and what it can, in Linux' words; elsewhere neither is told."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    maker, flags = (re.search(rf"^{name}\s*: (.*)$", text, re.MULTILINE) for name in ("vendor_id", "flags"))
+    return (maker[1] if maker else ""), frozenset(flags[1].split() if flags else ())
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16, which others work out number by number."""
+    return not processor()[1].isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def free_memory() -> int:

@@ -49,6 +49,47 @@ def test_one_attention(way: Callable[..., Tensor], block: int, monkeypatch: pyte
         torch.testing.assert_close(mine, yours, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("block", [1 << 20, 30 * 30 * 2, 30 * 7, 1])  # all at once, some heads, uneven blocks, a query
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attention_by_a_table(heads: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", block)
+    draw = torch.Generator().manual_seed(0)
+    windows, tokens = 4, 30
+    qkv = torch.randn(3, windows * heads, tokens, DIM, generator=draw, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(heads, tokens, tokens, generator=draw, dtype=torch.float64, requires_grad=True)
+    q, k, v = qkv.unflatten(1, (windows, heads)).unbind()
+    theirs = ((q @ k.mT / DIM**0.5 + table).softmax(-1) @ v).flatten(0, 1)
+    ours = attention.attend_by_table(qkv, table)
+    grad = torch.randn(theirs.shape, generator=draw, dtype=torch.float64)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    both = (torch.autograd.grad(out, (qkv, table), grad) for out in (ours, theirs))
+    for mine, yours in zip(*both, strict=True):
+        torch.testing.assert_close(mine, yours, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_lower_products_are_as_near_as_the_plain_ones(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without instructions for bfloat16, on any processor; over many blocks, whose sums stay in float32."""
+    monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: quick)
+    monkeypatch.setattr(attention, "BLOCK", 40 * 5)
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((3, HEADS, ROWS * COLUMNS, DIM), (ROWS, ROWS, DIM), (COLUMNS, COLUMNS, DIM))
+    inputs = [torch.randn(shape, generator=draw).bfloat16().requires_grad_() for shape in shapes]
+    grad = torch.randn(HEADS, ROWS * COLUMNS, DIM, generator=draw).bfloat16()
+
+    def all_of(way: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        given = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+        out = way(*given)
+        return [out.detach(), *torch.autograd.grad(out, given, grad.to(dtype))]
+
+    exact = all_of(attention.attend, torch.float64)
+    near, folded = all_of(attention.attend, torch.bfloat16), all_of(attention.folded, torch.bfloat16)
+    for mine, theirs, true in zip(near, folded, exact, strict=True):
+        assert mine.dtype == torch.bfloat16
+        error, other = (float((found.double() - true).norm() / true.norm()) for found in (mine, theirs))
+        assert error < max(8e-3, 1.2 * other)
+
+
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (1, 2), (0, 2)])  # qkv, its tables
 def test_gradients_of_some_inputs_are_those_of_all(wanted: tuple[int, ...]) -> None:
     draw = torch.Generator().manual_seed(0)
@@ -189,7 +230,9 @@ def test_bytes_kept_for_the_backward_pass(method: str, fast: float, kept: float)
 
 @pytest.mark.slow
 def test_bytes_kept_of_a_convolutional_stage() -> None:
-    assert kept_mib("fedsam", "tiny_vit", checkpointing=True) < 0.2 * kept_mib("fedsam", "tiny_vit")
+    plain = kept_mib("fedsam", "tiny_vit", attention="plain")
+    assert kept_mib("fedsam", "tiny_vit", checkpointing=True) < 0.2 * plain
+    assert kept_mib("fedsam", "tiny_vit") < plain
 
 
 def test_nothing_is_kept_before_the_first_adapter() -> None:

@@ -26,13 +26,14 @@ def literal_attention(attn: Attention, x: torch.Tensor) -> torch.Tensor:
     return attn.proj(torch.cat(heads, dim=1))
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @torch.no_grad()
-def test_attention() -> None:
+def test_attention(plain: bool) -> None:
     attn = Attention(12, heads=3, window=3)
     torch.nn.init.normal_(attn.attention_biases)
     x = torch.randn(2, 9, 12)
     expected = torch.stack([literal_attention(attn, window) for window in x])
-    torch.testing.assert_close(attn(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attn(x, plain=plain), expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -49,7 +50,7 @@ def test_windows_are_padded_before_the_norm() -> None:
     y = x + attended[None, :4, :4]
     y = block.local_conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # in place of y, not added to it
     y = y + block.mlp(block.mlp.norm(y))
-    torch.testing.assert_close(block(x, None), y, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block(x, None, False), y, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_norm_uses_running_statistics_in_training() -> None:

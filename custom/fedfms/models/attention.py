@@ -1,16 +1,19 @@
-"""Attention with SAM's decomposed relative positions, exact, without its N x N matrix.
+"""Attention with an additive bias, exact, without its N x N matrix.
 
-A score is scale x q.k + rel_h[q, row of k] + rel_w[q, column of k]. Two ways, by device:
+SAM's bias is decomposed: a score is scale x q.k + rel_h[q, row of k] + rel_w[q, column of k]; TinyViT's is a table of
+its own for each head. Two ways, by device:
 
 - CPU: blocks of queries against all keys, as many as a core's cache takes. Nothing of a block is kept: the backward
-  pass works the scores out anew, as FlashAttention does; whole rows need no log-sum-exp for that. In float32 for
-  lower precisions too, whose products of this shape are no faster there, often far slower.
+  pass works the scores out anew, as FlashAttention does; whole rows need no log-sum-exp for that. Scores and softmax
+  are float32 for bfloat16 too; the other products are bfloat16's where the processor has instructions for it, and
+  float32's where it has none, which would be far slower.
 - Others: rel_h and rel_w become further dimensions of q, and k says by ones which of them are its own, so that the
   fused kernels of `scaled_dot_product_attention` apply.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,8 +23,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Scores that a thread works on at a time: 2 MiB of float32. Measured between 2^16 and 2^20 at N = 196 and 4096.
-BLOCK = 1 << 19
+from fedfms.machine import multiplies_bfloat16
+
+# Scores that a thread works on at a time: 4 MiB of float32. Measured between 2^16 and 2^22 at N = 196 and 4096.
+BLOCK = 1 << 20
 _ALIGNED = 8  # kernels on cards take head dimensions in multiples of this
 
 
@@ -34,7 +39,26 @@ def attend(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
         rel_w: (W, W, c), likewise for columns.
     """
     rel_h, rel_w = rel_h.to(qkv.dtype), rel_w.to(qkv.dtype)
-    return (_in_blocks if qkv.device.type in ("cpu", "meta") else folded)(qkv, rel_h, rel_w)
+    return _on_cpu(qkv, rel_h, rel_w) if in_blocks(qkv.device) else folded(qkv, rel_h, rel_w)
+
+
+def attend_by_table(qkv: Tensor, table: Tensor) -> Tensor:
+    """softmax(scale q.k + table) v for windows of h heads each: -> (M, N, c), M = windows x h.
+
+    Args:
+        qkv: (3, M, N, c), float32 or lower; a window's heads lie together.
+        table: (h, N, N).
+    """
+    table = table.to(qkv.dtype)
+    if in_blocks(qkv.device):
+        return _on_cpu(qkv, table)
+    q, k, v = qkv.unflatten(1, (-1, len(table))).unbind()
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=table[None]).flatten(0, 1)
+
+
+def in_blocks(device: torch.device) -> bool:
+    """Whether attention goes by blocks on a device; meta stands for the processor."""
+    return device.type in ("cpu", "meta")
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -57,76 +81,149 @@ def folded(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(queries, keys, v[None], scale=1.0)[0]
 
 
-def _in_blocks(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    out: Tensor = _Blocks.apply(qkv, rel_h, rel_w)
+def _on_cpu(qkv: Tensor, *bias: Tensor) -> Tensor:
+    out: Tensor = _Blocks.apply(qkv, *bias)
     return out
 
 
 class _Blocks(torch.autograd.Function):
-    """`attend` on the CPU; keeps its inputs alone."""
+    """Attention on the CPU; keeps its inputs alone."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-        ctx.save_for_backward(qkv, rel_h, rel_w)
+    def forward(ctx: Any, qkv: Tensor, *bias: Tensor) -> Tensor:
+        ctx.save_for_backward(qkv, *bias)
         out = torch.empty_like(qkv[0])
         with without_autocast(qkv.device):
-            scores = _Scores(qkv, rel_h, rel_w)
+            scores = _Scores(qkv, *bias)
             for heads in scores.heads():
-                value = qkv[2, heads].to(scores.dtype)
-                for queries, _, probabilities in scores.blocks(heads):
-                    out[heads, queries] = torch.bmm(probabilities, value)
+                value = qkv[2, heads].to(scores.low)
+                for queries, probabilities in scores.blocks(heads):
+                    out[heads, queries] = torch.bmm(scores.narrowed(probabilities), value)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        qkv, rel_h, rel_w = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, *bias = ctx.saved_tensors
         with without_autocast(qkv.device):
-            return _gradients(_Scores(qkv, rel_h, rel_w), grad, tables=any(ctx.needs_input_grad[1:]))
+            return _gradients(_Scores(qkv, *bias), grad, of_bias=any(ctx.needs_input_grad[1:]))
+
+
+class _Bias(abc.ABC):
+    """What is added to the scores before softmax, and where its gradient goes."""
+
+    @abc.abstractmethod
+    def put(self, scores: Tensor, heads: slice, queries: slice) -> None:
+        """Write the bias of a block into `scores` (h, n, N)."""
+
+    @abc.abstractmethod
+    def take(self, d_scores: Tensor, heads: slice, queries: slice) -> None:
+        """Add the gradient of a block's scores up, (h, n, N)."""
+
+    @abc.abstractmethod
+    def gradients(self, d_q: Tensor, *, wanted: bool) -> tuple[Tensor | None, ...]:
+        """Of the tensors that the bias is made of, where wanted; what it adds to q's (M, N, c) is added there."""
+
+
+class _Decomposed(_Bias):
+    """rel_h (H, H, c) and rel_w (W, W, c) times q (M, N, c); the gradients are two sums over the same block."""
+
+    def __init__(self, q: Tensor, rel_h: Tensor, rel_w: Tensor) -> None:
+        self._q, self._rel_h, self._rel_w = q, rel_h, rel_w
+        self._sides = (rel_h.shape[0], rel_w.shape[0])
+        self._by_row, self._by_column = _biases(q, rel_h, rel_w)
+        self._d_row: Tensor | None = None
+        self._d_column: Tensor | None = None
+
+    def put(self, scores: Tensor, heads: slice, queries: slice) -> None:
+        by_row, by_column = self._by_row[heads, queries, :, None], self._by_column[heads, queries, None]
+        torch.add(by_row, by_column, out=scores.unflatten(2, self._sides))
+
+    def take(self, d_scores: Tensor, heads: slice, queries: slice) -> None:
+        if self._d_row is None or self._d_column is None:
+            self._d_row, self._d_column = torch.empty_like(self._by_row), torch.empty_like(self._by_column)
+        on_grid = d_scores.unflatten(2, self._sides)
+        self._d_row[heads, queries], self._d_column[heads, queries] = on_grid.sum(dim=3), on_grid.sum(dim=2)
+
+    def gradients(self, d_q: Tensor, *, wanted: bool) -> tuple[Tensor | None, ...]:
+        assert self._d_row is not None and self._d_column is not None
+        by_row, by_column = self._d_row.unflatten(1, self._sides), self._d_column.unflatten(1, self._sides)
+        d_q += torch.einsum("mhwk,hkc->mhwc", by_row, self._rel_h).flatten(1, 2)
+        d_q += torch.einsum("mhwk,wkc->mhwc", by_column, self._rel_w).flatten(1, 2)
+        if not wanted:
+            return None, None
+        q = self._q.unflatten(1, self._sides)
+        return torch.einsum("mhwk,mhwc->hkc", by_row, q), torch.einsum("mhwk,mhwc->wkc", by_column, q)
+
+
+class _Table(_Bias):
+    """A table (h, N, N), the same in every window."""
+
+    def __init__(self, table: Tensor) -> None:
+        self._table = table
+        self._gradient = torch.zeros_like(table)
+
+    def _own(self, heads: slice) -> Tensor:
+        return torch.arange(heads.start, heads.stop, device=self._table.device) % len(self._table)
+
+    def put(self, scores: Tensor, heads: slice, queries: slice) -> None:
+        torch.index_select(self._table[:, queries], 0, self._own(heads), out=scores)
+
+    def take(self, d_scores: Tensor, heads: slice, queries: slice) -> None:
+        self._gradient[:, queries].index_add_(0, self._own(heads), d_scores)
+
+    def gradients(self, d_q: Tensor, *, wanted: bool) -> tuple[Tensor | None, ...]:
+        return (self._gradient if wanted else None,)
 
 
 class _Scores:
     """The attention probabilities of some heads, a block of queries at a time, in buffers used again and again."""
 
-    def __init__(self, qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> None:
+    def __init__(self, qkv: Tensor, *bias: Tensor) -> None:
         self.dtype = torch.promote_types(qkv.dtype, torch.float32)
-        self.qkv, self.rel_h, self.rel_w = qkv, rel_h.to(self.dtype), rel_w.to(self.dtype)
+        quick = qkv.dtype == torch.bfloat16 and multiplies_bfloat16()
+        self.low = qkv.dtype if quick else self.dtype  # of the products that take probabilities or their gradients
+        self.qkv = qkv
         self.scale = qkv.shape[-1] ** -0.5
-        self.bias_h, self.bias_w = _biases(qkv[0].to(self.dtype), self.rel_h, self.rel_w)
+        wide = [tensor.to(self.dtype) for tensor in bias]
+        self.bias = _Table(*wide) if len(wide) == 1 else _Decomposed(qkv[0].to(self.dtype), *wide)
         _, self._count, tokens, _ = qkv.shape
         self._at_once = min(self._count, max(1, BLOCK // tokens**2) * torch.get_num_threads())
         self._rows = min(tokens, max(1, BLOCK // tokens))
-        self._scores, self._probabilities = (self.buffer() for _ in range(2))
+        self._scores, self._probabilities = self.buffer(self.dtype), self.buffer(self.dtype)
+        self._narrow = self.buffer(self.low) if quick else None
 
-    def buffer(self) -> Tensor:
+    def buffer(self, dtype: torch.dtype) -> Tensor:
         """Room for a block, for `part`."""
         size = self._at_once * self._rows * self.qkv.shape[2]
-        return torch.empty(size, dtype=self.dtype, device=self.qkv.device)
+        return torch.empty(size, dtype=dtype, device=self.qkv.device)
 
     @staticmethod
     def part(buffer: Tensor, like: Tensor) -> Tensor:
         """The beginning of a buffer in the shape of a block."""
         return buffer[: like.numel()].view(like.shape)
 
+    def narrowed(self, block: Tensor) -> Tensor:
+        """A block in `low`; it lasts until the next one is."""
+        return block if self._narrow is None else self.part(self._narrow, block).copy_(block)
+
     def heads(self) -> Iterator[slice]:
         """The heads to work on together."""
         for start in range(0, self._count, self._at_once):
             yield slice(start, min(start + self._at_once, self._count))
 
-    def blocks(self, heads: slice) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Queries, their q (h, n, c) and their probabilities (h, n, N), which last until the next block."""
+    def blocks(self, heads: slice) -> Iterator[tuple[slice, Tensor]]:
+        """Queries and their probabilities (h, n, N), which last until the next block."""
         tokens = self.qkv.shape[2]
-        keys = self.qkv[1, heads].to(self.dtype).transpose(1, 2)
+        q = self.qkv[0, heads].to(self.dtype) * self.scale
+        keys = self.qkv[1, heads].to(self.dtype).transpose(1, 2).contiguous()  # oneDNN would copy them for each block
         for start in range(0, tokens, self._rows):
             queries = slice(start, min(start + self._rows, tokens))
-            q = self.qkv[0, heads, queries].to(self.dtype)
-            bias_h, bias_w = self.bias_h[heads, queries], self.bias_w[heads, queries]
-            shape = (*q.shape[:2], bias_h.shape[-1], bias_w.shape[-1])
-            scores = self._scores[: q.shape[0] * q.shape[1] * tokens].view(shape)
-            torch.add(bias_h[..., None], bias_w[..., None, :], out=scores)
-            scores = scores.flatten(2)
-            torch.baddbmm(scores, q, keys, alpha=self.scale, out=scores)
-            yield queries, q, torch.softmax(scores, dim=-1, out=self.part(self._probabilities, scores))
+            some = q[:, queries]
+            scores = self._scores[: some.shape[0] * some.shape[1] * tokens].view(*some.shape[:2], tokens)
+            self.bias.put(scores, heads, queries)
+            scores.baddbmm_(some, keys)
+            yield queries, torch.softmax(scores, dim=-1, out=self.part(self._probabilities, scores))
 
 
 def _biases(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,39 +233,37 @@ def _biases(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
     return by_row.flatten(1, 2), by_column.flatten(1, 2)
 
 
-def _gradients(scores: _Scores, grad: Tensor, *, tables: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Of qkv, rel_h and rel_w; the last two where wanted. The biases' own are two sums over the same block."""
-    dtype, qkv = scores.dtype, scores.qkv
-    out = torch.zeros_like(qkv)
-    d_bias_h, d_bias_w = torch.empty_like(scores.bias_h), torch.empty_like(scores.bias_w)
-    d_probabilities, d_scores = scores.buffer(), scores.buffer()
+def _gradients(scores: _Scores, grad: Tensor, *, of_bias: bool) -> tuple[Tensor | None, ...]:
+    """Of qkv, and of what the bias is made of where wanted."""
+    dtype, low, qkv = scores.dtype, scores.low, scores.qkv
+    out = torch.empty_like(qkv)
+    d_probabilities, d_scores = scores.buffer(dtype), scores.buffer(dtype)
     for heads in scores.heads():
-        key, value = qkv[1, heads].to(dtype), qkv[2, heads].to(dtype)
-        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
-        for queries, q, p in scores.blocks(heads):
-            g = grad[heads, queries].to(dtype)
-            torch.baddbmm(d_value, p.transpose(1, 2), g, out=d_value)
-            d_p = torch.bmm(g, value.transpose(1, 2), out=scores.part(d_probabilities, p))
+        q, key, value = qkv[:, heads].to(low)
+        key, value = key * scores.scale, value.transpose(1, 2).contiguous()
+        d_key, d_value = (torch.zeros(key.shape, dtype=dtype, device=key.device) for _ in range(2))
+        for queries, p in scores.blocks(heads):
+            g = grad[heads, queries].to(low)
+            _add_product(d_value, scores.narrowed(p).transpose(1, 2), g)
+            d_p = scores.part(d_probabilities, p)
+            if low == dtype:
+                torch.bmm(g, value, out=d_p)
+            else:
+                d_p.copy_(torch.bmm(g, value))
             d_s = scores.part(d_scores, p)
             torch.ops.aten._softmax_backward_data.out(d_p, p, -1, dtype, grad_input=d_s)
-            out[0, heads, queries] = torch.bmm(d_s, key).mul_(scores.scale)
-            torch.baddbmm(d_key, d_s.transpose(1, 2), q, alpha=scores.scale, out=d_key)
-            on_grid = d_s.unflatten(2, (scores.rel_h.shape[0], scores.rel_w.shape[0]))
-            d_bias_h[heads, queries], d_bias_w[heads, queries] = on_grid.sum(dim=3), on_grid.sum(dim=2)
-        out[1, heads], out[2, heads] = d_key, d_value
-    return _through_biases(scores, out, d_bias_h, d_bias_w, tables=tables)
+            scores.bias.take(d_s, heads, queries)
+            narrow = scores.narrowed(d_s)
+            out[0, heads, queries] = torch.bmm(narrow, key)
+            _add_product(d_key, narrow.transpose(1, 2), q[:, queries])
+        out[1, heads], out[2, heads] = d_key.mul_(scores.scale), d_value
+    of_inputs = scores.bias.gradients(out[0], wanted=of_bias)
+    return out, *(None if tensor is None else tensor.to(out.dtype) for tensor in of_inputs)
 
 
-def _through_biases(
-    scores: _Scores, out: Tensor, d_bias_h: Tensor, d_bias_w: Tensor, *, tables: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What the biases' gradients add to q's, and the tables' gradients."""
-    sides = (scores.rel_h.shape[0], scores.rel_w.shape[0])
-    by_row, by_column = d_bias_h.unflatten(1, sides), d_bias_w.unflatten(1, sides)
-    out[0] += torch.einsum("mhwk,hkc->mhwc", by_row, scores.rel_h).flatten(1, 2)
-    out[0] += torch.einsum("mhwk,wkc->mhwc", by_column, scores.rel_w).flatten(1, 2)
-    if not tables:
-        return out, None, None
-    q, dtype = scores.qkv[0].to(scores.dtype).unflatten(1, sides), out.dtype
-    d_h, d_w = torch.einsum("mhwk,mhwc->hkc", by_row, q), torch.einsum("mhwk,mhwc->wkc", by_column, q)
-    return out, d_h.to(dtype), d_w.to(dtype)
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, of many; sums of lower precisions' products stay in float32."""
+    if left.dtype == total.dtype:
+        total.baddbmm_(left, right)
+    else:
+        total += torch.bmm(left, right)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import BlockAdapters
+from fedfms.models.attention import attend_by_table
 from fedfms.models.base import ImageEncoder
 from fedfms.study import ModelSpec
 
@@ -128,13 +129,16 @@ class Attention(nn.Module):
         tokens = self.window * self.window
         return self.attention_biases[:, index.reshape(tokens, tokens)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Windows (M, N, dim) -> the same shape."""
+    def forward(self, x: Tensor, *, plain: bool) -> Tensor:
+        """Windows (M, N, dim) -> the same shape; `plain` by torch's own attention."""
         windows, tokens, dim = x.shape
         # Head by head, each q, k, v of its own: not q of all heads first, as in SAM's ViT.
-        q, k, v = self.qkv(self.norm(x)).view(windows, tokens, self.heads, -1).chunk(3, dim=-1)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias().to(q.dtype)[None])
+        by_head = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3, -1).permute(3, 0, 2, 1, 4)
+        if plain:
+            q, k, v = by_head.unbind()
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias().to(q.dtype)[None])
+        else:
+            out = attend_by_table(by_head.flatten(1, 2), self.bias()).unflatten(0, (windows, self.heads))
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(windows, tokens, dim))
         return projected
 
@@ -164,20 +168,20 @@ class TinyViTBlock(nn.Module):
         self.mlp = Mlp(dim)
         self.local_conv = ConvBN(dim, dim, 3, groups=dim)
 
-    def forward(self, x: Tensor, adapters: BlockAdapters | None) -> Tensor:
+    def forward(self, x: Tensor, adapters: BlockAdapters | None, plain: bool) -> Tensor:
         """(B, H, W, dim) -> the same shape."""
-        attended = self._attend(x)
+        attended = self._attend(x, plain=plain)
         x = x + (attended if adapters is None else adapters.adapt_attention(attended))
         x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         normed = self.mlp.norm(x)
         x = x + self.mlp(normed)
         return x if adapters is None else adapters.add_beside_mlp(x, normed)
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, *, plain: bool) -> Tensor:
         height, width, dim = x.shape[1:]
         # Padded before attention's norm, as TinyViT was trained: a padded token enters as the norm's bias.
         windows, padded = sa.window_partition(x, self.window)
-        attended = self.attn(windows.reshape(-1, self.window * self.window, dim))
+        attended = self.attn(windows.reshape(-1, self.window * self.window, dim), plain=plain)
         out: Tensor = sa.window_unpartition(attended, self.window, padded, (height, width))
         return out
 
@@ -239,12 +243,13 @@ class TinyViTEncoder(ImageEncoder):
     def rest(self, features: Tensor) -> Tensor:
         """(B, 128, 2 x grid, 2 x grid) -> (B, 256, grid, grid)."""
         x, done = features, 0
+        plain = self.plain_attention or torch.jit.is_tracing()  # an exported network is of torch's own operations
         for layer in list(self.layers)[1:]:
             stage = cast(Stage, layer)
             x = x.permute(0, 2, 3, 1)
             for block in stage.blocks:
                 adapters = cast(BlockAdapters, self.adapters[done]) if self.adapters else None
-                x = x if done in self.skipped else self.checkpointed(block, x, adapters)
+                x = x if done in self.skipped else self.checkpointed(block, x, adapters, plain)
                 done += 1
             x = stage.merge(x.permute(0, 3, 1, 2))
         out: Tensor = self.neck(x)
