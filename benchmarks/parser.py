@@ -42,7 +42,7 @@ def _add_models(commands: Any) -> list[argparse.ArgumentParser]:
         command.add_argument("--device", default="", help="cpu, cuda:1 (default: the card where there is one)")
     for command in (step, predict, memory, operators):
         paths = [path for path in PATHS if command is not predict or "checkpointed" not in path]
-        default = [path for path in paths if path != "plain-checkpointed"]
+        default = [path for path in paths if not path.startswith("plain-")]
         command.add_argument("--paths", type=_some_of(paths), default=default, help=f"of {','.join(paths)}")
     dtypes = ["float32", "bfloat16", "float16"]
     for command in (step, predict):

@@ -15,10 +15,11 @@ from fedfms.study import ModelSpec, Study, TrainSpec
 from fedfms.training.build import outline
 
 PATHS: Mapping[str, SiteSettings] = {
-    "plain": SiteSettings(attention="plain"),
+    "plain": SiteSettings(attention="plain", processor="plain"),
+    "plain-tuned": SiteSettings(attention="plain"),  # with what `fedfms.training.processor` does
     "fast": SiteSettings(),
     "checkpointed": SiteSettings(checkpointing=True),  # fast too
-    "plain-checkpointed": SiteSettings(attention="plain", checkpointing=True),
+    "plain-checkpointed": SiteSettings(attention="plain", processor="plain", checkpointing=True),
 }
 ORACLE = ("plain", "float32")
 
@@ -70,7 +71,7 @@ def measure(
 def _row(case: Case, timings: Sequence[Timing], oracle: Sequence[Timing], key: str) -> dict[str, Any]:
     seconds, peak = _median(timings, key), _median(timings, "peak_mib")
     return {
-        "path": "plain" if PATHS[case.path].attention == "plain" else "fast",
+        "path": "fast" if PATHS[case.path].attention != "plain" else case.path.removesuffix("-checkpointed"),
         "checkpointing": PATHS[case.path].checkpointing,
         "dtype": case.dtype,
         "prefix": "kept" if case.prefix else "-",

@@ -25,9 +25,10 @@ def test_workspace_file_and_environment(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "local" / FILE_NAME).write_text(f"data_root: {tmp_path}\ndevice: cpu\n")
     assert load_settings(tmp_path) == SiteSettings(data_root=tmp_path, device="cpu")
     other = tmp_path / "other.yaml"
-    other.write_text("workers: 2\nmin_cases: 20\nattention: plain\ncheckpointing: true\nmicro_batch: 1\n")
+    ways = {"attention": "plain", "processor": "plain", "checkpointing": True, "micro_batch": 1}
+    other.write_text(yaml.safe_dump({"workers": 2, "min_cases": 20, **ways}))
     monkeypatch.setenv(ENV, str(other))
-    expected = SiteSettings(workers=2, min_cases=20, attention="plain", checkpointing=True, micro_batch=1)
+    expected = SiteSettings(workers=2, min_cases=20, **ways)
     assert load_settings(tmp_path) == expected
     other.write_text(f"checkpoint_sha256: ['{'aB' * 32}']\nquiet: true\n")
     expected = SiteSettings(checkpoint_sha256=("ab" * 32,), quiet=True)
@@ -47,6 +48,7 @@ def test_workspace_file_and_environment(tmp_path: Path, monkeypatch: pytest.Monk
         ("min_cases: -1", "min_cases must be a number, 0 or more"),
         ("attention: fast", "there is no such attention; one of"),
         ("attention: [a]", "there is no such attention"),
+        ("processor: fast", "there is no such processor; one of"),
         ("checkpointing: 1", "checkpointing must be true or false"),
         ("quiet: 1", "quiet must be true or false"),
         ("checkpoint_sha256: abc", "must be a list of SHA-256 hashes"),

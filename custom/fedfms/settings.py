@@ -11,11 +11,13 @@ Read from the file named by FEDFMS_SITE, or from `local/fedfms_site.yaml` in the
     threads: 0                     # of torch on the CPU; 0: the site's share of the machine's cores
     min_cases: 0                   # no score of fewer images leaves the site; the study's own counts where it is larger
     attention: auto                # plain: by segment-anything's own code, slower, in several times the memory
+    processor: auto                # plain: products and memory as torch and the C library come, slower
     checkpointing: false           # true: work each block out again in the backward pass, for less memory
     micro_batch: 0                 # slices worked off at a time, for less memory; 0: a step's batch as a whole
     quiet: false                   # true: no live curves leave the site, whatever the study says
 
-None of attention, checkpointing and micro_batch changes what is computed: sums are added in another order, no more.
+None of attention, processor, checkpointing and micro_batch changes what is computed: sums are added in another order,
+no more.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 
 ENV = "FEDFMS_SITE"
 FILE_NAME = "fedfms_site.yaml"
-ATTENTION = ("auto", "plain")
+WAYS = ("auto", "plain")
+_WAYS = ("attention", "processor")
 _FOLDERS = ("data_root", "checkpoints", "cache")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -52,7 +55,8 @@ class SiteSettings:
     workers: int = 0
     threads: int = 0
     min_cases: int = 0
-    attention: str = "auto"  # one of `ATTENTION`
+    attention: str = "auto"  # one of `WAYS`, as the next
+    processor: str = "auto"
     checkpointing: bool = False
     micro_batch: int = 0
     quiet: bool = False
@@ -111,8 +115,9 @@ def _parse(path: Path) -> SiteSettings:
     for key in ("workers", "threads", "min_cases", "micro_batch"):
         if type(raw.get(key, 0)) is not int or raw.get(key, 0) < 0:
             raise SettingsError(f"{path.name}: {key} must be a number, 0 or more", do="0 is a good start")
-    if raw.get("attention", "auto") not in ATTENTION:
-        raise SettingsError(f"{path.name}: there is no such attention", do=f"one of {list(ATTENTION)}")
+    for key in _WAYS:
+        if raw.get(key, "auto") not in WAYS:
+            raise SettingsError(f"{path.name}: there is no such {key}", do=f"one of {list(WAYS)}")
     for key in ("checkpointing", "quiet"):
         if type(raw.get(key, False)) is not bool:
             raise SettingsError(f"{path.name}: {key} must be true or false", do="leave it out for false")
@@ -127,6 +132,7 @@ def _parse(path: Path) -> SiteSettings:
         threads=raw.get("threads", 0),
         min_cases=raw.get("min_cases", 0),
         attention=raw.get("attention", "auto"),
+        processor=raw.get("processor", "auto"),
         checkpointing=raw.get("checkpointing", False),
         micro_batch=raw.get("micro_batch", 0),
         quiet=raw.get("quiet", False),

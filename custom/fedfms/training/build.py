@@ -24,7 +24,8 @@ _ONE = "use one version of the job at the server and at all sites"
 class BuiltModel:
     """A model, the method that trains it, and what becomes of each of its parameters.
 
-    `micro_batch`: slices that this site works off at a time; 0 = a batch as a whole.
+    `micro_batch`: slices that this site works off at a time; 0 = a batch as a whole. `tuned`: whether the processor is
+    used as `fedfms.training.processor` has it.
     """
 
     model: SegmentationModel
@@ -32,6 +33,7 @@ class BuiltModel:
     partition: Partition
     spec: ModelSpec
     micro_batch: int = 0
+    tuned: bool = True
 
     def shared(self) -> Tensors:
         """The shared tensors as they are now: copies on the CPU, in the model's own order."""
@@ -128,7 +130,8 @@ def _bound(model: SegmentationModel, method: Method, spec: ModelSpec, settings: 
     layout = Layout.of(model)
     method.bind(layout)
     model.work_by(plain_attention=settings.attention == "plain", checkpointing=settings.checkpointing)
-    built = BuiltModel(model.eval(), method, method.partition(layout), spec, settings.micro_batch)
+    tuned = settings.processor == "auto"
+    built = BuiltModel(model.eval(), method, method.partition(layout), spec, settings.micro_batch, tuned)
     built.train_only(built.partition.trained)
     return built
 

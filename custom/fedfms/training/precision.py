@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedfms.errors import TrainingError
 from fedfms.models import SegmentationModel
 from fedfms.training.prefix import PrefixCache
+from fedfms.training.processor import float32_products, keep_freed_memory
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,11 +24,16 @@ _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class Forward:
     """A model's logits in a study's precision; `available` tells whether the device can.
 
+    Args:
+        tuned: use the processor as `fedfms.training.processor` has it, where it is the device.
+
     Raises:
         TrainingError: it cannot.
     """
 
-    def __init__(self, model: SegmentationModel, precision: str, cache: PrefixCache | None = None) -> None:
+    def __init__(
+        self, model: SegmentationModel, precision: str, cache: PrefixCache | None = None, *, tuned: bool = True
+    ) -> None:
         self.device = next(model.parameters()).device
         if not available(precision, self.device):
             raise TrainingError(
@@ -37,6 +43,13 @@ class Forward:
         self._model = model
         self._dtype = _HALF.get(precision)
         self._cache = cache
+        self._tuned = tuned and self.device.type == "cpu"
+        if self._tuned:
+            keep_freed_memory()
+
+    def products(self) -> AbstractContextManager[None]:
+        """What a backward pass runs in; `logits` enters it by itself."""
+        return float32_products() if self._tuned else nullcontext()
 
     def logits(self, images: Tensor, keys: Sequence[str] | None = None, micro_batch: int = 0) -> Tensor:
         """Images (B, 3, H, W) in 0..1 -> float32 logits (B, ...), `micro_batch` images at a time (0 = all).
@@ -46,7 +59,8 @@ class Forward:
         """
         size = micro_batch or len(images)
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
-        found = [self._some(images[part], keys and keys[part]) for part in parts]
+        with self.products():
+            found = [self._some(images[part], keys and keys[part]) for part in parts]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _some(self, images: Tensor, keys: Sequence[str] | None) -> Tensor:

@@ -31,6 +31,7 @@ from fedfms.training.learner import SiteLearner
 from fedfms.training.link import Link, Received
 from fedfms.training.metrics import Scores, merge
 from fedfms.training.prefix import PrefixCache
+from fedfms.training.processor import give_back
 from fedfms.training.result import RoundResult
 from fedfms.training.state import SiteState, StateStore, save_model
 from fedfms.training.told import withhold
@@ -114,13 +115,18 @@ class Site:
 
     @contextmanager
     def _told(self, where: str) -> Iterator[None]:
-        """Faults inside are told with their place (`placed`); after one of the data, the next task opens them anew."""
+        """Faults inside are told with their place (`placed`); after one of the data, the next task opens them anew.
+
+        At the end, memory that nothing uses goes back to the system: other sites may share the machine.
+        """
         try:
             with placed(where):
                 yield
         except DataError:
             self.__dict__.pop("data", None)
             raise
+        finally:
+            give_back()
 
     def _go_on(self) -> None:
         if self._stop():

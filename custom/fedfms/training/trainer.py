@@ -91,7 +91,7 @@ class Trainer:
         self._structures = tuple(structures)
         self._loss = built.method.loss(spec)
         self._stop = stop
-        self._forward = Forward(built.model, spec.precision, cache)
+        self._forward = Forward(built.model, spec.precision, cache, tuned=built.tuned)
         self._forward.store_frozen(built.partition.trained)
         self._device = self._forward.device
         whole = bool(built.model.train_mode or built.model.moving_buffers())
@@ -165,7 +165,8 @@ class Trainer:
                 raise TrainingError(f"the loss became {value}", do="lower train.lr, or look at the site's images")
             if isinstance(optimizer, Scaled):
                 loss = optimizer.scale(loss)
-            loss.backward()
+            with self._forward.products():
+                loss.backward()
         return value
 
     def gradients(self, batch: Batch, names: Collection[str]) -> tuple[float, Tensors]:
@@ -188,7 +189,9 @@ class Trainer:
         for part, share in _parts(batch, size):
             loss = share * self._loss(self._logits(part, cached=True), part["label"].to(self._device))
             value += float(loss.detach())
-            for total, grad in zip(sums, torch.autograd.grad(loss * scale, chosen, allow_unused=True), strict=True):
+            with self._forward.products():
+                grads = torch.autograd.grad(loss * scale, chosen, allow_unused=True)
+            for total, grad in zip(sums, grads, strict=True):
                 if grad is not None:
                     total += grad
         return value, sums
