@@ -104,7 +104,7 @@ def _paths(args: argparse.Namespace) -> Rows:
 
 def _epoch(args: argparse.Namespace) -> Rows:
     study = step.study_of(args.method, args.backbone, args.size, args.batch)
-    cases = [step.Case("fast", "float32", prefix) for prefix in (False, True)]
+    cases = [step.Case(path, "float32", prefix) for path, prefix in product(("plain", "fast"), (False, True))]
     return step.measure(study, cases, steps=args.steps, repeats=args.repeats, device=args.device)
 
 

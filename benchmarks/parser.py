@@ -42,6 +42,8 @@ def _add_models(commands: Any) -> list[argparse.ArgumentParser]:
         command.add_argument("--device", default="", help="cpu, cuda:1 (default: the card where there is one)")
     for command in (step, predict, memory, operators):
         paths = [path for path in PATHS if command is not predict or "checkpointed" not in path]
+        if command is memory:
+            paths.remove("plain-tuned")  # which takes as much as plain
         default = [path for path in paths if not path.startswith("plain-")]
         command.add_argument("--paths", type=_some_of(paths), default=default, help=f"of {','.join(paths)}")
     dtypes = ["float32", "bfloat16", "float16"]

@@ -18,11 +18,8 @@ _CGROUP = Path("/sys/fs/cgroup")  # a container's own, of version 2
 
 def machine() -> dict[str, Any]:
     """Processor, its widest instructions, cores, threads, accelerator and versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": _cpuinfo("model name") or platform.processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -33,17 +30,21 @@ def machine() -> dict[str, Any]:
 
 
 @cache
-def processor() -> tuple[str, frozenset[str]]:
+def maker_and_flags() -> tuple[str, frozenset[str]]:
     """The processor's maker and what it can, in Linux' words; elsewhere neither is told."""
+    return _cpuinfo("vendor_id"), frozenset(_cpuinfo("flags").split())
+
+
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first core; "" where it says nothing."""
     info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.is_file() else ""
-    maker, flags = (re.search(rf"^{name}\s*: (.*)$", text, re.MULTILINE) for name in ("vendor_id", "flags"))
-    return (maker[1] if maker else ""), frozenset(flags[1].split() if flags else ())
+    found = re.search(rf"^{key}\s*: (.*)$", info.read_text() if info.is_file() else "", re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for products of bfloat16, which others work out number by number."""
-    return not processor()[1].isdisjoint({"avx512_bf16", "amx_bf16"})
+    return not maker_and_flags()[1].isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def free_memory() -> int:

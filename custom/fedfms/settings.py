@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 ENV = "FEDFMS_SITE"
 FILE_NAME = "fedfms_site.yaml"
 WAYS = ("auto", "plain")
-_WAYS = ("attention", "processor")
 _FOLDERS = ("data_root", "checkpoints", "cache")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -115,7 +114,7 @@ def _parse(path: Path) -> SiteSettings:
     for key in ("workers", "threads", "min_cases", "micro_batch"):
         if type(raw.get(key, 0)) is not int or raw.get(key, 0) < 0:
             raise SettingsError(f"{path.name}: {key} must be a number, 0 or more", do="0 is a good start")
-    for key in _WAYS:
+    for key in ("attention", "processor"):
         if raw.get(key, "auto") not in WAYS:
             raise SettingsError(f"{path.name}: there is no such {key}", do=f"one of {list(WAYS)}")
     for key in ("checkpointing", "quiet"):

@@ -67,24 +67,33 @@ def test_attention_by_a_table(heads: int, block: int, monkeypatch: pytest.Monkey
         torch.testing.assert_close(mine, yours, rtol=1e-10, atol=1e-12)
 
 
+def _fused(qkv: Tensor, table: Tensor) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(*qkv[:, None].unbind(), attn_mask=table[None])[0]
+
+
+@pytest.mark.parametrize("table", [False, True])
 @pytest.mark.parametrize("quick", [False, True])
-def test_lower_products_are_as_near_as_the_plain_ones(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lower_products_are_as_near_as_the_plain_ones(
+    quick: bool, table: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With and without instructions for bfloat16, on any processor; over many blocks, whose sums stay in float32."""
     monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: quick)
     monkeypatch.setattr(attention, "BLOCK", 40 * 5)
     draw = torch.Generator().manual_seed(0)
-    shapes = ((3, HEADS, ROWS * COLUMNS, DIM), (ROWS, ROWS, DIM), (COLUMNS, COLUMNS, DIM))
-    inputs = [torch.randn(shape, generator=draw).bfloat16().requires_grad_() for shape in shapes]
-    grad = torch.randn(HEADS, ROWS * COLUMNS, DIM, generator=draw).bfloat16()
+    tokens, dim = ROWS * COLUMNS, 32
+    bias = ((HEADS, tokens, tokens),) if table else ((ROWS, ROWS, dim), (COLUMNS, COLUMNS, dim))
+    inputs = [torch.randn(shape, generator=draw).bfloat16() for shape in ((3, HEADS, tokens, dim), *bias)]
+    grad = torch.randn(HEADS, tokens, dim, generator=draw).bfloat16()
 
     def all_of(way: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
         given = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
         out = way(*given)
         return [out.detach(), *torch.autograd.grad(out, given, grad.to(dtype))]
 
-    exact = all_of(attention.attend, torch.float64)
-    near, folded = all_of(attention.attend, torch.bfloat16), all_of(attention.folded, torch.bfloat16)
-    for mine, theirs, true in zip(near, folded, exact, strict=True):
+    ours = attention.attend_by_table if table else attention.attend
+    exact, near = all_of(ours, torch.float64), all_of(ours, torch.bfloat16)
+    fused = all_of(_fused if table else attention.folded, torch.bfloat16)
+    for mine, theirs, true in zip(near, fused, exact, strict=True):
         assert mine.dtype == torch.bfloat16
         error, other = (float((found.double() - true).norm() / true.norm()) for found in (mine, theirs))
         assert error < max(8e-3, 1.2 * other)

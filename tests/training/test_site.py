@@ -16,6 +16,7 @@ from fedfms.errors import CheckpointError, FedfmsError, SettingsError
 from fedfms.methods import POOL, Tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study, load_study
+from fedfms.training import processor
 from fedfms.training.build import build, checkpoint_path
 from fedfms.training.reference import rounds
 from fedfms.training.site import Site
@@ -46,6 +47,16 @@ def test_a_round_scores_what_it_received_and_trains_it(tmp_path: Path) -> None:
     assert result.scores is not None
     assert result.scores["images"] == 2
     assert torch.isfinite(torch.tensor(result.train_loss))
+
+
+def test_a_task_gives_memory_and_gradients_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(processor, "give_back", lambda: given.append("back"))
+    study = _study()
+    site = Site(study, "a", SiteSettings(), tmp_path)
+    site.train_round(0, _shared(study))
+    assert given == ["back"]
+    assert all(parameter.grad is None for parameter in site.built.model.parameters())
 
 
 def test_a_site_made_anew_for_every_round_gives_the_same_bits(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ in the size of the structures; blobs that look like the structures but are none 
 doing well. Under the shift "strong" some sites' devices show the structures dark instead of bright and mix the
 colours otherwise, so that what one site learns misleads another: sites then have kin and strangers among the others.
 
-In float64 throughout: processors differ in the last digits of an exponential, and with float32's last digits they would
-round some pixels, on whose hashes splits hang, to other grey levels.
+In float64, but for the noise as it is drawn: processors differ in the last digits of an exponential, and with float32's
+they would round some pixels, on whose hashes splits hang, to other grey levels.
 """
 
 from __future__ import annotations

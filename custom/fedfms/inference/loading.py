@@ -19,11 +19,15 @@ _WHERE = "--model"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in evaluation mode on the settings' device, and `note`: what a reader must know of it, or ""."""
+    """A network in evaluation mode on the settings' device, and `note`: what a reader must know of it, or "".
+
+    `tuned`: as of `BuiltModel`.
+    """
 
     file: ModelFile
     model: SegmentationModel
     note: str = ""
+    tuned: bool = True
 
     @property
     def study(self) -> Study:
@@ -50,7 +54,7 @@ def load_model(file: ModelFile, settings: SiteSettings, checkpoint: Path | None 
         CheckpointError, SettingsError: tensors that are not the study's; weights that are missing or others.
     """
     if file.holds == "all":
-        return LoadedModel(file, _whole(file, settings))
+        return LoadedModel(file, _whole(file, settings), tuned=settings.processor == "auto")
     study, settings = _with_checkpoint(file.study, settings, checkpoint)
     built = build(study, settings)
     note = ""
@@ -69,7 +73,7 @@ def load_model(file: ModelFile, settings: SiteSettings, checkpoint: Path | None 
                 f"method {study.method} gives each site a model of its own, and this is the global one; a site's own "
                 "is models/personal_*.pt in its run folder"
             )
-    return LoadedModel(file, built.model, note)
+    return LoadedModel(file, built.model, note, built.tuned)
 
 
 def _load(built: BuiltModel, file: ModelFile) -> None:

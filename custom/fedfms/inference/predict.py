@@ -57,7 +57,8 @@ def _one(loaded: LoadedModel, one: Input, out: OutputFolder, batch_size: int, ov
     except DataError as error:
         raise _Unreadable(error.line()) from None
     structures, names = loaded.study.data.structures, loaded.study.structure_names
-    made = probabilities(loaded.model, source.slices, batch_size, loaded.study.train.precision)
+    precision = loaded.study.train.precision
+    made = probabilities(loaded.model, source.slices, batch_size, precision, tuned=loaded.tuned)
     found = [
         native(each, (pixels.shape[0], pixels.shape[1]), structures)
         for each, pixels in zip(made, source.slices, strict=True)

@@ -27,11 +27,15 @@ def model_input(pixels: Pixels, input_px: int) -> torch.Tensor:
 
 
 def probabilities(
-    model: SegmentationModel, slices: Sequence[Pixels], batch_size: int, precision: str = "float32"
-) -> Iterator[NDArray[np.float32]]:
-    """(C, mask_px, mask_px) in 0..1 for each slice, in order; in float32 where the device lacks the precision."""
+    model: SegmentationModel, slices: Sequence[Pixels], batch_size: int, precision: str = "float32", *,
+    tuned: bool = True,
+) -> Iterator[NDArray[np.float32]]:  # fmt: skip
+    """(C, mask_px, mask_px) in 0..1 for each slice, in order; in float32 where the device lacks the precision.
+
+    `tuned`: as of `Forward`.
+    """
     device = next(model.parameters()).device
-    forward = Forward(model, precision if available(precision, device) else "float32")
+    forward = Forward(model, precision if available(precision, device) else "float32", tuned=tuned)
     for start in range(0, len(slices), batch_size):
         batch = torch.stack([model_input(pixels, model.input_px) for pixels in slices[start : start + batch_size]])
         with torch.inference_mode():

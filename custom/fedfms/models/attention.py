@@ -3,7 +3,7 @@
 SAM's bias is decomposed: a score is scale x q.k + rel_h[q, row of k] + rel_w[q, column of k]; TinyViT's is a table of
 its own for each head. Two ways, by device:
 
-- CPU: blocks of queries against all keys, as many as a core's cache takes. Nothing of a block is kept: the backward
+- CPU: blocks of queries against all keys, so few that they stay in caches. Nothing of a block is kept: the backward
   pass works the scores out anew, as FlashAttention does; whole rows need no log-sum-exp for that. Scores and softmax
   are float32 for bfloat16 too; the other products are bfloat16's where the processor has instructions for it, and
   float32's where it has none, which would be far slower.
@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from fedfms.machine import multiplies_bfloat16
 
-# Scores that a thread works on at a time: 4 MiB of float32. Measured between 2^16 and 2^22 at N = 196 and 4096.
+# Scores that a thread works on at a time: 4 MiB of float32, of which there are two in forward and four in backward.
+# Measured between 2^16 and 2^22 at N = 196 and 4096, where the cores share 32 MiB of cache.
 BLOCK = 1 << 20
 _ALIGNED = 8  # kernels on cards take head dimensions in multiples of this
 
@@ -43,17 +44,13 @@ def attend(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
 
 
 def attend_by_table(qkv: Tensor, table: Tensor) -> Tensor:
-    """softmax(scale q.k + table) v for windows of h heads each: -> (M, N, c), M = windows x h.
+    """softmax(scale q.k + table) v for windows of h heads each: -> (M, N, c), M = windows x h; where `in_blocks`.
 
     Args:
         qkv: (3, M, N, c), float32 or lower; a window's heads lie together.
         table: (h, N, N).
     """
-    table = table.to(qkv.dtype)
-    if in_blocks(qkv.device):
-        return _on_cpu(qkv, table)
-    q, k, v = qkv.unflatten(1, (-1, len(table))).unbind()
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=table[None]).flatten(0, 1)
+    return _on_cpu(qkv, table.to(qkv.dtype))
 
 
 def in_blocks(device: torch.device) -> bool:
@@ -94,7 +91,7 @@ class _Blocks(torch.autograd.Function):
         ctx.save_for_backward(qkv, *bias)
         out = torch.empty_like(qkv[0])
         with without_autocast(qkv.device):
-            scores = _Scores(qkv, *bias)
+            scores = _Scores(qkv, *bias, train_bias=False)
             for heads in scores.heads():
                 value = qkv[2, heads].to(scores.low)
                 for queries, probabilities in scores.blocks(heads):
@@ -106,7 +103,7 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, *bias = ctx.saved_tensors
         with without_autocast(qkv.device):
-            return _gradients(_Scores(qkv, *bias), grad, of_bias=any(ctx.needs_input_grad[1:]))
+            return _gradients(_Scores(qkv, *bias, train_bias=any(ctx.needs_input_grad[1:])), grad)
 
 
 class _Bias(abc.ABC):
@@ -121,15 +118,15 @@ class _Bias(abc.ABC):
         """Add the gradient of a block's scores up, (h, n, N)."""
 
     @abc.abstractmethod
-    def gradients(self, d_q: Tensor, *, wanted: bool) -> tuple[Tensor | None, ...]:
-        """Of the tensors that the bias is made of, where wanted; what it adds to q's (M, N, c) is added there."""
+    def gradients(self, d_q: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the tensors that the bias is made of, where they train; what it adds to q's (M, N, c) is added there."""
 
 
 class _Decomposed(_Bias):
     """rel_h (H, H, c) and rel_w (W, W, c) times q (M, N, c); the gradients are two sums over the same block."""
 
-    def __init__(self, q: Tensor, rel_h: Tensor, rel_w: Tensor) -> None:
-        self._q, self._rel_h, self._rel_w = q, rel_h, rel_w
+    def __init__(self, q: Tensor, rel_h: Tensor, rel_w: Tensor, *, train: bool) -> None:
+        self._q, self._rel_h, self._rel_w, self._train = q, rel_h, rel_w, train
         self._sides = (rel_h.shape[0], rel_w.shape[0])
         self._by_row, self._by_column = _biases(q, rel_h, rel_w)
         self._d_row: Tensor | None = None
@@ -145,12 +142,12 @@ class _Decomposed(_Bias):
         on_grid = d_scores.unflatten(2, self._sides)
         self._d_row[heads, queries], self._d_column[heads, queries] = on_grid.sum(dim=3), on_grid.sum(dim=2)
 
-    def gradients(self, d_q: Tensor, *, wanted: bool) -> tuple[Tensor | None, ...]:
+    def gradients(self, d_q: Tensor) -> tuple[Tensor | None, ...]:
         assert self._d_row is not None and self._d_column is not None
         by_row, by_column = self._d_row.unflatten(1, self._sides), self._d_column.unflatten(1, self._sides)
         d_q += torch.einsum("mhwk,hkc->mhwc", by_row, self._rel_h).flatten(1, 2)
         d_q += torch.einsum("mhwk,wkc->mhwc", by_column, self._rel_w).flatten(1, 2)
-        if not wanted:
+        if not self._train:
             return None, None
         q = self._q.unflatten(1, self._sides)
         return torch.einsum("mhwk,mhwc->hkc", by_row, q), torch.einsum("mhwk,mhwc->wkc", by_column, q)
@@ -159,9 +156,9 @@ class _Decomposed(_Bias):
 class _Table(_Bias):
     """A table (h, N, N), the same in every window."""
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, *, train: bool) -> None:
         self._table = table
-        self._gradient = torch.zeros_like(table)
+        self._gradient = torch.zeros_like(table) if train else None
 
     def _own(self, heads: slice) -> Tensor:
         return torch.arange(heads.start, heads.stop, device=self._table.device) % len(self._table)
@@ -170,23 +167,28 @@ class _Table(_Bias):
         torch.index_select(self._table[:, queries], 0, self._own(heads), out=scores)
 
     def take(self, d_scores: Tensor, heads: slice, queries: slice) -> None:
-        self._gradient[:, queries].index_add_(0, self._own(heads), d_scores)
+        if self._gradient is not None:
+            self._gradient[:, queries].index_add_(0, self._own(heads), d_scores)
 
-    def gradients(self, d_q: Tensor, *, wanted: bool) -> tuple[Tensor | None, ...]:
-        return (self._gradient if wanted else None,)
+    def gradients(self, d_q: Tensor) -> tuple[Tensor | None, ...]:
+        return (self._gradient,)
 
 
 class _Scores:
     """The attention probabilities of some heads, a block of queries at a time, in buffers used again and again."""
 
-    def __init__(self, qkv: Tensor, *bias: Tensor) -> None:
+    def __init__(self, qkv: Tensor, *bias: Tensor, train_bias: bool) -> None:
         self.dtype = torch.promote_types(qkv.dtype, torch.float32)
         quick = qkv.dtype == torch.bfloat16 and multiplies_bfloat16()
         self.low = qkv.dtype if quick else self.dtype  # of the products that take probabilities or their gradients
         self.qkv = qkv
         self.scale = qkv.shape[-1] ** -0.5
         wide = [tensor.to(self.dtype) for tensor in bias]
-        self.bias = _Table(*wide) if len(wide) == 1 else _Decomposed(qkv[0].to(self.dtype), *wide)
+        self.bias: _Bias
+        if len(wide) == 1:
+            self.bias = _Table(*wide, train=train_bias)
+        else:
+            self.bias = _Decomposed(qkv[0].to(self.dtype), *wide, train=train_bias)
         _, self._count, tokens, _ = qkv.shape
         self._at_once = min(self._count, max(1, BLOCK // tokens**2) * torch.get_num_threads())
         self._rows = min(tokens, max(1, BLOCK // tokens))
@@ -215,14 +217,14 @@ class _Scores:
     def blocks(self, heads: slice) -> Iterator[tuple[slice, Tensor]]:
         """Queries and their probabilities (h, n, N), which last until the next block."""
         tokens = self.qkv.shape[2]
-        q = self.qkv[0, heads].to(self.dtype) * self.scale
+        q = self.qkv[0, heads].to(self.dtype)
         keys = self.qkv[1, heads].to(self.dtype).transpose(1, 2).contiguous()  # oneDNN would copy them for each block
         for start in range(0, tokens, self._rows):
             queries = slice(start, min(start + self._rows, tokens))
             some = q[:, queries]
             scores = self._scores[: some.shape[0] * some.shape[1] * tokens].view(*some.shape[:2], tokens)
             self.bias.put(scores, heads, queries)
-            scores.baddbmm_(some, keys)
+            scores.baddbmm_(some, keys, alpha=self.scale)
             yield queries, torch.softmax(scores, dim=-1, out=self.part(self._probabilities, scores))
 
 
@@ -233,14 +235,14 @@ def _biases(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
     return by_row.flatten(1, 2), by_column.flatten(1, 2)
 
 
-def _gradients(scores: _Scores, grad: Tensor, *, of_bias: bool) -> tuple[Tensor | None, ...]:
-    """Of qkv, and of what the bias is made of where wanted."""
+def _gradients(scores: _Scores, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Of qkv, and of what the bias is made of where it trains."""
     dtype, low, qkv = scores.dtype, scores.low, scores.qkv
     out = torch.empty_like(qkv)
     d_probabilities, d_scores = scores.buffer(dtype), scores.buffer(dtype)
     for heads in scores.heads():
         q, key, value = qkv[:, heads].to(low)
-        key, value = key * scores.scale, value.transpose(1, 2).contiguous()
+        value = value.transpose(1, 2).contiguous()
         d_key, d_value = (torch.zeros(key.shape, dtype=dtype, device=key.device) for _ in range(2))
         for queries, p in scores.blocks(heads):
             g = grad[heads, queries].to(low)
@@ -254,15 +256,15 @@ def _gradients(scores: _Scores, grad: Tensor, *, of_bias: bool) -> tuple[Tensor 
             torch.ops.aten._softmax_backward_data.out(d_p, p, -1, dtype, grad_input=d_s)
             scores.bias.take(d_s, heads, queries)
             narrow = scores.narrowed(d_s)
-            out[0, heads, queries] = torch.bmm(narrow, key)
+            out[0, heads, queries] = torch.bmm(narrow, key).mul_(scores.scale)
             _add_product(d_key, narrow.transpose(1, 2), q[:, queries])
         out[1, heads], out[2, heads] = d_key.mul_(scores.scale), d_value
-    of_inputs = scores.bias.gradients(out[0], wanted=of_bias)
+    of_inputs = scores.bias.gradients(out[0])
     return out, *(None if tensor is None else tensor.to(out.dtype) for tensor in of_inputs)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, of many; sums of lower precisions' products stay in float32."""
+    """total += left @ right, of many; blocks of lower precision are rounded, their sum is float32."""
     if left.dtype == total.dtype:
         total.baddbmm_(left, right)
     else:

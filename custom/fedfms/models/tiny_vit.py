@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import BlockAdapters
-from fedfms.models.attention import attend_by_table
+from fedfms.models.attention import attend_by_table, in_blocks
 from fedfms.models.base import ImageEncoder
 from fedfms.study import ModelSpec
 
@@ -130,11 +130,11 @@ class Attention(nn.Module):
         return self.attention_biases[:, index.reshape(tokens, tokens)]
 
     def forward(self, x: Tensor, *, plain: bool) -> Tensor:
-        """Windows (M, N, dim) -> the same shape; `plain` by torch's own attention."""
+        """Windows (M, N, dim) -> the same shape; `plain`: by torch's own attention, as on a card."""
         windows, tokens, dim = x.shape
         # Head by head, each q, k, v of its own: not q of all heads first, as in SAM's ViT.
         by_head = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3, -1).permute(3, 0, 2, 1, 4)
-        if plain:
+        if plain or not in_blocks(x.device):
             q, k, v = by_head.unbind()
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias().to(q.dtype)[None])
         else:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from fedfms.errors import TrainingError
+from fedfms.training.processor import give_back
 
 _log = logging.getLogger(__name__)
 _Made = TypeVar("_Made")
@@ -81,6 +82,7 @@ def _random() -> list[torch.Tensor]:
 def _clear(random: list[torch.Tensor]) -> None:
     """Give free memory back, and set the generators to where the failed attempt began."""
     gc.collect()
+    give_back()
     torch.set_rng_state(random[0])
     if random[1:]:
         torch.cuda.empty_cache()

@@ -32,7 +32,7 @@ class Forward:
     """
 
     def __init__(
-        self, model: SegmentationModel, precision: str, cache: PrefixCache | None = None, *, tuned: bool = True
+        self, model: SegmentationModel, precision: str, cache: PrefixCache | None = None, *, tuned: bool
     ) -> None:
         self.device = next(model.parameters()).device
         if not available(precision, self.device):

@@ -31,7 +31,7 @@ from fedfms.training.learner import SiteLearner
 from fedfms.training.link import Link, Received
 from fedfms.training.metrics import Scores, merge
 from fedfms.training.prefix import PrefixCache
-from fedfms.training.processor import give_back
+from fedfms.training.processor import giving_back
 from fedfms.training.result import RoundResult
 from fedfms.training.state import SiteState, StateStore, save_model
 from fedfms.training.told import withhold
@@ -115,18 +115,13 @@ class Site:
 
     @contextmanager
     def _told(self, where: str) -> Iterator[None]:
-        """Faults inside are told with their place (`placed`); after one of the data, the next task opens them anew.
-
-        At the end, memory that nothing uses goes back to the system: other sites may share the machine.
-        """
+        """Faults inside are told with their place (`placed`); after one of the data, the next task opens them anew."""
         try:
-            with placed(where):
+            with giving_back(), placed(where):
                 yield
         except DataError:
             self.__dict__.pop("data", None)
             raise
-        finally:
-            give_back()
 
     def _go_on(self) -> None:
         if self._stop():
@@ -182,6 +177,7 @@ class Site:
         finally:  # a task that is stopped midway leaves the model whole for the next one
             built.method.after_training(built.model)
             built.train_only(built.partition.trained)
+            built.model.zero_grad(set_to_none=True)
 
     def _epochs(self, round_: int, optimizer: torch.optim.Optimizer, received: Tensors, augmented: bool) -> float:
         spec, loss = self.study.train, 0.0
@@ -295,10 +291,8 @@ class Site:
             save_model(self._folder / "models" / f"personal_{model_name}.pt", self.study, self.built.trained())
 
     def _dataset(self, part: str, *, augment: bool = False, round_: int = 0) -> Dataset[Any]:
-        input_px, mask_px = self.built.model.input_px, self.built.model.mask_px
-        return self.data.dataset(
-            part, input_px=input_px, mask_px=mask_px, augment=augment, round_=round_, go_on=self._go_on
-        )
+        sizes = {"input_px": self.built.model.input_px, "mask_px": self.built.model.mask_px}
+        return self.data.dataset(part, **sizes, augment=augment, round_=round_, go_on=self._go_on)
 
 
 def _members(data: SiteData | PooledData) -> tuple[SiteData, ...]:
