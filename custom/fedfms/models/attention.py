@@ -4,9 +4,9 @@ SAM's bias is decomposed: a score is scale x q.k + rel_h[q, row of k] + rel_w[q,
 its own for each head. Two ways, by device:
 
 - CPU: blocks of queries against all keys, so few that they stay in caches. Nothing of a block is kept: the backward
-  pass works the scores out anew, as FlashAttention does; whole rows need no log-sum-exp for that. Scores and softmax
-  are float32 for bfloat16 too; the other products are bfloat16's where the processor has instructions for it, and
-  float32's where it has none, which would be far slower.
+  pass works the scores out anew, as FlashAttention does; whole rows need no log-sum-exp for that. All is float32 for
+  bfloat16 too where the processor has no instructions for its products. Where it has, blocks are bfloat16, but for the
+  scores of the backward pass: by bfloat16's, gradients of the tables are twice as far off.
 - Others: rel_h and rel_w become further dimensions of q, and k says by ones which of them are its own, so that the
   fused kernels of `scaled_dot_product_attention` apply.
 """
@@ -28,6 +28,7 @@ from fedfms.machine import multiplies_bfloat16
 # Scores that a thread works on at a time: 4 MiB of float32, of which there are two in forward and four in backward.
 # Measured between 2^16 and 2^22 at N = 196 and 4096, where the cores share 32 MiB of cache.
 BLOCK = 1 << 20
+_MANY = 1024  # tokens from which on scores in bfloat16 are faster; a bias that is added by short rows is not
 _ALIGNED = 8  # kernels on cards take head dimensions in multiples of this
 
 
@@ -91,11 +92,11 @@ class _Blocks(torch.autograd.Function):
         ctx.save_for_backward(qkv, *bias)
         out = torch.empty_like(qkv[0])
         with without_autocast(qkv.device):
-            scores = _Scores(qkv, *bias, train_bias=False)
+            scores = _Scores(qkv, *bias)
             for heads in scores.heads():
-                value = qkv[2, heads].to(scores.low)
+                value = qkv[2, heads].to(scores.dtype)
                 for queries, probabilities in scores.blocks(heads):
-                    out[heads, queries] = torch.bmm(scores.narrowed(probabilities), value)
+                    out[heads, queries] = torch.bmm(probabilities, value)
         return out
 
     @staticmethod
@@ -103,7 +104,7 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, *bias = ctx.saved_tensors
         with without_autocast(qkv.device):
-            return _gradients(_Scores(qkv, *bias, train_bias=any(ctx.needs_input_grad[1:])), grad)
+            return _gradients(_Scores(qkv, *bias, backward=True, train_bias=any(ctx.needs_input_grad[1:])), grad)
 
 
 class _Bias(abc.ABC):
@@ -168,7 +169,7 @@ class _Table(_Bias):
 
     def take(self, d_scores: Tensor, heads: slice, queries: slice) -> None:
         if self._gradient is not None:
-            self._gradient[:, queries].index_add_(0, self._own(heads), d_scores)
+            self._gradient[:, queries].index_add_(0, self._own(heads), d_scores.to(self._gradient.dtype))
 
     def gradients(self, d_q: Tensor) -> tuple[Tensor | None, ...]:
         return (self._gradient,)
@@ -177,23 +178,24 @@ class _Table(_Bias):
 class _Scores:
     """The attention probabilities of some heads, a block of queries at a time, in buffers used again and again."""
 
-    def __init__(self, qkv: Tensor, *bias: Tensor, train_bias: bool) -> None:
-        self.dtype = torch.promote_types(qkv.dtype, torch.float32)
+    def __init__(self, qkv: Tensor, *bias: Tensor, backward: bool = False, train_bias: bool = False) -> None:
+        _, self._count, tokens, _ = qkv.shape
         quick = qkv.dtype == torch.bfloat16 and multiplies_bfloat16()
-        self.low = qkv.dtype if quick else self.dtype  # of the products that take probabilities or their gradients
+        self.wide = torch.promote_types(qkv.dtype, torch.float32)  # of sums over blocks
+        self.dtype = qkv.dtype if quick else self.wide  # of a block of probabilities or gradients
+        self._scored = self.wide if backward or tokens < _MANY else self.dtype
         self.qkv = qkv
         self.scale = qkv.shape[-1] ** -0.5
-        wide = [tensor.to(self.dtype) for tensor in bias]
+        made_of = [tensor.to(self._scored) for tensor in bias]
         self.bias: _Bias
-        if len(wide) == 1:
-            self.bias = _Table(*wide, train=train_bias)
+        if len(made_of) == 1:
+            self.bias = _Table(*made_of, train=train_bias)
         else:
-            self.bias = _Decomposed(qkv[0].to(self.dtype), *wide, train=train_bias)
-        _, self._count, tokens, _ = qkv.shape
+            self.bias = _Decomposed(qkv[0].to(self._scored), *made_of, train=train_bias)
         self._at_once = min(self._count, max(1, BLOCK // tokens**2) * torch.get_num_threads())
         self._rows = min(tokens, max(1, BLOCK // tokens))
-        self._scores, self._probabilities = self.buffer(self.dtype), self.buffer(self.dtype)
-        self._narrow = self.buffer(self.low) if quick else None
+        self._scores, self._probabilities = self.buffer(self._scored), self.buffer(self._scored)
+        self._narrow = None if self._scored == self.dtype else self.buffer(self.dtype)
 
     def buffer(self, dtype: torch.dtype) -> Tensor:
         """Room for a block, for `part`."""
@@ -205,27 +207,24 @@ class _Scores:
         """The beginning of a buffer in the shape of a block."""
         return buffer[: like.numel()].view(like.shape)
 
-    def narrowed(self, block: Tensor) -> Tensor:
-        """A block in `low`; it lasts until the next one is."""
-        return block if self._narrow is None else self.part(self._narrow, block).copy_(block)
-
     def heads(self) -> Iterator[slice]:
         """The heads to work on together."""
         for start in range(0, self._count, self._at_once):
             yield slice(start, min(start + self._at_once, self._count))
 
     def blocks(self, heads: slice) -> Iterator[tuple[slice, Tensor]]:
-        """Queries and their probabilities (h, n, N), which last until the next block."""
+        """Queries and their probabilities (h, n, N) in `dtype`, which last until the next block."""
         tokens = self.qkv.shape[2]
-        q = self.qkv[0, heads].to(self.dtype)
-        keys = self.qkv[1, heads].to(self.dtype).transpose(1, 2).contiguous()  # oneDNN would copy them for each block
+        q, keys = self.qkv[:2, heads].to(self._scored)
+        keys = keys.transpose(1, 2).contiguous()  # oneDNN would copy them for each block
         for start in range(0, tokens, self._rows):
             queries = slice(start, min(start + self._rows, tokens))
             some = q[:, queries]
             scores = self._scores[: some.shape[0] * some.shape[1] * tokens].view(*some.shape[:2], tokens)
             self.bias.put(scores, heads, queries)
             scores.baddbmm_(some, keys, alpha=self.scale)
-            yield queries, torch.softmax(scores, dim=-1, out=self.part(self._probabilities, scores))
+            found = torch.softmax(scores, dim=-1, out=self.part(self._probabilities, scores))
+            yield queries, found if self._narrow is None else self.part(self._narrow, found).copy_(found)
 
 
 def _biases(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,27 +236,22 @@ def _biases(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gradients(scores: _Scores, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Of qkv, and of what the bias is made of where it trains."""
-    dtype, low, qkv = scores.dtype, scores.low, scores.qkv
+    dtype, qkv = scores.dtype, scores.qkv
     out = torch.empty_like(qkv)
     d_probabilities, d_scores = scores.buffer(dtype), scores.buffer(dtype)
     for heads in scores.heads():
-        q, key, value = qkv[:, heads].to(low)
+        q, key, value = qkv[:, heads].to(dtype)
         value = value.transpose(1, 2).contiguous()
-        d_key, d_value = (torch.zeros(key.shape, dtype=dtype, device=key.device) for _ in range(2))
+        d_key, d_value = (torch.zeros(key.shape, dtype=scores.wide, device=key.device) for _ in range(2))
         for queries, p in scores.blocks(heads):
-            g = grad[heads, queries].to(low)
-            _add_product(d_value, scores.narrowed(p).transpose(1, 2), g)
-            d_p = scores.part(d_probabilities, p)
-            if low == dtype:
-                torch.bmm(g, value, out=d_p)
-            else:
-                d_p.copy_(torch.bmm(g, value))
+            g = grad[heads, queries].to(dtype)
+            _add_product(d_value, p.transpose(1, 2), g)
+            d_p = torch.bmm(g, value, out=scores.part(d_probabilities, p))
             d_s = scores.part(d_scores, p)
             torch.ops.aten._softmax_backward_data.out(d_p, p, -1, dtype, grad_input=d_s)
             scores.bias.take(d_s, heads, queries)
-            narrow = scores.narrowed(d_s)
-            out[0, heads, queries] = torch.bmm(narrow, key).mul_(scores.scale)
-            _add_product(d_key, narrow.transpose(1, 2), q[:, queries])
+            out[0, heads, queries] = torch.bmm(d_s, key).mul_(scores.scale)
+            _add_product(d_key, d_s.transpose(1, 2), q[:, queries])
         out[1, heads], out[2, heads] = d_key.mul_(scores.scale), d_value
     of_inputs = scores.bias.gradients(out[0])
     return out, *(None if tensor is None else tensor.to(out.dtype) for tensor in of_inputs)

@@ -54,7 +54,8 @@ def giving_back() -> Iterator[None]:
 
 class _ByOneDNN:
     """Inside, products of float32 matrices are oneDNN's, in the whole process: the first to enter turns torch's switch,
-    and the last to leave puts it back.
+    and the last to leave puts it back. In between `torch.get_float32_matmul_precision()` raises a RuntimeError: torch
+    takes the older way of asking for a mixture with this one.
     """
 
     def __init__(self) -> None:
