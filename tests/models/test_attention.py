@@ -67,8 +67,16 @@ def test_attention_by_a_table(heads: int, block: int, monkeypatch: pytest.Monkey
         torch.testing.assert_close(mine, yours, rtol=1e-10, atol=1e-12)
 
 
-def _fused(qkv: Tensor, table: Tensor) -> Tensor:
-    return torch.nn.functional.scaled_dot_product_attention(*qkv[:, None].unbind(), attn_mask=table[None])[0]
+def naive(qkv: Tensor, *bias: Tensor) -> Tensor:
+    """As segment-anything's code under autocast: all but softmax in the inputs' precision."""
+    q, k, v = qkv.unbind()
+    scores = q * q.shape[-1] ** -0.5 @ k.mT
+    if len(bias) == 1:
+        scores = scores + bias[0]
+    else:
+        by_row, by_column = attention._biases(q, *bias)
+        scores = (scores.unflatten(2, (ROWS, COLUMNS)) + by_row[..., None] + by_column[:, :, None]).flatten(2)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).to(v.dtype) @ v
 
 
 @pytest.mark.parametrize("table", [False, True])
@@ -93,11 +101,10 @@ def test_lower_products_are_as_near_as_the_plain_ones(
 
     ours = attention.attend_by_table if table else attention.attend
     exact, near = all_of(ours, torch.float64), all_of(ours, torch.bfloat16)
-    fused = all_of(_fused if table else attention.folded, torch.bfloat16)
-    for mine, theirs, true in zip(near, fused, exact, strict=True):
+    for mine, theirs, true in zip(near, all_of(naive, torch.bfloat16), exact, strict=True):
         assert mine.dtype == torch.bfloat16
         error, other = (float((found.double() - true).norm() / true.norm()) for found in (mine, theirs))
-        assert error < max(8e-3, 1.2 * other)
+        assert error < max(8e-3, 1.25 * other)
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (1, 2), (0, 2)])  # qkv, its tables
