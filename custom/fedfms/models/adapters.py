@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fedfms.study import ModelSpec
@@ -57,8 +58,7 @@ class BlockAdapters(nn.Module):
 
     def add_beside_mlp(self, x: Tensor, normed: Tensor) -> Tensor:
         """x + 0.5 x adapter(normed), `normed` the MLP's own normalised input; all (..., dim)."""
-        out: Tensor = x + BESIDE_MLP_SCALE * self.beside_mlp(normed)
-        return out
+        return torch.add(x, self.beside_mlp(normed), alpha=BESIDE_MLP_SCALE)
 
 
 def build_adapters(block_dims: Sequence[int], spec: ModelSpec) -> nn.ModuleList:

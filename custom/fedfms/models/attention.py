@@ -66,6 +66,14 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def as_autocast_takes(x: Tensor) -> Tensor:
+    """A tensor in the precision in which autocast gives it to a linear layer; without autocast, as it is."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
 def folded(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """As `attend`, by `scaled_dot_product_attention` on q' = [scale q, rel_h, rel_w] and k' = [k, one-hots]."""
     q, k, v = qkv.unbind()

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import BlockAdapters
-from fedfms.models.attention import attend
+from fedfms.models.attention import as_autocast_takes, attend
 from fedfms.models.base import ImageEncoder
+from fedfms.models.windows import from_windows, to_windows
 from fedfms.study import ModelSpec
 
 
@@ -91,7 +92,7 @@ class ViTEncoder(ImageEncoder):
             x = x + _attended(block, x, pad_first=False)
             return x + block.mlp(block.norm2(x))
         x = x + adapters.adapt_attention((_attended_plain if plain else _attended)(block, x, pad_first=self._pad_first))
-        normed = block.norm2(x)
+        normed = block.norm2(x) if plain else as_autocast_takes(block.norm2(x))  # once for both who take it
         return adapters.add_beside_mlp(x + block.mlp(normed), normed)
 
     def prefix_modules(self) -> tuple[str, ...]:
@@ -151,26 +152,12 @@ def _attended(block: Any, x: Tensor, *, pad_first: bool) -> Tensor:
     attn, side = block.attn, block.window_size
     height, width = x.shape[1:3]
     qkv = attn.qkv(block.norm1(x))
-    if not side:
-        return cast(Tensor, attn.proj(_of_heads(attn, qkv)))
-    below, beside = -height % side, -width % side
-    if below or beside:
-        padding = (attn.qkv(block.norm1.bias) if pad_first else attn.qkv.bias).to(qkv.dtype)
-        whole = padding.expand(len(x), height + below, width + beside, -1).clone()
-        whole[:, :height, :width] = qkv
-        qkv = whole
-    windows, padded = sa.window_partition(qkv, side)
-    attended = sa.window_unpartition(_of_heads(attn, windows), side, padded, (height, width))
-    return cast(Tensor, attn.proj(attended))
-
-
-def _of_heads(attn: Any, qkv: Tensor) -> Tensor:
-    """q, k, v of a grid, (M, H, W, 3 dim) -> what its heads attend to, (M, H, W, dim), before the projection."""
-    many, height, width, _ = qkv.shape
-    by_head = qkv.reshape(many, height * width, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    tables = sa.get_rel_pos(height, height, attn.rel_pos_h), sa.get_rel_pos(width, width, attn.rel_pos_w)
-    out = attend(by_head.flatten(1, 2), *tables)
-    return out.view(many, attn.num_heads, height, width, -1).permute(0, 2, 3, 1, 4).flatten(3)
+    padding = (attn.qkv(block.norm1.bias) if pad_first else attn.qkv.bias).to(qkv.dtype)
+    tall, broad = (side, side) if side else (height, width)  # a global block's window is the grid, which may be oblong
+    heads = attn.num_heads
+    tables = sa.get_rel_pos(tall, tall, attn.rel_pos_h), sa.get_rel_pos(broad, broad, attn.rel_pos_w)
+    attended = attend(to_windows(qkv, padding, (tall, broad), heads), *tables)
+    return cast(Tensor, attn.proj(from_windows(attended, (len(x), height, width), (tall, broad), heads)))
 
 
 def _resize_grid(table: Tensor, grid: int) -> Tensor:
