@@ -36,7 +36,7 @@ def measure(method: str, backbone: str, size_px: int, batch: int, paths: Sequenc
     rates = {"rate": _rate()}
     with float32_products():
         rates["tuned_rate"] = _rate()
-    in_turn = sorted(paths, key=lambda path: PATHS[path].processor == "auto")  # what is tuned stays so in a process
+    in_turn = sorted(paths, key=lambda path: PATHS[path].tuned)  # what is tuned stays so in a process
     return [row | rates for path in in_turn for row in _rows(method, backbone, size_px, batch, path)]
 
 

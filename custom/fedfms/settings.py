@@ -10,7 +10,7 @@ Read from the file named by FEDFMS_SITE, or from `local/fedfms_site.yaml` in the
     workers: 0                     # loader processes
     threads: 0                     # of torch on the CPU; 0: the site's share of the machine's cores
     min_cases: 0                   # no score of fewer images leaves the site; the study's own counts where it is larger
-    attention: auto                # plain: by segment-anything's own code, slower, in several times the memory
+    attention: auto                # plain: by segment-anything's own code, in several times the memory
     processor: auto                # plain: products and memory as torch and the C library come, slower
     checkpointing: false           # true: work each block out again in the backward pass, for less memory
     micro_batch: 0                 # slices worked off at a time, for less memory; 0: a step's batch as a whole
@@ -70,6 +70,11 @@ class SiteSettings:
         """The settings of which `to_dict` made these values."""
         folders = {key: Path(plain[key]) for key in _FOLDERS if plain[key] is not None}
         return cls(**{**plain, **folders, "checkpoint_sha256": tuple(plain["checkpoint_sha256"])})
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the processor is used as `fedfms.training.processor` has it."""
+        return self.processor == "auto"
 
     @property
     def torch_device(self) -> torch.device:

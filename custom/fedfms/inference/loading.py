@@ -54,7 +54,7 @@ def load_model(file: ModelFile, settings: SiteSettings, checkpoint: Path | None 
         CheckpointError, SettingsError: tensors that are not the study's; weights that are missing or others.
     """
     if file.holds == "all":
-        return LoadedModel(file, _whole(file, settings), tuned=settings.processor == "auto")
+        return LoadedModel(file, _whole(file, settings), tuned=settings.tuned)
     study, settings = _with_checkpoint(file.study, settings, checkpoint)
     built = build(study, settings)
     note = ""
@@ -73,7 +73,7 @@ def load_model(file: ModelFile, settings: SiteSettings, checkpoint: Path | None 
                 f"method {study.method} gives each site a model of its own, and this is the global one; a site's own "
                 "is models/personal_*.pt in its run folder"
             )
-    return LoadedModel(file, built.model, note, built.tuned)
+    return LoadedModel(file, built.model, note, settings.tuned)
 
 
 def _load(built: BuiltModel, file: ModelFile) -> None:

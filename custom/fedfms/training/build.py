@@ -130,8 +130,7 @@ def _bound(model: SegmentationModel, method: Method, spec: ModelSpec, settings: 
     layout = Layout.of(model)
     method.bind(layout)
     model.work_by(plain_attention=settings.attention == "plain", checkpointing=settings.checkpointing)
-    tuned = settings.processor == "auto"
-    built = BuiltModel(model.eval(), method, method.partition(layout), spec, settings.micro_batch, tuned)
+    built = BuiltModel(model.eval(), method, method.partition(layout), spec, settings.micro_batch, settings.tuned)
     built.train_only(built.partition.trained)
     return built
 
