@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from fedfms.models import build_model
-from fedfms.models.tiny_vit import Attention, FixedBatchNorm2d, TinyViTBlock, stem_of
+from fedfms.models.mbconv import ConvBN, FixedBatchNorm2d
+from fedfms.models.tiny_vit import Attention, TinyViTBlock, stem_of
 from fedfms.study import ModelSpec
+
+
+def _randomise(layer: ConvBN) -> None:
+    for tensor in (layer.bn.weight, layer.bn.bias, layer.bn.running_mean):
+        torch.nn.init.normal_(tensor)
+    torch.nn.init.uniform_(layer.bn.running_var, 0.5, 2)
 
 
 def literal_attention(attn: Attention, x: torch.Tensor) -> torch.Tensor:
@@ -26,18 +33,30 @@ def literal_attention(attn: Attention, x: torch.Tensor) -> torch.Tensor:
     return attn.proj(torch.cat(heads, dim=1))
 
 
-@pytest.mark.parametrize("plain", [False, True])
 @torch.no_grad()
-def test_attention(plain: bool) -> None:
+def test_attention() -> None:
     attn = Attention(12, heads=3, window=3)
     torch.nn.init.normal_(attn.attention_biases)
     x = torch.randn(2, 9, 12)
     expected = torch.stack([literal_attention(attn, window) for window in x])
-    torch.testing.assert_close(attn(x, plain=plain), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attn(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_convolution_and_norm_at_once_with_every_gradient() -> None:
+    layer = ConvBN(6, 6, kernel=3, stride=2, groups=3).double()
+    _randomise(layer)
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64, requires_grad=True)
+    one, other = layer(x, plain=True), layer(x, plain=False)
+    torch.testing.assert_close(other, one)
+    wanted = (x, *layer.parameters())
+    weights = torch.randn_like(one)
+    for a, b in zip(*(torch.autograd.grad((y * weights).sum(), wanted) for y in (one, other)), strict=True):
+        torch.testing.assert_close(b, a)
+
+
+@pytest.mark.parametrize("plain", [False, True])
 @torch.no_grad()
-def test_windows_are_padded_before_the_norm() -> None:
+def test_windows_are_padded_before_the_norm(plain: bool) -> None:
     block = TinyViTBlock(12, heads=3, window=3)
     torch.nn.init.normal_(block.attn.norm.bias)
     x = torch.randn(1, 4, 4, 12)
@@ -48,9 +67,9 @@ def test_windows_are_padded_before_the_norm() -> None:
         window = padded[row : row + 3, column : column + 3].reshape(9, 12)
         attended[row : row + 3, column : column + 3] = literal_attention(block.attn, window).view(3, 3, 12)
     y = x + attended[None, :4, :4]
-    y = block.local_conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # in place of y, not added to it
+    y = block.local_conv(y.permute(0, 3, 1, 2), plain=True).permute(0, 2, 3, 1)  # in place of y, not added to it
     y = y + block.mlp(block.mlp.norm(y))
-    torch.testing.assert_close(block(x, None, False), y, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block(x, None, plain), y, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_norm_uses_running_statistics_in_training() -> None:

@@ -5,7 +5,6 @@ State names and the layout of every tensor are those of their checkpoints.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import ClassVar, cast
 
 import torch
@@ -15,15 +14,16 @@ from torch.nn import functional as F
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import BlockAdapters
-from fedfms.models.attention import attend_by_table, in_blocks
+from fedfms.models.attention import as_autocast_takes, attend_by_table, in_blocks
 from fedfms.models.base import ImageEncoder
+from fedfms.models.mbconv import ConvBN, MBConv, PatchEmbed, PatchMerging
+from fedfms.models.windows import from_windows, reach_over, to_windows
 from fedfms.study import ModelSpec
 
 DIMS = (64, 128, 160, 320)
 DEPTHS = (2, 2, 6, 2)
 HEADS = (2, 4, 5, 10)
 WINDOWS = (7, 7, 14, 7)  # tokens a side; the first stage is convolutional and has none
-MBCONV_EXPAND = 4
 MLP_RATIO = 4
 OUT_DIM = 256
 STEMS = {"mobile_sam": 16, "lite_medsam": 4}  # input pixels for each cell of the embedding grid
@@ -35,78 +35,6 @@ def stem_of(spec: ModelSpec) -> str:
     if spec.stem != "auto":
         return spec.stem
     return "lite_medsam" if spec.input_px <= LITE_MAX_PX else "mobile_sam"
-
-
-class FixedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation by its running statistics, always, in training too: (B, C, H, W) -> the same shape.
-
-    Statistics of a batch of a few slices are noise, and they would make an image's features depend on its
-    neighbours, so that no prefix could be cached. Running statistics that move are worse: buffers are never
-    shared, so every site would drift away to an encoder of its own under adapters that are averaged.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-        )
-
-
-class ConvBN(nn.Sequential):
-    """Convolution without bias, batch normalisation: (B, in, H, W) -> (B, out, H / stride, W / stride)."""
-
-    def __init__(self, in_dim: int, out_dim: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
-        conv = nn.Conv2d(in_dim, out_dim, kernel, stride, kernel // 2, groups=groups, bias=False)
-        # Fixed statistics do not rescale, so random weights must keep the variance by themselves.
-        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-        super().__init__(OrderedDict(c=conv, bn=FixedBatchNorm2d(out_dim)))
-
-
-class PatchEmbed(nn.Module):
-    """The stem: (B, 3, S, S) -> (B, 64, s, s), s = S / 4 (`mobile_sam`) or S (`lite_medsam`)."""
-
-    def __init__(self, stem: str) -> None:
-        super().__init__()
-        kernel, stride = (3, 2) if stem == "mobile_sam" else (1, 1)
-        self.seq = nn.Sequential(
-            ConvBN(3, DIMS[0] // 2, kernel, stride), nn.GELU(), ConvBN(DIMS[0] // 2, DIMS[0], kernel, stride)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, 64, s, s)."""
-        out: Tensor = self.seq(x)
-        return out
-
-
-class MBConv(nn.Module):
-    """Inverted bottleneck with a skip connection: (B, dim, H, W) -> the same shape."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        hidden = dim * MBCONV_EXPAND
-        self.conv1 = ConvBN(dim, hidden)
-        self.conv2 = ConvBN(hidden, hidden, 3, groups=hidden)
-        self.conv3 = ConvBN(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, dim, H, W) -> the same shape; the last activation comes after the sum."""
-        inner = F.gelu(self.conv2(F.gelu(self.conv1(x))))
-        return F.gelu(x + self.conv3(inner))
-
-
-class PatchMerging(nn.Module):
-    """Between stages: (B, in, H, W) -> (B, out, H / 2, W / 2); the last, to 320 channels, keeps the grid."""
-
-    def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.conv1 = ConvBN(in_dim, out_dim)
-        self.conv2 = ConvBN(out_dim, out_dim, 3, stride=1 if out_dim == DIMS[-1] else 2, groups=out_dim)
-        self.conv3 = ConvBN(out_dim, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H', W')."""
-        out: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
-        return out
 
 
 class Attention(nn.Module):
@@ -129,18 +57,27 @@ class Attention(nn.Module):
         tokens = self.window * self.window
         return self.attention_biases[:, index.reshape(tokens, tokens)]
 
-    def forward(self, x: Tensor, *, plain: bool) -> Tensor:
-        """Windows (M, N, dim) -> the same shape; `plain`: by torch's own attention, as on a card."""
-        windows, tokens, dim = x.shape
-        # Head by head, each q, k, v of its own: not q of all heads first, as in SAM's ViT.
-        by_head = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3, -1).permute(3, 0, 2, 1, 4)
-        if plain or not in_blocks(x.device):
-            q, k, v = by_head.unbind()
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias().to(q.dtype)[None])
-        else:
-            out = attend_by_table(by_head.flatten(1, 2), self.bias()).unflatten(0, (windows, self.heads))
-        projected: Tensor = self.proj(out.transpose(1, 2).reshape(windows, tokens, dim))
+    def forward(self, windows: Tensor) -> Tensor:
+        """Windows (M, N, dim) -> the same shape, by torch's own attention."""
+        count, tokens, dim = windows.shape
+        q, k, v = self._by_head(self.norm(windows)).permute(2, 0, 3, 1, 4).unbind()
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias().to(q.dtype)[None])
+        projected: Tensor = self.proj(out.transpose(1, 2).reshape(count, tokens, dim))
         return projected
+
+    def on_grid(self, x: Tensor) -> Tensor:
+        """All windows of a grid (B, H, W, dim) -> the same shape; norm, qkv and proj on the real tokens only."""
+        side, grid = (self.window, self.window), (x.shape[0], x.shape[1], x.shape[2])
+        # A padded token is zero before the norm, and enters attention as the norm's bias.
+        padding = self._by_head(self.norm.bias) if reach_over(grid[1:], side) else None
+        attended = attend_by_table(to_windows(self._by_head(self.norm(x)), padding, side), self.bias())
+        projected: Tensor = self.proj(from_windows(attended, grid, side, self.heads))
+        return projected
+
+    def _by_head(self, normed: Tensor) -> Tensor:
+        """q, k, v (..., 3, heads, c) of normalised tokens (..., dim)."""
+        # Head by head, each q, k, v of its own: not q of all heads first, as in SAM's ViT.
+        return cast(Tensor, self.qkv(normed).unflatten(-1, (self.heads, 3, -1)).transpose(-2, -3))
 
 
 class Mlp(nn.Module):
@@ -170,18 +107,18 @@ class TinyViTBlock(nn.Module):
 
     def forward(self, x: Tensor, adapters: BlockAdapters | None, plain: bool) -> Tensor:
         """(B, H, W, dim) -> the same shape."""
-        attended = self._attend(x, plain=plain)
+        attended = self._attend_plain(x) if plain or not in_blocks(x.device) else self.attn.on_grid(x)
         x = x + (attended if adapters is None else adapters.adapt_attention(attended))
-        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        normed = self.mlp.norm(x)
+        x = self.local_conv(x.permute(0, 3, 1, 2), plain=plain).permute(0, 2, 3, 1)
+        normed = self.mlp.norm(x) if plain else as_autocast_takes(self.mlp.norm(x))  # once for both who take it
         x = x + self.mlp(normed)
         return x if adapters is None else adapters.add_beside_mlp(x, normed)
 
-    def _attend(self, x: Tensor, *, plain: bool) -> Tensor:
+    def _attend_plain(self, x: Tensor) -> Tensor:
         height, width, dim = x.shape[1:]
         # Padded before attention's norm, as TinyViT was trained: a padded token enters as the norm's bias.
         windows, padded = sa.window_partition(x, self.window)
-        attended = self.attn(windows.reshape(-1, self.window * self.window, dim), plain=plain)
+        attended = self.attn(windows.reshape(-1, self.window * self.window, dim))
         out: Tensor = sa.window_unpartition(attended, self.window, padded, (height, width))
         return out
 
@@ -196,11 +133,12 @@ class Stage(nn.Module):
             TinyViTBlock(dim, HEADS[index], WINDOWS[index]) if index else MBConv(dim) for _ in range(DEPTHS[index])
         )
         last = index == len(DIMS) - 1
-        self.downsample = None if last else PatchMerging(dim, DIMS[index + 1])
+        # The last, to 320 channels, keeps the grid.
+        self.downsample = None if last else PatchMerging(dim, DIMS[index + 1], 1 if index == len(DIMS) - 2 else 2)
 
-    def merge(self, x: Tensor) -> Tensor:
+    def merge(self, x: Tensor, *, plain: bool) -> Tensor:
         """(B, dim, H, W) -> what the next stage takes."""
-        return x if self.downsample is None else self.downsample(x)
+        return x if self.downsample is None else self.downsample(x, plain)
 
 
 class TinyViTEncoder(ImageEncoder):
@@ -222,7 +160,7 @@ class TinyViTEncoder(ImageEncoder):
                 f"input_px {spec.input_px} is not a multiple of {STEMS[stem]}, a grid cell of stem {stem}",
                 where="model", do=f"choose a multiple of {STEMS[stem]}",
             )  # fmt: skip
-        self.patch_embed = PatchEmbed(stem)
+        self.patch_embed = PatchEmbed(DIMS[0], *((3, 2) if stem == "mobile_sam" else (1, 1)))
         self.layers = nn.ModuleList(Stage(index) for index in range(len(DIMS)))
         self.neck = nn.Sequential(
             nn.Conv2d(DIMS[-1], OUT_DIM, 1, bias=False), sa.LayerNorm2d(OUT_DIM),
@@ -234,26 +172,33 @@ class TinyViTEncoder(ImageEncoder):
 
     def prefix(self, images: Tensor) -> Tensor:
         """Stem and convolutional stage: (B, 3, S, S) -> (B, 128, 2 x grid, 2 x grid)."""
-        x = self.checkpointed(self.patch_embed, images)
+        plain = self._plain()
+        # Channels last is what the processor's convolutions work in: they would bring every input to it, and back.
+        x = images if plain or not in_blocks(images.device) else images.contiguous(memory_format=torch.channels_last)
+        x = self.checkpointed(self.patch_embed, x, plain)
         first = cast(Stage, self.layers[0])
         for block in first.blocks:
-            x = self.checkpointed(block, x)
-        return first.merge(x)
+            x = self.checkpointed(block, x, plain)
+        return first.merge(x, plain=plain)
 
     def rest(self, features: Tensor) -> Tensor:
         """(B, 128, 2 x grid, 2 x grid) -> (B, 256, grid, grid)."""
         x, done = features, 0
-        plain = self.plain_attention or torch.jit.is_tracing()  # an exported network is of torch's own operations
+        plain = self._plain()
         for layer in list(self.layers)[1:]:
             stage = cast(Stage, layer)
             x = x.permute(0, 2, 3, 1)
+            x = x if plain else x.contiguous()  # a kept prefix has channels first, and sums with it would keep that
             for block in stage.blocks:
                 adapters = cast(BlockAdapters, self.adapters[done]) if self.adapters else None
                 x = x if done in self.skipped else self.checkpointed(block, x, adapters, plain)
                 done += 1
-            x = stage.merge(x.permute(0, 3, 1, 2))
+            x = stage.merge(x.permute(0, 3, 1, 2), plain=plain)
         out: Tensor = self.neck(x)
         return out
+
+    def _plain(self) -> bool:
+        return self.plain_attention or torch.jit.is_tracing()  # an exported network is of torch's own operations
 
     def prefix_modules(self) -> tuple[str, ...]:
         """Stem and convolutional stage."""

@@ -15,7 +15,7 @@ from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import BlockAdapters
 from fedfms.models.attention import as_autocast_takes, attend
 from fedfms.models.base import ImageEncoder
-from fedfms.models.windows import from_windows, to_windows
+from fedfms.models.windows import from_windows, reach_over, to_windows
 from fedfms.study import ModelSpec
 
 
@@ -149,15 +149,18 @@ def _attended_plain(block: Any, x: Tensor, *, pad_first: bool) -> Tensor:
 
 def _attended(block: Any, x: Tensor, *, pad_first: bool) -> Tensor:
     """As `_attended_plain`, with norm1, qkv and proj on the real tokens only: all padded ones have the same q, k, v."""
-    attn, side = block.attn, block.window_size
+    attn, heads = block.attn, block.attn.num_heads
     height, width = x.shape[1:3]
-    qkv = attn.qkv(block.norm1(x))
-    padding = (attn.qkv(block.norm1.bias) if pad_first else attn.qkv.bias).to(qkv.dtype)
-    tall, broad = (side, side) if side else (height, width)  # a global block's window is the grid, which may be oblong
-    heads = attn.num_heads
-    tables = sa.get_rel_pos(tall, tall, attn.rel_pos_h), sa.get_rel_pos(broad, broad, attn.rel_pos_w)
-    attended = attend(to_windows(qkv, padding, (tall, broad), heads), *tables)
-    return cast(Tensor, attn.proj(from_windows(attended, (len(x), height, width), (tall, broad), heads)))
+    # A global block's window is the grid, which may be oblong.
+    side = (block.window_size, block.window_size) if block.window_size else (height, width)
+    qkv = attn.qkv(block.norm1(x)).unflatten(3, (3, heads, -1))
+    padding = None
+    if reach_over((height, width), side):
+        padded = attn.qkv(block.norm1.bias) if pad_first else attn.qkv.bias
+        padding = padded.to(qkv.dtype).unflatten(0, (3, heads, -1))
+    tables = (sa.get_rel_pos(n, n, table) for n, table in zip(side, (attn.rel_pos_h, attn.rel_pos_w), strict=True))
+    attended = attend(to_windows(qkv, padding, side), *tables)
+    return cast(Tensor, attn.proj(from_windows(attended, (len(x), height, width), side, heads)))
 
 
 def _resize_grid(table: Tensor, grid: int) -> Tensor:

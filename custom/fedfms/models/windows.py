@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,13 @@ from torch.autograd.function import once_differentiable
 Side = tuple[int, int]  # tokens of a window, down and along
 
 
-def to_windows(tokens: Tensor, padding: Tensor, side: Side, heads: int) -> Tensor:
-    """q, k, v of a grid (B, H, W, 3 x heads x c) -> (3, M, h x w, c), M = B x windows x heads, `side` = (h, w).
+def to_windows(tokens: Tensor, padding: Tensor | None, side: Side) -> Tensor:
+    """q, k, v of a grid (B, H, W, 3, heads, c), dense in any order -> (3, M, h x w, c), M = B x windows x heads.
 
-    Windows go by rows; those at the lower and right edges may reach over the grid, where q, k, v are `padding`,
-    (3 x heads x c).
+    Windows of `side` = (h, w) go by rows; those at the lower and right edges may reach over the grid, where q, k, v are
+    `padding`, (3, heads, c); None will do where none `reach_over`.
     """
-    out: Tensor = _ToWindows.apply(tokens, padding, side, heads)
+    out: Tensor = _ToWindows.apply(tokens, padding, side)
     return out
 
 
@@ -28,73 +28,77 @@ def from_windows(windows: Tensor, grid: tuple[int, int, int], side: Side, heads:
     return out
 
 
+def reach_over(grid: Sequence[int], side: Side) -> bool:
+    """Whether windows of `side` reach over a grid of (height, width) tokens."""
+    return bool(grid[0] % side[0] or grid[1] % side[1])
+
+
 class _ToWindows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, padding: Tensor, side: Side, heads: int) -> Tensor:
-        ctx.shape, ctx.side, ctx.heads = tokens.shape, side, heads
-        windows, pairs = _windows(tokens, 3, side, heads)
-        if _reaches_over(tokens, side):
-            windows.copy_(padding.view(3, 1, 1, 1, heads, 1, 1, -1))
-        for of_grid, of_windows in pairs(tokens):
+    def forward(ctx: Any, tokens: Tensor, padding: Tensor | None, side: Side) -> Tensor:
+        ctx.side, ctx.shape, ctx.strides = side, tokens.shape, tokens.stride()
+        windows = tokens.new_empty(_shape(tokens, side))
+        if padding is not None and reach_over(tokens.shape[1:3], side):
+            windows.copy_(padding[:, None, None, None, :, None, None])
+        for of_grid, of_windows in _pairs(tokens, windows):
             of_windows.copy_(of_grid)
         return windows.flatten(5, 6).flatten(1, 4)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        out = grad.new_empty(ctx.shape)
-        windows, pairs = _windows(out, 3, ctx.side, ctx.heads, grad)
-        for of_grid, of_windows in pairs(out):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        out = grad.new_empty_strided(ctx.shape, ctx.strides)  # as the tokens lie: whoever made them takes it uncopied
+        windows = grad.reshape(_shape(out, ctx.side))
+        for of_grid, of_windows in _pairs(out, windows):
             of_grid.copy_(of_windows)
-        if not (ctx.needs_input_grad[1] and _reaches_over(out, ctx.side)):
-            return out, None, None, None
-        dtype = torch.promote_types(grad.dtype, torch.float32)
-        whole = windows.sum(dim=(1, 2, 3, 5, 6), dtype=dtype).flatten()
-        return out, (whole - out.sum(dim=(0, 1, 2), dtype=dtype)).to(grad.dtype), None, None
+        return out, _of_padding(windows, out.shape[1:3]) if ctx.needs_input_grad[1] else None, None
 
 
 class _FromWindows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, windows: Tensor, grid: tuple[int, int, int], side: Side, heads: int) -> Tensor:
         ctx.side, ctx.heads = side, heads
-        out = windows.new_empty(*grid, heads * windows.shape[-1])
-        _, pairs = _windows(out, 1, side, heads, windows[None])
-        for of_grid, of_windows in pairs(out):
+        out = windows.new_empty(*grid, 1, heads, windows.shape[-1])
+        for of_grid, of_windows in _pairs(out, windows.reshape(_shape(out, side))):
             of_grid.copy_(of_windows)
-        return out
+        return out.flatten(3)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        windows, pairs = _windows(grad, 1, ctx.side, ctx.heads)
-        if _reaches_over(grad, ctx.side):
-            windows.zero_()
-        for of_grid, of_windows in pairs(grad):
+        grid = grad.unflatten(3, (1, ctx.heads, -1))
+        padded = reach_over(grid.shape[1:3], ctx.side)
+        windows = (grad.new_zeros if padded else grad.new_empty)(_shape(grid, ctx.side))
+        for of_grid, of_windows in _pairs(grid, windows):
             of_windows.copy_(of_grid)
         return windows.flatten(5, 6).flatten(1, 4)[0], None, None, None
 
 
-def _windows(like: Tensor, parts: int, side: Side, heads: int, given: Tensor | None = None) -> tuple[Tensor, Any]:
-    """Windows (parts, B, rows, columns, heads, h, w, c) of a grid `like` (B, H, W, ...), new or `given`, and what
-    pairs the places of a grid with theirs, both in the windows' order of dimensions.
-    """
-    batch, height, width, channels = like.shape
-    (tall, broad), size = side, channels // (parts * heads)
-    shape = (parts, batch, -(-height // tall), -(-width // broad), heads, tall, broad, size)
-    windows = like.new_empty(shape) if given is None else given.reshape(shape)
-
-    def pairs(grid: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows, down, h in _stretches(height, tall):
-            for columns, along, w in _stretches(width, broad):
-                some = grid[:, rows, columns].unflatten(3, (parts, heads, size))
-                some = some.unflatten(2, (-1, w)).unflatten(1, (-1, h))
-                yield some.permute(5, 0, 1, 3, 6, 2, 4, 7), windows[:, :, down, along, :, :h, :w]
-
-    return windows, pairs
+def _shape(grid: Tensor, side: Side) -> tuple[int, ...]:
+    """(parts, B, rows, columns, heads, h, w, c) of the windows of a grid (B, H, W, parts, heads, c)."""
+    batch, height, width, parts, heads, size = grid.shape
+    return parts, batch, -(-height // side[0]), -(-width // side[1]), heads, *side, size
 
 
-def _reaches_over(grid: Tensor, side: Side) -> bool:
-    return bool(grid.shape[1] % side[0] or grid.shape[2] % side[1])
+def _pairs(grid: Tensor, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What lies at the same places of a grid and of its windows, both in the windows' order of dimensions."""
+    for rows, down, h in _stretches(grid.shape[1], windows.shape[5]):
+        for columns, along, w in _stretches(grid.shape[2], windows.shape[6]):
+            some = grid[:, rows, columns].unflatten(2, (-1, w)).unflatten(1, (-1, h))
+            yield some.permute(5, 0, 1, 3, 6, 2, 4, 7), windows[:, :, down, along, :, :h, :w]
+
+
+def _of_padding(windows: Tensor, grid: Sequence[int]) -> Tensor:
+    """The sum over all places of the windows that lie beyond the grid, (3, heads, c)."""
+    down, along = grid[0] % windows.shape[5], grid[1] % windows.shape[6]  # real tokens of a window that reaches over
+    right = [windows[:, :, :, -1:, :, :, along:]] if along else []
+    below = [windows[:, :, -1:, : -1 if along else None, :, down:]] if down else []
+    corner = [windows[:, :, -1:, -1:, :, down:, :along]] if down and along else []
+    dtype = torch.promote_types(windows.dtype, torch.float32)
+    total = windows.new_zeros(windows.shape[0], windows.shape[4], windows.shape[7], dtype=dtype)
+    for strip in right + below + corner:
+        total += strip.sum(dim=(1, 2, 3, 5, 6), dtype=dtype)
+    return total.to(windows.dtype)
 
 
 def _stretches(length: int, side: int) -> Iterator[tuple[slice, slice, int]]:
