@@ -2,6 +2,7 @@
 
 examples:
   python -m benchmarks step --method fedmsa --backbone vit_b --size 1024 --batch 1 --steps 3 --json FILE
+  python -m benchmarks step --method fedmsa,fedsam --backbone vit_b,vit_l --batch 6 --steps 5 --json FILE
   python -m benchmarks step --paths plain,fast --dtypes float32 --steps 1 --repeats 3
   python -m benchmarks predict --backbone vit_b --size 1024 --steps 3 --repeats 3
   python -m benchmarks epoch --backbone tiny_vit --size 1024 --batch 4
@@ -94,12 +95,11 @@ def _round(args: argparse.Namespace) -> Rows:
 
 def _paths(args: argparse.Namespace) -> Rows:
     """A step, or a prediction."""
-    study = step.study_of(args.method, args.backbone, args.size, getattr(args, "batch", 1))
     cases = [step.Case(path, dtype) for path, dtype in product(args.paths, args.dtypes)]
-    training = args.benchmark == "step"
-    return step.measure(
-        study, cases, steps=args.steps, repeats=args.repeats, training=training, device=args.device
-    )  # fmt: skip
+    how = {"steps": args.steps, "repeats": args.repeats, "training": args.benchmark == "step", "device": args.device}
+    size, batch = args.size, getattr(args, "batch", 1)
+    studies = [step.study_of(method, backbone, size, batch) for method, backbone in product(args.method, args.backbone)]
+    return [row for study in studies for row in step.measure(study, cases, **how)]
 
 
 def _epoch(args: argparse.Namespace) -> Rows:

@@ -33,7 +33,7 @@ def _add_models(commands: Any) -> list[argparse.ArgumentParser]:
     memory = commands.add_parser("memory", help="live bytes of a training step, counted and not measured")
     operators = commands.add_parser("operators", help="where a step's seconds go, by kind of operator")
     for command in (step, predict, epoch, memory, operators):
-        _model(command, "tiny_vit" if command is epoch else "vit_b")
+        _model(command, "tiny_vit" if command is epoch else "vit_b", many=command in (step, predict))
     for command in (step, epoch, memory, operators):
         command.add_argument("--batch", type=_count, default=4 if command is epoch else 1)
     for command in (step, predict, epoch):
@@ -99,7 +99,7 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
         "compare", help="methods on a study: Dice, MB and seconds a round, over seeds"
     )
     compare.add_argument("study", help="a YAML file, or a name in jobs/studies")
-    compare.add_argument("--methods", type=lambda text: text.split(","), default=["all"], help="a,b (default: all)")
+    compare.add_argument("--methods", type=_list, default=["all"], help="a,b (default: all)")
     compare.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
     compare.add_argument("--data-root", type=Path)
@@ -109,10 +109,18 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     return compare
 
 
-def _model(command: argparse.ArgumentParser, backbone: str) -> None:
-    command.add_argument("--method", default="fedmsa")
-    command.add_argument("--backbone", default=backbone)
+def _model(command: argparse.ArgumentParser, backbone: str, *, many: bool = False) -> None:
+    if many:
+        command.add_argument("--method", type=_list, default=["fedmsa"], help="a,b: one after another")
+        command.add_argument("--backbone", type=_list, default=[backbone], help="a,b: each method with each")
+    else:
+        command.add_argument("--method", default="fedmsa")
+        command.add_argument("--backbone", default=backbone)
     command.add_argument("--size", type=_count, default=1024, help="input, px a side")
+
+
+def _list(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _count(text: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fedfms.errors import TrainingError
 from fedfms.report.cost.timing import Timing, apart
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study, TrainSpec
@@ -45,43 +46,60 @@ def measure(
     """A row a case: medians over `repeats` processes, each of which takes the median of `steps`; peak memory in MiB (of
     the process; of the card where there is one), and of that what was there before the model.
 
-    `times_faster` and `peak_share` are against the oracle, the first case if it is not among them, of the same run.
+    With `training`, `predict_s` is the prediction of one image by the same process. `times_faster` and `peak_share` are
+    against the oracle, the first case if it is not among them, of the same run. A case that cannot be measured, mostly
+    for want of memory, has the reason in place of figures, and the others go on.
     """
     found: dict[Case, list[Timing]] = {case: [] for case in cases}
+    failed: dict[Case, str] = {}
     for _ in range(repeats):
-        for case, timings in found.items():
+        for case in cases:
+            if case in failed:
+                continue
             made = replace(study, train=replace(study.train, precision=case.dtype))
             settings = replace(PATHS[case.path], device=device)
-            timings.append(apart(made, settings, steps, None, prefix=case.prefix, training=training))
+            try:
+                found[case].append(apart(made, settings, steps, None, prefix=case.prefix, training=training))
+            except TrainingError as error:
+                failed[case] = error.line()
     first = next((case for case in cases if (case.path, case.dtype) == ORACLE), cases[0])
-    key = "step_s" if training else "predict_s"
-    trained = sum(p.numel() for p in outline(study).parameters().values())
+    oracle = None if first in failed else _medians(found[first])
     common = {
         "method": study.method,
         "backbone": study.model.backbone,
         "size_px": study.model.input_px,
         "batch": study.train.batch_size if training else 1,
     }
-    return [
-        {**common, **_row(case, timings, found[first], key), "steps": steps * repeats, "trained_parameters": trained}
-        for case, timings in found.items()
-    ]
+    trained = sum(parameter.numel() for parameter in outline(study).parameters().values())
+    counts = {"steps": steps * repeats, "trained_parameters": trained}
+    rows = []
+    for case, timings in found.items():
+        figures = {"failed": failed[case]} if case in failed else _figures(_medians(timings), oracle, training)
+        rows.append({**common, **_named(case), **figures, **counts})
+    return rows
 
 
-def _row(case: Case, timings: Sequence[Timing], oracle: Sequence[Timing], key: str) -> dict[str, Any]:
-    seconds, peak = _median(timings, key), _median(timings, "peak_mib")
+def _named(case: Case) -> dict[str, Any]:
     return {
         "path": "fast" if PATHS[case.path].attention != "plain" else case.path.removesuffix("-checkpointed"),
         "checkpointing": PATHS[case.path].checkpointing,
         "dtype": case.dtype,
         "prefix": "kept" if case.prefix else "-",
-        key: round(seconds, 4),
-        "peak_mb": round(peak),
-        "base_mb": round(_median(timings, "base_mib")),
-        "times_faster": round(_median(oracle, key) / seconds, 2),
-        "peak_share": round(peak / _median(oracle, "peak_mib"), 3),
     }
 
 
-def _median(timings: Sequence[Timing], key: str) -> float:
-    return statistics.median(getattr(timing, key) for timing in timings)
+def _figures(row: Mapping[str, float], oracle: Mapping[str, float] | None, training: bool) -> dict[str, Any]:
+    key = "step_s" if training else "predict_s"
+    timed = {name: round(row[name], 4) for name in (("step_s", "predict_s") if training else ("predict_s",))}
+    return {
+        **timed,
+        "peak_mb": round(row["peak_mib"]),
+        "base_mb": round(row["base_mib"]),
+        "times_faster": None if oracle is None else round(oracle[key] / row[key], 2),
+        "peak_share": None if oracle is None else round(row["peak_mib"] / oracle["peak_mib"], 3),
+    }
+
+
+def _medians(timings: Sequence[Timing]) -> dict[str, float]:
+    keys = ("step_s", "predict_s", "peak_mib", "base_mib")
+    return {key: statistics.median(getattr(timing, key) for timing in timings) for key in keys}

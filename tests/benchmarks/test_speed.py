@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import aggregate, loader, memory, operators, wire
+from benchmarks import aggregate, loader, memory, operators, step, wire
 from benchmarks.parser import make_parser
 from benchmarks.step import PATHS
+from fedfms.errors import TrainingError
 from fedfms.report.cost.live import LiveBytes
+from fedfms.report.cost.timing import Timing
+from fedfms.settings import SiteSettings
+from fedfms.study import Study
 
 
 def test_live_bytes_of_a_product_by_hand() -> None:
@@ -44,6 +48,20 @@ def test_a_steps_seconds_are_told_by_kind_of_operator() -> None:
         assert shares["matrix products"] > 0
     assert operators.kind_of("aten::addmm_") == "matrix products" != operators.kind_of("aten::add_")
     assert operators.kind_of("AddmmBackward0") == operators.OTHERS
+
+
+def test_what_cannot_be_measured_says_why_and_the_rest_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(study: Study, settings: SiteSettings, *_: object, **__: object) -> Timing:
+        if settings.attention == "plain":
+            raise TrainingError("not measured: the card has too little memory")
+        return Timing("cpu", 1, step_s=2.0, predict_s=1.0, peak_mib=300, base_mib=100)
+
+    monkeypatch.setattr(step, "apart", apart)
+    cases = [step.Case("plain", "float32"), step.Case("fast", "float32")]
+    plain, fast = step.measure(step.study_of("fedmsa", "vit_tiny", 64, 1), cases, steps=1, repeats=2)
+    assert "too little memory" in plain["failed"]
+    assert "step_s" not in plain
+    assert (fast["step_s"], fast["predict_s"], fast["peak_mb"], fast["times_faster"]) == (2.0, 1.0, 300, None)
 
 
 def test_a_mean_is_made_of_updates_in_memory_and_on_disk() -> None:

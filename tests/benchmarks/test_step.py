@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
+
+PATHS = ("plain", "fast")
 
 
 def test_one_step_as_json(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
-    command = "step --method fedmsa --backbone vit_tiny --size 64 --paths plain,fast --dtypes float32 --steps 1 --json"
+    command = "step --method fedmsa,fedsam --backbone vit_tiny --size 64 --paths plain,fast --dtypes float32 --steps 1"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *command.split(), str(out)],
+        [sys.executable, "-m", "benchmarks", *command.split(), "--json", str(out)],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         text=True,
@@ -20,8 +23,9 @@ def test_one_step_as_json(tmp_path: Path) -> None:
     )
     assert json.loads(done.stdout) == json.loads(out.read_text())
     report = json.loads(done.stdout)
-    plain, fast = report["rows"]
-    assert (plain["path"], fast["path"]) == ("plain", "fast")
+    plain, fast = report["rows"][:2]
+    assert [(row["method"], row["path"]) for row in report["rows"]] == list(product(["fedmsa", "fedsam"], PATHS))
     assert (plain["times_faster"], plain["peak_share"]) == (1, 1)
-    assert all(row["step_s"] > 0 and row["peak_mb"] > row["base_mb"] > 0 for row in report["rows"])
+    assert all(row["step_s"] > 0 and row["predict_s"] > 0 for row in report["rows"])
+    assert all(row["peak_mb"] > row["base_mb"] > 0 for row in report["rows"])
     assert report["machine"]["cores"] >= 1
