@@ -127,7 +127,7 @@ def test_every_form_of_the_wire_leaves_within_the_bytes_of_the_plain_one(wire: s
 
 
 def test_bytes_have_a_limit_of_their_own() -> None:
-    assert "more than 0.0 MB" in str(SharedOnly({"adapter.weight": 8000}, 0.001, 4).refusal(
+    assert "more than 1 kB" in str(SharedOnly({"adapter.weight": 8000}, 0.001, 4).refusal(
         DXO(DataKind.WEIGHTS, data={"adapter.weight": np.zeros(1000)}).to_shareable()
     ))  # fmt: skip
 

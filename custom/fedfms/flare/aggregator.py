@@ -23,6 +23,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.errors import UpdateError
 from fedfms.flare.persistor import SharedModelPersistor
+from fedfms.flare.resume import run_folder
 from fedfms.flare.wire import REASON, TRAIN, job_of, message_of, sender_of, to_arrays
 from fedfms.guard.gate import Expected, Guard, Message, agreed, decoded
 from fedfms.guard.rows import line_of, one_line
@@ -266,7 +267,7 @@ class CheckedAggregator(Aggregator):
 
 def _folder(fl_ctx: FLContext) -> Path:
     """The run's folder of ours at the server."""
-    return Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id())) / "fedfms"
+    return run_folder(fl_ctx.get_workspace(), fl_ctx.get_job_id())
 
 
 def _spool(fl_ctx: FLContext) -> Path:

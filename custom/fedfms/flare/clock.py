@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from nvflare.apis.event_type import EventType
@@ -14,6 +13,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.app_event_type import AppEventType
 
 from fedfms.files import append_line
+from fedfms.flare.resume import run_folder
 
 FILE = "clock.jsonl"  # in the folder `fedfms` of the run's own, at the server and at each site
 LOADED = "fedfms_loaded_s"  # context of a task at a site: seconds of its data and model, of the executor's
@@ -36,7 +36,7 @@ class Clock(FLComponent):
         """Write it down."""
         if event_type not in _EVENTS:
             return
-        folder = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id())) / "fedfms"
+        folder = run_folder(fl_ctx.get_workspace(), fl_ctx.get_job_id())
         folder.mkdir(parents=True, exist_ok=True)
         line: dict[str, Any] = {
             "at": time.time(),

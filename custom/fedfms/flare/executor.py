@@ -18,7 +18,7 @@ from nvflare.app_common.app_constant import AppConstants
 from fedfms.errors import FedfmsError, TrainingError, UpdateError
 from fedfms.flare.clock import LOADED
 from fedfms.flare.cores import share_cores
-from fedfms.flare.resume import job_ids, take_over
+from fedfms.flare.resume import job_ids, run_folder, take_over
 from fedfms.flare.tracking import numbers, stream
 from fedfms.flare.wire import (
     HOLDS,
@@ -117,7 +117,7 @@ class SiteExecutor(Executor):
             workspace = fl_ctx.get_workspace()
             settings = load_settings(Path(workspace.get_root_dir()))
             share_cores(settings.threads)
-            folder = Path(workspace.get_run_dir(fl_ctx.get_job_id())) / "fedfms"
+            folder = run_folder(workspace, fl_ctx.get_job_id())
             name = fl_ctx.get_identity_name()
             study = Study.from_dict(self._raw_study)
             ids = job_ids(self._resume)

@@ -21,13 +21,13 @@ from fedfms.flare.budget import limit_arrays
 from fedfms.flare.resume import (
     BEST,
     MEND,
-    OURS,
     Best,
     Keeper,
     job_ids,
     kept_folder,
     kept_folders,
     put,
+    run_folder,
     saved_best,
     saved_server,
 )
@@ -167,7 +167,7 @@ class SharedModelPersistor(PTFileModelPersistor):
     def _begin(self, workspace: Workspace, job: str, study: Study) -> Keeper:
         ids = job_ids(self._resume)
         earlier = kept_folders(workspace, ids, study)
-        keeper = Keeper(kept_folder(workspace, job), Path(workspace.get_run_dir(job)) / OURS, study, earlier)
+        keeper = Keeper(kept_folder(workspace, job), run_folder(workspace, job), study, earlier)
         keeper.begin()
         return keeper
 

@@ -25,6 +25,7 @@ from fedfms.files import append_line, write_atomic
 from fedfms.flare.aggregator import CheckedAggregator
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.progress import ASKED, ENDED_FILE, Progress
+from fedfms.flare.resume import run_folder
 from fedfms.flare.wire import REPORT, model_name
 from fedfms.guard.rows import line_of
 from fedfms.machine import version_of
@@ -62,7 +63,7 @@ class Recorder(FLComponent):
             handlers[event_type](fl_ctx)
 
     def _folder(self, fl_ctx: FLContext) -> Path:
-        folder = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id())) / "fedfms"
+        folder = run_folder(fl_ctx.get_workspace(), fl_ctx.get_job_id())
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

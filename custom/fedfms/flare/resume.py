@@ -58,6 +58,11 @@ def job_ids(ids: Iterable[Any]) -> tuple[str, ...]:
     return found
 
 
+def run_folder(workspace: Workspace, job: str) -> Path:
+    """Ours in a job's run, at the server or at a site."""
+    return Path(workspace.get_run_dir(job)) / OURS
+
+
 def kept_folder(workspace: Workspace, job: str) -> Path:
     """Where a server keeps what a job that is cut can be gone on with from."""
     return Path(workspace.get_root_dir()) / KEPT / job
@@ -206,7 +211,7 @@ def take_over(workspace: Workspace, ids: Sequence[str], folder: Path, study: Stu
 def _newest(workspace: Workspace, ids: Sequence[str], name: str, study: Study) -> Path | None:
     """What is called so in the run at this site of the newest of the jobs that has it."""
     for job in reversed(ids):
-        found = Path(workspace.get_run_dir(job)) / OURS / name
+        found = run_folder(workspace, job) / name
         if found.exists():
             config = Path(workspace.get_app_config_dir(job)) / CLIENT_CONFIG
             if not _same(sent_study(config), study):

@@ -21,6 +21,7 @@ from nvflare.apis.shareable import ReservedHeaderKey, ReturnCode, Shareable, mak
 from nvflare.fuel.sec.audit import AuditService
 
 from fedfms.flare.wire import REASON
+from fedfms.units import size_text
 
 ACTION = "fedfms.result_refused"  # in the site's audit.log
 MAX_NUMBERS = 2_000  # of a report: structures times modes times metrics times sites of a pool
@@ -107,7 +108,7 @@ class SharedOnly(Filter):
         if sums.arrays > self._max_tensors:
             return f"there are more than {self._max_tensors} tensors"
         if sums.nbytes > self._max_bytes:
-            return f"there are more than {self._max_bytes / 1e6:.1f} MB"
+            return f"there are more than {size_text(self._max_bytes)}"
         if sums.numbers > MAX_NUMBERS:
             return f"there are more than {MAX_NUMBERS} numbers and words"
         return f"there are more than {MAX_TEXT} characters of text" if sums.text > MAX_TEXT else None

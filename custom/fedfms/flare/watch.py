@@ -18,6 +18,7 @@ from fedfms.flare.console import TIMEOUT, ConsoleError, ask, follow
 from fedfms.flare.progress import KEY
 from fedfms.report.records import clean_reason
 from fedfms.report.scores import mean
+from fedfms.units import size_text
 
 Tell = Callable[[str], None]
 ENDED, COMPLETED = "FINISHED:", "FINISHED:COMPLETED"
@@ -162,11 +163,11 @@ def round_lines(number: int, rows: Iterable[Mapping[str, Any]], of: Mapping[str,
     named = of.get("sites") or [row["site"] for row in trained]
     planned = f"/{of['planned']}" if "planned" in of else ""
     dice = f"val dice {_share(trained)}" + (f", held out {_share(held_out)}" if held_out else "")
-    up, down = (sum(row[key] or 0 for row in by_site.values()) / 1e6 for key in ("bytes_up", "bytes_down"))
+    up, down = (sum(row[key] or 0 for row in by_site.values()) for key in ("bytes_up", "bytes_down"))
     seconds = max((row["seconds"] or 0 for row in by_site.values()), default=0)
     lines = [
         f"round {number + 1}{planned}: {len(accepted)} of {len(named)} sites; {dice}; "
-        f"up {up:.1f} MB, down {down:.1f} MB; {seconds:.0f} s"
+        f"up {size_text(up)}, down {size_text(down)}; {seconds:.0f} s"
     ]
     for row in sorted(trained, key=lambda row: str(row["site"])):
         if not row["accepted"]:

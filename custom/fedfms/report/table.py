@@ -13,6 +13,7 @@ from rich.text import Text
 from fedfms.report.mixing import mixing_line
 from fedfms.report.scores import MODES, VOLUME
 from fedfms.training.told import MIN_CASES, withheld_text
+from fedfms.units import size_text
 
 _COLUMNS = (
     "site", "structure", "Dice before", "Dice", "IoU", "Dice (fedfms)", "IoU (fedfms)", "images", "empty",
@@ -217,15 +218,10 @@ def scored_on(results: Mapping[str, Any]) -> str:
 def _cost(results: Mapping[str, Any]) -> str:
     parameters, sent = results["parameters"], results["bytes"]
     return (
-        f"{parameters['shared']:,} parameters are shared, {_size(parameters['shared_mb'])} a site, round and "
-        f"direction; {parameters['trained']:,} trained, {parameters['total']:,} in all. {_size(sent['total'] / 1e6)} "
-        f"travelled in the rounds: {_size(sent['up'] / 1e6)} up, {_size(sent['down'] / 1e6)} down."
+        f"{parameters['shared']:,} parameters are shared, {size_text(1e6 * parameters['shared_mb'])} a site, round and "
+        f"direction; {parameters['trained']:,} trained, {parameters['total']:,} in all. {size_text(sent['total'])} "
+        f"travelled in the rounds: {size_text(sent['up'])} up, {size_text(sent['down'])} down."
     )
-
-
-def _size(mb: float) -> str:
-    """`44.1 MB`; of a small number, `18.9 kB`."""
-    return f"{mb * 1e3:.3g} kB" if 0 < mb < 0.1 else f"{mb:,.1f} MB"
 
 
 def _escape(text: str) -> str:
