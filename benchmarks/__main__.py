@@ -99,6 +99,8 @@ def _paths(args: argparse.Namespace) -> Rows:
     how = {"steps": args.steps, "repeats": args.repeats, "training": args.benchmark == "step", "device": args.device}
     size, batch = args.size, getattr(args, "batch", 1)
     studies = [step.study_of(method, backbone, size, batch) for method, backbone in product(args.method, args.backbone)]
+    for study in studies:
+        step.trained_parameters(study)  # before the first is measured: a name that nothing bears costs no hour
     return [row for study in studies for row in step.measure(study, cases, **how)]
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.flare.clock import FILE, Clock
+from fedfms.flare.engine import SIMULATED
+from fedfms.flare.resume import OURS
 from fedfms.flare.wire import TRAIN
 from fedfms.report import make_report
 
 _ERROR_LINES = 5
-_RUN = Path("simulate_job/fedfms")
+_RUN = Path(SIMULATED, OURS)
 
 
 def measure(method: str, backbone: str, size_px: int, sites: int, rounds: int, threads: int) -> list[dict[str, Any]]:

@@ -46,9 +46,12 @@ def measure(
     """A row a case: medians over `repeats` processes, each of which takes the median of `steps`; peak memory in MiB (of
     the process; of the card where there is one), and of that what was there before the model.
 
-    With `training`, `predict_s` is the prediction of one image by the same process. `times_faster` and `peak_share` are
-    against the oracle, the first case if it is not among them, of the same run. A case that cannot be measured, mostly
-    for want of memory, has the reason in place of figures, and the others go on.
+    With `training`, `predict_s` is the prediction of one image by the same process, where no prefix is kept.
+    `times_faster` and `peak_share` are against the oracle, the first case if it is not among them, of the same run. A
+    case that cannot be measured, mostly for want of memory, has the reason in place of figures, and the others go on.
+
+    Raises:
+        TrainingError: none can be measured.
     """
     found: dict[Case, list[Timing]] = {case: [] for case in cases}
     failed: dict[Case, str] = {}
@@ -62,6 +65,8 @@ def measure(
                 found[case].append(apart(made, settings, steps, None, prefix=case.prefix, training=training))
             except TrainingError as error:
                 failed[case] = error.line()
+    if len(failed) == len(cases):
+        raise TrainingError(f"no row of {study.method} on {study.model.backbone} is measured: {failed[cases[0]]}")
     first = next((case for case in cases if (case.path, case.dtype) == ORACLE), cases[0])
     oracle = None if first in failed else _medians(found[first])
     common = {
@@ -70,13 +75,23 @@ def measure(
         "size_px": study.model.input_px,
         "batch": study.train.batch_size if training else 1,
     }
-    trained = sum(parameter.numel() for parameter in outline(study).parameters().values())
-    counts = {"steps": steps * repeats, "trained_parameters": trained}
+    counts = {"steps": steps * repeats, "trained_parameters": trained_parameters(study)}
     rows = []
     for case, timings in found.items():
-        figures = {"failed": failed[case]} if case in failed else _figures(_medians(timings), oracle, training)
-        rows.append({**common, **_named(case), **figures, **counts})
+        key = "step_s" if training else "predict_s"
+        timed = [key] if case.prefix or not training else [key, "predict_s"]  # what is kept was predicted by a step
+        figures = {"failed": failed[case]} if case in failed else _figures(_medians(timings), oracle, timed) | counts
+        rows.append({**common, **_named(case), **figures})
     return rows
+
+
+def trained_parameters(study: Study) -> int:
+    """How many numbers a study trains.
+
+    Raises:
+        StudyError: its method and network do not go together.
+    """
+    return sum(parameter.numel() for parameter in outline(study).parameters().values())
 
 
 def _named(case: Case) -> dict[str, Any]:
@@ -88,14 +103,13 @@ def _named(case: Case) -> dict[str, Any]:
     }
 
 
-def _figures(row: Mapping[str, float], oracle: Mapping[str, float] | None, training: bool) -> dict[str, Any]:
-    key = "step_s" if training else "predict_s"
-    timed = {name: round(row[name], 4) for name in (("step_s", "predict_s") if training else ("predict_s",))}
+def _figures(row: Mapping[str, float], oracle: Mapping[str, float] | None, timed: Sequence[str]) -> dict[str, Any]:
+    """`timed`: what was timed; the first is what counts."""
     return {
-        **timed,
+        **{key: round(row[key], 4) for key in timed},
         "peak_mb": round(row["peak_mib"]),
         "base_mb": round(row["base_mib"]),
-        "times_faster": None if oracle is None else round(oracle[key] / row[key], 2),
+        "times_faster": None if oracle is None else round(oracle[timed[0]] / row[timed[0]], 2),
         "peak_share": None if oracle is None else round(row["peak_mib"] / oracle["peak_mib"], 3),
     }
 

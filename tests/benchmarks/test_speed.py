@@ -64,6 +64,15 @@ def test_what_cannot_be_measured_says_why_and_the_rest_is(monkeypatch: pytest.Mo
     assert (fast["step_s"], fast["predict_s"], fast["peak_mb"], fast["times_faster"]) == (2.0, 1.0, 300, None)
 
 
+def test_a_run_that_measures_nothing_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(*_: object, **__: object) -> Timing:
+        raise TrainingError("not measured: the card has too little memory")
+
+    monkeypatch.setattr(step, "apart", apart)
+    with pytest.raises(TrainingError, match="no row of fedmsa on vit_tiny"):
+        step.measure(step.study_of("fedmsa", "vit_tiny", 64, 1), [step.Case("fast", "float32")], steps=1, repeats=1)
+
+
 def test_a_mean_is_made_of_updates_in_memory_and_on_disk() -> None:
     in_memory, on_disk = aggregate.measure("fedmsa", "vit_tiny", 3, 1)
     assert (in_memory["held"], on_disk["held"]) == ("memory", "disk")

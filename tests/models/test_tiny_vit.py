@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fedfms.models import build_model
+from fedfms.models.adapters import build_adapters
 from fedfms.models.mbconv import ConvBN, FixedBatchNorm2d
-from fedfms.models.tiny_vit import Attention, TinyViTBlock, stem_of
+from fedfms.models.tiny_vit import Attention, TinyViTBlock, TinyViTEncoder, stem_of
 from fedfms.study import ModelSpec
 
 
@@ -52,6 +53,34 @@ def test_convolution_and_norm_at_once_with_every_gradient() -> None:
     weights = torch.randn_like(one)
     for a, b in zip(*(torch.autograd.grad((y * weights).sum(), wanted) for y in (one, other)), strict=True):
         torch.testing.assert_close(b, a)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("stem", "input_px"), [("lite_medsam", 12), ("lite_medsam", 28), ("mobile_sam", 48), ("mobile_sam", 224)]
+)
+def test_both_paths_give_the_same_numbers_with_every_gradient(stem: str, input_px: int, checkpointing: bool) -> None:
+    """Grids smaller than a window, that windows fit and do not fit; every table, norm and bias at random; float64."""
+    spec = ModelSpec(backbone="tiny_vit", stem=stem, input_px=input_px, adapter_init="reference")
+    torch.manual_seed(0)
+    encoder = TinyViTEncoder(spec)
+    encoder.adapters = build_adapters(encoder.block_dims, spec)
+    encoder.double()
+    for module in encoder.modules():
+        if isinstance(module, ConvBN):
+            _randomise(module)
+    for parameter in encoder.parameters():
+        if parameter.ndim < 3:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    images = torch.randn(2, 3, input_px, input_px, dtype=torch.float64)
+    outcomes = []
+    for encoder.plain_attention in (True, False):
+        encoder.checkpointing = checkpointing and not encoder.plain_attention
+        out = encoder.rest(encoder.prefix(images))
+        weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
+        outcomes.append((out.detach(), *torch.autograd.grad((out * weights).sum(), list(encoder.parameters()))))
+    for name, plain, fast in zip(["", *dict(encoder.named_parameters())], *outcomes, strict=True):
+        assert float((fast - plain).norm()) <= 1e-9 * float(plain.norm()), name
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -49,6 +49,11 @@ def test_there_and_back(height: int, width: int, side: int, heads_first: bool) -
         torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-10, msg=name)
 
 
+def test_no_padding_is_no_way_over_the_edge() -> None:
+    with pytest.raises(ValueError, match="padding"):
+        to_windows(torch.zeros(1, 3, 4, 3, HEADS, SIZE), None, (2, 2))
+
+
 def test_a_grid_that_is_one_oblong_window() -> None:
     tokens = torch.randn(1, 2, 5, 3 * HEADS * SIZE)
     by_head = to_windows(_split(tokens, heads_first=False), None, (2, 5))

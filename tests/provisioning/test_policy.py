@@ -170,7 +170,7 @@ def test_what_a_job_can_be(tmp_path: Path) -> None:
     (app / "config" / "a.json").write_text("{}")
     assert check.validate(str(app)) == ("", {})
     (app / "b").write_bytes(bytes(1001))
-    assert "0.0 MB" in check.validate(str(app))[0]
+    assert "1 kB (at most 1 kB)" in check.validate(str(app))[0]
     assert SmallJobs(1).validate(str(app)) == ("", {})
     (app / "c").symlink_to("/etc/hostname")
     assert "links" in SmallJobs(1).validate(str(app))[0]

@@ -18,9 +18,10 @@ IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 KEYS = ["a" * 64, "b" * 64]
 
 
-def _built(method: str = "fedmsa", seed: int = 0, **model: object) -> BuiltModel:
+def _built(method: str = "fedmsa", seed: int = 0, attention: str = "auto", **model: object) -> BuiltModel:
     spec = {"backbone": "tiny_vit", "input_px": 32, **model}
-    return build(Study.from_dict({"name": "t", "method": method, "seed": seed, "model": spec}), SiteSettings())
+    study = Study.from_dict({"name": "t", "method": method, "seed": seed, "model": spec})
+    return build(study, SiteSettings(attention=attention))
 
 
 def test_the_cached_path_is_the_whole_network(tmp_path: Path) -> None:
@@ -31,6 +32,8 @@ def test_the_cached_path_is_the_whole_network(tmp_path: Path) -> None:
         for _ in range(2):  # computed, then read
             kept = model.model.from_prefix(cache.features(IMAGES, KEYS))
             torch.testing.assert_close(kept, whole, rtol=1e-5, atol=1e-5)
+            one_by_one = torch.cat([model.model.prefix(image[None]) for image in IMAGES])
+            assert torch.equal(kept, model.model.from_prefix(one_by_one))
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.stem for path in files} == set(KEYS)
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
@@ -38,16 +41,16 @@ def test_the_cached_path_is_the_whole_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"normalise": "sam"}, {"stem": "mobile_sam"}, {"seed": 1}, {"input_px": 64}],
-    ids=["normalise", "stem", "weights", "size"],
+    [{"normalise": "sam"}, {"stem": "mobile_sam"}, {"seed": 1}, {"input_px": 64}, {"attention": "plain"}],
+    ids=["normalise", "stem", "weights", "size", "path"],
 )
 def test_another_network_never_reads_the_features_of_this_one(other: dict[str, object], tmp_path: Path) -> None:
     PrefixCache(_built(), tmp_path).features(IMAGES, KEYS)
     model = _built(**other)
     images = torch.nn.functional.interpolate(IMAGES, model.model.input_px)
     with torch.no_grad():
-        expected = model.model.prefix(images)
-    torch.testing.assert_close(PrefixCache(model, tmp_path).features(images, KEYS), expected, rtol=1e-5, atol=1e-5)
+        expected = torch.cat([model.model.prefix(image[None]) for image in images])
+    assert torch.equal(PrefixCache(model, tmp_path).features(images, KEYS), expected)
 
 
 def test_a_prefix_that_is_trained_or_cheap_is_not_kept() -> None:

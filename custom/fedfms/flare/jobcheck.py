@@ -13,6 +13,8 @@ from typing import Any
 
 from nvflare.apis.app_validation import AppValidator
 
+from fedfms.units import size_text
+
 MAX_FILES = 200
 _SIGNED = (".__nvfl_sig.json", ".__nvfl_submitter.crt")  # NVFLARE's own, in every folder of a job that was submitted
 
@@ -36,7 +38,7 @@ class SmallJobs(AppValidator):
         if len(paths) > MAX_FILES:
             return f"the job holds {len(paths)} files (at most {MAX_FILES})", {}
         if size > self._max_mb * 1e6:
-            return f"the job holds {size / 1e6:.1f} MB (at most {self._max_mb:.1f})", {}
+            return f"the job holds {size_text(size)} (at most {size_text(1e6 * self._max_mb)})", {}
         return _configuration([path for path in paths if path.is_file() and _is_configuration(path, app_folder)]), {}
 
 

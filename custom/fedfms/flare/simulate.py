@@ -26,7 +26,7 @@ from fedfms.files import write_atomic
 from fedfms.flare.engine import SERVER, SIMULATED, aside
 from fedfms.flare.job import build_job
 from fedfms.flare.nextjob import described
-from fedfms.flare.resume import KEPT, job_ids
+from fedfms.flare.resume import KEPT, OURS, job_ids
 from fedfms.grid.cell import write_result
 from fedfms.grid.run import locked
 from fedfms.machine import free_memory
@@ -217,7 +217,7 @@ def _workspaces(process: psutil.Process, line: Sequence[str]) -> Iterator[Path]:
 
 
 def _own_model(workspace: Path, site: str) -> Tensors:
-    path = workspace / site / "simulate_job" / "fedfms" / "models" / "personal_final.pt"
+    path = workspace / site / SIMULATED / OURS / "models" / "personal_final.pt"
     tensors: Tensors = read_tensors(path, "the site's own model")["tensors"]
     return tensors
 

@@ -41,11 +41,11 @@ def attend(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
         rel_w: (W, W, c), likewise for columns.
     """
     rel_h, rel_w = rel_h.to(qkv.dtype), rel_w.to(qkv.dtype)
-    return _on_cpu(qkv, rel_h, rel_w) if in_blocks(qkv.device) else folded(qkv, rel_h, rel_w)
+    return _on_cpu(qkv, rel_h, rel_w) if on_processor(qkv.device) else folded(qkv, rel_h, rel_w)
 
 
 def attend_by_table(qkv: Tensor, table: Tensor) -> Tensor:
-    """softmax(scale q.k + table) v for windows of h heads each: -> (M, N, c), M = windows x h; where `in_blocks`.
+    """softmax(scale q.k + table) v for windows of h heads each: -> (M, N, c), M = windows x h; where `on_processor`.
 
     Args:
         qkv: (3, M, N, c), float32 or lower; a window's heads lie together.
@@ -54,8 +54,8 @@ def attend_by_table(qkv: Tensor, table: Tensor) -> Tensor:
     return _on_cpu(qkv, table.to(qkv.dtype))
 
 
-def in_blocks(device: torch.device) -> bool:
-    """Whether attention goes by blocks on a device; meta stands for the processor."""
+def on_processor(device: torch.device) -> bool:
+    """Whether the work is the processor's: attention goes by blocks, convolutions channels last. So it is on meta."""
     return device.type in ("cpu", "meta")
 
 

@@ -111,6 +111,11 @@ class SegmentationModel(nn.Module, abc.ABC):
             checkpointing: keep the input of each block alone, and work it out anew in the backward pass.
         """
 
+    @property
+    def plain_attention(self) -> bool:
+        """Whether it works by the code that the network comes from, as `work_by` was told."""
+        return False
+
     def pretrained_names(self) -> frozenset[str]:
         """Names, as in the state dict, of the tensors that a file of pre-trained weights must hold."""
         return frozenset(self.state_dict())

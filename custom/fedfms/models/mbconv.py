@@ -1,4 +1,4 @@
-"""TinyViT's convolutional parts, with batch statistics that stand still."""
+"""TinyViT's convolutional parts: stem, inverted bottleneck, merging; their batch statistics stand still."""
 
 from __future__ import annotations
 

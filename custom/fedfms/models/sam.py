@@ -193,6 +193,11 @@ class PromptFreeSam(SegmentationModel):
         self.image_encoder.plain_attention = plain_attention
         self.image_encoder.checkpointing = checkpointing
 
+    @property
+    def plain_attention(self) -> bool:
+        """As the base says."""
+        return self.image_encoder.plain_attention
+
     def pretrained_names(self) -> frozenset[str]:
         """Encoder, decoder and positional encoding; adapters and head are ours."""
         return frozenset(

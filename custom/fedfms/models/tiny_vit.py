@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import BlockAdapters
-from fedfms.models.attention import as_autocast_takes, attend_by_table, in_blocks
+from fedfms.models.attention import as_autocast_takes, attend_by_table, on_processor
 from fedfms.models.base import ImageEncoder
 from fedfms.models.mbconv import ConvBN, MBConv, PatchEmbed, PatchMerging
 from fedfms.models.windows import from_windows, reach_over, to_windows
@@ -107,7 +107,7 @@ class TinyViTBlock(nn.Module):
 
     def forward(self, x: Tensor, adapters: BlockAdapters | None, plain: bool) -> Tensor:
         """(B, H, W, dim) -> the same shape."""
-        attended = self._attend_plain(x) if plain or not in_blocks(x.device) else self.attn.on_grid(x)
+        attended = self._attend_plain(x) if plain or not on_processor(x.device) else self.attn.on_grid(x)
         x = x + (attended if adapters is None else adapters.adapt_attention(attended))
         x = self.local_conv(x.permute(0, 3, 1, 2), plain=plain).permute(0, 2, 3, 1)
         normed = self.mlp.norm(x) if plain else as_autocast_takes(self.mlp.norm(x))  # once for both who take it
@@ -133,7 +133,7 @@ class Stage(nn.Module):
             TinyViTBlock(dim, HEADS[index], WINDOWS[index]) if index else MBConv(dim) for _ in range(DEPTHS[index])
         )
         last = index == len(DIMS) - 1
-        # The last, to 320 channels, keeps the grid.
+        # The merging to 320 channels keeps the grid.
         self.downsample = None if last else PatchMerging(dim, DIMS[index + 1], 1 if index == len(DIMS) - 2 else 2)
 
     def merge(self, x: Tensor, *, plain: bool) -> Tensor:
@@ -174,7 +174,7 @@ class TinyViTEncoder(ImageEncoder):
         """Stem and convolutional stage: (B, 3, S, S) -> (B, 128, 2 x grid, 2 x grid)."""
         plain = self._plain()
         # Channels last is what the processor's convolutions work in: they would bring every input to it, and back.
-        x = images if plain or not in_blocks(images.device) else images.contiguous(memory_format=torch.channels_last)
+        x = images if plain or not on_processor(images.device) else images.contiguous(memory_format=torch.channels_last)
         x = self.checkpointed(self.patch_embed, x, plain)
         first = cast(Stage, self.layers[0])
         for block in first.blocks:
@@ -188,7 +188,8 @@ class TinyViTEncoder(ImageEncoder):
         for layer in list(self.layers)[1:]:
             stage = cast(Stage, layer)
             x = x.permute(0, 2, 3, 1)
-            x = x if plain else x.contiguous()  # a kept prefix has channels first, and sums with it would keep that
+            # Of a kept prefix channels come first, and every sum with it would keep that.
+            x = x.contiguous() if on_processor(x.device) and not plain else x
             for block in stage.blocks:
                 adapters = cast(BlockAdapters, self.adapters[done]) if self.adapters else None
                 x = x if done in self.skipped else self.checkpointed(block, x, adapters, plain)

@@ -1,4 +1,4 @@
-"""A grid's tokens in windows, each head by itself, and back: one copy each way, and none of what pads the windows."""
+"""A grid's tokens in windows, each head by itself, and back: one copy each way."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ def to_windows(tokens: Tensor, padding: Tensor | None, side: Side) -> Tensor:
 
     Windows of `side` = (h, w) go by rows; those at the lower and right edges may reach over the grid, where q, k, v are
     `padding`, (3, heads, c); None will do where none `reach_over`.
+
+    Raises:
+        ValueError: they do, and there is no padding.
     """
     out: Tensor = _ToWindows.apply(tokens, padding, side)
     return out
@@ -38,7 +41,9 @@ class _ToWindows(torch.autograd.Function):
     def forward(ctx: Any, tokens: Tensor, padding: Tensor | None, side: Side) -> Tensor:
         ctx.side, ctx.shape, ctx.strides = side, tokens.shape, tokens.stride()
         windows = tokens.new_empty(_shape(tokens, side))
-        if padding is not None and reach_over(tokens.shape[1:3], side):
+        if reach_over(tokens.shape[1:3], side):
+            if padding is None:
+                raise ValueError("windows that reach over the grid need a padding")
             windows.copy_(padding[:, None, None, None, :, None, None])
         for of_grid, of_windows in _pairs(tokens, windows):
             of_windows.copy_(of_grid)
@@ -90,10 +95,10 @@ def _pairs(grid: Tensor, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _of_padding(windows: Tensor, grid: Sequence[int]) -> Tensor:
     """The sum over all places of the windows that lie beyond the grid, (3, heads, c)."""
-    down, along = grid[0] % windows.shape[5], grid[1] % windows.shape[6]  # real tokens of a window that reaches over
-    right = [windows[:, :, :, -1:, :, :, along:]] if along else []
-    below = [windows[:, :, -1:, : -1 if along else None, :, down:]] if down else []
-    corner = [windows[:, :, -1:, -1:, :, down:, :along]] if down and along else []
+    tall, broad = grid[0] % windows.shape[5], grid[1] % windows.shape[6]  # real places of a window that reaches over
+    right = [windows[:, :, :, -1:, :, :, broad:]] if broad else []
+    below = [windows[:, :, -1:, : -1 if broad else None, :, tall:]] if tall else []
+    corner = [windows[:, :, -1:, -1:, :, tall:, :broad]] if tall and broad else []
     dtype = torch.promote_types(windows.dtype, torch.float32)
     total = windows.new_zeros(windows.shape[0], windows.shape[4], windows.shape[7], dtype=dtype)
     for strip in right + below + corner:

@@ -1,7 +1,8 @@
 """The forward pass in a lower precision, where the study wants it and the device can.
 
 The prefix stays in float32: what is kept of it serves every precision, a model trains to the same numbers with and
-without it kept, and processors without bfloat16 take 100 times as long for its convolutions.
+without it kept (but for last bits where convolutions of small images depend on the batch), and processors without
+bfloat16 take 100 times as long for its convolutions.
 """
 
 from __future__ import annotations

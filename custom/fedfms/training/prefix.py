@@ -1,7 +1,7 @@
 """Outputs of a model's frozen prefix, computed once per image and kept on the site's own disk.
 
 Only adapters and decoder train in FedMSA, so what comes before the first adapter depends on the image alone. In
-TinyViT that is the whole convolutional stage: most of a step's cost. The files never leave the site; they hold
+TinyViT that is the whole convolutional stage, at the highest resolution. The files never leave the site; they hold
 features of images and are as private as the images are (mode 0600).
 """
 
@@ -76,12 +76,13 @@ def _read(path: Path) -> torch.Tensor | None:
 
 
 def _fingerprint(built: BuiltModel) -> str:
-    """Hash of all that the prefix's output hangs on but the image: another model section, or weights, another cache.
+    """Hash of all that the prefix's output hangs on but the image: other weights, another path, another cache.
 
-    The section whole, though not all of it reaches the prefix: a feature computed twice costs seconds, one that is
-    taken for another's is a wrong result that nobody sees.
+    The study's model section whole, though not all of it reaches the prefix: a feature computed twice costs seconds,
+    one that is taken for another's is a wrong result that nobody sees.
     """
-    digest = hashlib.sha256(f"prefix-2:{json.dumps(dataclasses.asdict(built.spec), sort_keys=True)}".encode())
+    path = "plain" if built.model.plain_attention else "fast"
+    digest = hashlib.sha256(f"prefix-3:{path}:{json.dumps(dataclasses.asdict(built.spec), sort_keys=True)}".encode())
     tensors = built.model.state_dict()
     for name in sorted(built.model.prefix_names()):
         digest.update(name.encode())

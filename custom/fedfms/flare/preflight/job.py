@@ -23,6 +23,7 @@ from fedfms.flare.resume import CLIENT_CONFIG
 from fedfms.flare.scope import SharedOnly
 from fedfms.training.build import outline
 from fedfms.training.traffic import shared_tensors
+from fedfms.units import size_text
 from fedfms.wire import CODECS, layout
 
 _VALIDATOR = f"{SmallJobs.__module__}.{SmallJobs.__name__}"
@@ -112,7 +113,7 @@ def leaves(context: Context) -> Finding:
             return fail(f"the site would refuse each update: {reason}", _ALLOW)
     nbytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in forms.values())
     more = f"; {len(filters) - len(own)} filters of the site's own are not looked at" if len(filters) > len(own) else ""
-    return ok(f"{len(forms)} tensors, {nbytes / 1e6:,.2f} MB at most, are allowed{more}")
+    return ok(f"{len(forms)} tensors, {size_text(nbytes)} at most, are allowed{more}")
 
 
 def _filters(context: Context, scope: str) -> list[Any]:
