@@ -152,11 +152,15 @@ def _splits(args: argparse.Namespace) -> int:
 def _job_build(args: argparse.Namespace) -> None:
     from fedfms.flare.job import build_job
     from fedfms.methods import METHODS, fitted, make_method
+    from fedfms.settings import SiteSettings
+    from fedfms.training.build import check_weights
     from fedfms.training.traffic import plan
 
     for name in sorted(METHODS) if args.method == "all" else [args.method]:
         study = _study_of(args, name)
         study = fitted(study, make_method(name, study.method_options))
+        if args.checkpoint is not None:  # now, and not at each site
+            check_weights(study, SiteSettings(checkpoints=args.checkpoint.resolve().parent))
         out = build_job(study, args.out / name if args.method == "all" else args.out, bundle_code=args.bundle_code)
         model = f"{study.model.backbone} at {study.model.input_px} px from {study.model.start}"
         pooled = "the data of all sites are pooled where site `pool` runs, and nothing is federated"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
@@ -13,6 +14,7 @@ from fedfms.cli import main
 from fedfms.errors import StudyError
 from fedfms.flare.job import _server, build_job, read_study
 from fedfms.methods import METHODS
+from fedfms.models import build_model
 from fedfms.study import Study, load_study
 
 ROOT = Path(__file__).parents[2]
@@ -59,12 +61,26 @@ def test_named_sites_are_deployed_by_name_and_held_out_ones_do_not_train(tmp_pat
 def test_a_checkpoint_leaves_its_name_and_hash_and_nothing_of_its_folder(tmp_path: Path) -> None:
     weights = tmp_path / "secret-folder" / "weights.pth"
     weights.parent.mkdir()
-    weights.write_bytes(b"not read here")
+    _write_weights(weights)
     out = tmp_path / "job"
     assert main(["job", "build", "fedmsa", "--study", "phantom", "--checkpoint", str(weights), "--out", str(out)]) == 0
     assert _study(out)["model"]["checkpoint"] == "weights.pth"
     assert len(_study(out)["model"]["checkpoint_sha256"]) == 64
     assert not any(b"secret-folder" in content for content in _tree(out).values())
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_before_a_job_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, out = tmp_path / "w.pth", tmp_path / "job"
+    command = ["job", "build", "fedmsa", "--study", "phantom", "--checkpoint", str(weights), "--out", str(out)]
+    weights.write_bytes(b"no tensors")
+    assert main(command) == 1
+    assert "w.pth: not a file of plain tensors" in capsys.readouterr().err
+    _write_weights(weights)
+    assert main([*command, "--backbone", "vit_b"]) == 1
+    assert "w.pth" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_every_option_of_the_command_arrives(tmp_path: Path) -> None:
@@ -84,6 +100,12 @@ def test_bundled_code_is_the_package(tmp_path: Path) -> None:
     bundled = out / "app" / "custom" / "fedfms"
     assert (bundled / "flare" / "executor.py").is_file()
     assert not list(bundled.rglob("__pycache__"))
+
+
+def _write_weights(path: Path) -> None:
+    """Such as the phantom's study can start from."""
+    model = build_model(load_study(PHANTOM).model, 1, adapters=False, seed=9)
+    torch.save(model.state_dict(), path)
 
 
 def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +137,7 @@ def test_sites_of_ones_own_are_given_as_the_refusal_says(tmp_path: Path) -> None
 
 def test_what_a_study_starts_from_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "w.pth"
-    weights.write_bytes(b"of any kind")
+    _write_weights(weights)
     command = ["job", "build", "fedmsa", "--study", "phantom", "--out", str(tmp_path / "job")]
     for more, start in [([], "random weights"), (["--checkpoint", str(weights)], "w.pth")]:
         assert main([*command, *more]) == 0
