@@ -78,6 +78,17 @@ def _rows(runs: Runs) -> str:
     return _markdown(["", *keys], rows)
 
 
+def _machine(runs: Runs) -> str:
+    """Where runs were made, a line for each that differs: of benchmarks, or of a `fedfms table`."""
+    made = (run.get("machine") or run["made"] for run in runs.values())
+    lines = dict.fromkeys(
+        f"Made on {one['processor']} ({one['instructions']}), {one['cores']} cores, Python {one['python']}, torch "
+        f"{one['torch']}.\n"
+        for one in made
+    )
+    return "".join(lines)
+
+
 def _sheets(runs: Runs) -> str:
     """Sheets of a `fedfms table`, each with its caption; the labels are their titles."""
     return "\n".join(markdown_table(restored(run, title)) for title, run in runs.items())
@@ -89,7 +100,7 @@ def _cost(view: View, runs: Runs) -> str:
 
 
 KINDS: Mapping[str, Callable[[Runs], str]] = {
-    "rounds": _by_round, "sites": _by_site, "rows": _rows, "sheet": _sheets,
+    "rounds": _by_round, "sites": _by_site, "rows": _rows, "sheet": _sheets, "machine": _machine,
     **{f"cost-{name}": partial(_cost, view) for name, view in VIEWS.items()},
 }  # fmt: skip
 

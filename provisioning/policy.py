@@ -60,6 +60,12 @@ _SETTINGS = """\
 #cache: /scratch/fedfms           # as private as the images
 #min_cases: 10                    # no score of fewer images leaves
 #quiet: true                      # no live curves leave, whatever a job says
+#threads: 1                       # of torch on the CPU; default: the cores, shared by the sites that run on them
+#workers: 0                       # loader processes
+#attention: plain                 # by segment-anything's own code, in several times the memory
+#processor: plain                 # products and memory as torch and the C library come, slower
+#checkpointing: true              # a fifth of the activations' memory, more time
+#micro_batch: 2                   # a step's batch in parts of so many slices, for less memory
 """
 
 

@@ -58,3 +58,14 @@ def test_sites_at_once_are_all_or_one_a_core(
     monkeypatch.setattr(simulate.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(simulate, "estimate", lambda *_: GIB // 10)
     assert simulate._at_once(Study(name="s"), SiteSettings(device="cpu", threads=threads), sites) == at_once
+
+
+def test_threads_are_what_is_asked_or_what_the_environment_says_or_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
+    monkeypatch.delenv(machine.THREADS, raising=False)
+    assert [machine.threads_for(0, at_once) for at_once in (1, 3, 20)] == [8, 2, 1]
+    monkeypatch.setenv(machine.THREADS, "4,2")
+    assert machine.threads_for(0, 3) == 4
+    assert machine.threads_for(1, 3) == 1
+    monkeypatch.setenv(machine.THREADS, "many")
+    assert machine.threads_for(0, 2) == 4

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+THREADS = "OMP_NUM_THREADS"  # the variable that torch and OpenMP read
 _CGROUP = Path("/sys/fs/cgroup")  # a container's own, of version 2
 
 
@@ -30,6 +31,19 @@ def machine() -> dict[str, Any]:
 
 
 @cache
+def usable_cores() -> int:
+    """Cores that this process may use; macOS does not tell, and gives them all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_for(asked: int, at_once: int) -> int:
+    """Threads of each of `at_once` processes: `asked`, or where that is 0 what OMP_NUM_THREADS says, or else an even
+    share of the cores that this process may use.
+    """
+    said = os.environ.get(THREADS, "").split(",")[0]
+    return asked or (int(said) if said.isdecimal() else 0) or max(1, usable_cores() // at_once)
+
+
 def maker_and_flags() -> tuple[str, frozenset[str]]:
     """The processor's maker and what it can, in Linux' words; elsewhere neither is told."""
     return _cpuinfo("vendor_id"), frozenset(_cpuinfo("flags").split())

@@ -39,6 +39,15 @@ def test_a_sheet_of_a_table_is_shown_by_its_title(tmp_path: Path) -> None:
     assert "Of \\*all\\*.\n\n| method | site |\n| --- | ---: |\n| **0.5** | **0.5** |\n" in render(page)
 
 
+def test_machines_are_told_once(tmp_path: Path) -> None:
+    one = {"processor": "P", "instructions": "I", "cores": 2, "python": "3.11", "torch": "2.13"}
+    (tmp_path / "a.json").write_text(json.dumps({"machine": one, "rows": []}))
+    (tmp_path / "b.json").write_text(json.dumps({"made": one}))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table machine a=a.json b=b.json -->\n<!-- end -->\n")
+    assert render(page).count("Made on P (I), 2 cores, Python 3.11, torch 2.13.") == 1
+
+
 def test_an_unknown_table_is_told(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- table chart a=a.json -->\n<!-- end -->\n")

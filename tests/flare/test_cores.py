@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fedfms.flare import cores
+from fedfms.machine import THREADS
 
 
 @pytest.fixture(autouse=True)
@@ -22,15 +23,15 @@ def _as_before() -> object:
 
 @pytest.mark.parametrize(("machine", "sites", "threads"), [(16, 1, 16), (16, 3, 5), (2, 4, 1)])
 def test_a_share_each(machine: int, sites: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cores.VARIABLE, raising=False)
-    monkeypatch.setattr(cores, "_cores", lambda: machine)
+    monkeypatch.delenv(THREADS, raising=False)
+    monkeypatch.setattr("fedfms.machine.usable_cores", lambda: machine)
     monkeypatch.setattr(cores, "_sites_here", lambda: sites)
     assert cores.share_cores(0) == threads
 
 
 def test_the_site_and_the_environment_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "_sites_here", lambda: 1)
-    monkeypatch.setenv(cores.VARIABLE, "1")
+    monkeypatch.setenv(THREADS, "1")
     torch.set_num_threads(1)
     assert cores.share_cores(0) == 1
     assert cores.share_cores(3) == 3

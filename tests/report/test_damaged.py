@@ -149,6 +149,14 @@ def test_no_run(tmp_path: Path) -> None:
         make_report(tmp_path / "none")
 
 
+def test_a_run_that_never_began_says_why(tmp_path: Path) -> None:
+    ended = tmp_path / "server" / "simulate_job" / "fedfms" / "ended.json"
+    ended.parent.mkdir(parents=True)
+    ended.write_text('{"reason": "this site names no checkpoint folder"}')
+    with pytest.raises(ReportError, match="the run did not begin: this site names no checkpoint folder"):
+        make_report(tmp_path)
+
+
 def test_several_runs_are_listed(tmp_path: Path) -> None:
     for name in ("one", "two"):
         make_run(tmp_path / name)

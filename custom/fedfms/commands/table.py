@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -98,12 +97,14 @@ def _grid(args: argparse.Namespace) -> Grid:
 
 
 def _settings(args: argparse.Namespace) -> SiteSettings:
+    from fedfms.machine import threads_for
+
     settings = settings_here(args.root)
     if args.checkpoint is not None:
         settings = replace(settings, checkpoints=args.checkpoint.resolve().parent)
     if settings.cache is None:  # runs that begin alike share the features of the frozen stage
         settings = replace(settings, cache=args.out.resolve() / "cache")
-    return replace(settings, threads=settings.threads or max(1, (os.cpu_count() or 1) // args.jobs))
+    return replace(settings, threads=threads_for(settings.threads, args.jobs))
 
 
 def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSettings, console: Console) -> None:

@@ -11,23 +11,16 @@ import os
 import psutil
 import torch
 
-VARIABLE = "OMP_NUM_THREADS"
+from fedfms.machine import THREADS, threads_for
 
 
 def share_cores(threads: int) -> int:
     """Set torch's threads and return their number: `threads`, or where that is 0 what OMP_NUM_THREADS says, or
     else this process's share of the cores among those that NVFLARE has started beside it.
     """
-    if not threads and VARIABLE not in os.environ:
-        threads = max(1, _cores() // _sites_here())
-    if threads:
-        torch.set_num_threads(threads)
+    if threads or THREADS not in os.environ:  # where that is set, torch has read it
+        torch.set_num_threads(threads_for(threads, _sites_here()))
     return torch.get_num_threads()
-
-
-def _cores() -> int:
-    """Cores that this process may use; macOS does not tell, and gives them all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sites_here() -> int:

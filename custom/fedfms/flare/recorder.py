@@ -74,6 +74,8 @@ class Recorder(FLComponent):
 
     def _start(self, fl_ctx: FLContext) -> None:
         persistor = self._persistor(fl_ctx)
+        if not persistor.sizes:  # it has said why there is no model; NVFLARE goes on to this all the same
+            return
         assert persistor.study is not None and persistor.keeper is not None
         if persistor.saved is not None:
             self._go_on(persistor, persistor.saved.server.round, self._folder(fl_ctx))
@@ -158,9 +160,10 @@ class Recorder(FLComponent):
 
     def _report(self, fl_ctx: FLContext) -> None:
         folder = self._folder(fl_ctx)
-        if not (folder / "run.json").is_file():
+        if (folder / "run.json").is_file():
+            self._write_rows(fl_ctx, aggregated=False)  # why a round never came to its aggregation
+        elif not (folder.parent / ENDED_FILE).is_file():
             return
-        self._write_rows(fl_ctx, aggregated=False)  # why a round never came to its aggregation
         try:
             report = make_report(folder.parent)
         except FedfmsError as error:

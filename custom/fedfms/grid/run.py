@@ -19,6 +19,7 @@ from fedfms.errors import FedfmsError, StudyError, TrainingError
 from fedfms.files import write_atomic
 from fedfms.grid.cell import RESULT, ROUNDS, run_cell
 from fedfms.grid.plan import Cell
+from fedfms.machine import THREADS
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 
@@ -132,7 +133,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "fedfms.grid.run", str(folder), str(os.getpid())],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, THREADS: str(threads)},
         )  # fmt: skip
 
 

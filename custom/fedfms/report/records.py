@@ -94,16 +94,23 @@ def overlays(workspace: Path, folder: Path) -> list[Path]:
 def _find(workspace: Path) -> Path:
     if not workspace.is_dir():
         raise ReportError("there is no such folder", where=workspace.name, do="name a simulator's workspace or a run")
-    patterns = ["/".join(["*"] * depth + ["fedfms", "run.json"]) for depth in range(_DEPTH)]
-    found = sorted({path for pattern in patterns for path in workspace.glob(pattern)})
+    found = _below(workspace, "run.json")
     if not found and (workspace / "run.json").is_file():
         found = [workspace / "run.json"]
+    if not found and (ended := _below(workspace, "ended.json")):
+        reason = clean_reason(_read_json(ended[0]).get("reason"))
+        raise ReportError(f"the run did not begin: {reason}", where=workspace.name, do="mend that, run the job again")
     if not found:
         raise ReportError("there is no run below this folder", where=workspace.name, do="run a job first")
     if len(found) > 1:
         names = ", ".join(path.parent.parent.relative_to(workspace).as_posix() for path in found)
         raise ReportError(f"there are {len(found)} runs: {names}", where=workspace.name, do="name one of them")
     return found[0].parent
+
+
+def _below(workspace: Path, name: str) -> list[Path]:
+    patterns = ["/".join(["*"] * depth + ["fedfms", name]) for depth in range(_DEPTH)]
+    return sorted({path for pattern in patterns for path in workspace.glob(pattern)})
 
 
 def _read_json(path: Path) -> dict[str, Any]:
