@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fedfms.errors import CheckpointError
+from fedfms.errors import CheckpointError, SettingsError
 from fedfms.inference.modelfile import ModelFile
 from fedfms.models import SegmentationModel
 from fedfms.settings import SiteSettings
@@ -105,6 +105,11 @@ def _whole(file: ModelFile, settings: SiteSettings) -> SegmentationModel:
 
 def _with_checkpoint(study: Study, settings: SiteSettings, path: Path | None) -> tuple[Study, SiteSettings]:
     if path is None:
+        if study.model.checkpoint is not None and settings.checkpoints is None:
+            raise SettingsError(
+                f"the model starts from {study.model.checkpoint}, whose tensors its file leaves out",
+                do="name that file: --checkpoint FILE",
+            )
         return study, settings
     if study.model.checkpoint is None:
         raise CheckpointError("the study starts from random weights", where="--checkpoint", do="leave it out")
