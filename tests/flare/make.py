@@ -44,6 +44,7 @@ class Server:
         study = Study(name="test", held_out=("unseen",), federation=FederationSpec(wire=wire))
         persistor = SharedModelPersistor(study.to_dict())
         persistor.study, persistor.method, persistor.shared = study, make_method("fedmsa", {}), MODEL
+        persistor.sizes = {"total": 3.0, "trained": 2.0, "shared": 2.0, "shared_mb": 8e-6}  # as one that was started
         self.persistor = persistor
         self.panics: list[str] = []
         self.aggregator = CheckedAggregator(min_sites)
