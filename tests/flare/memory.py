@@ -21,7 +21,7 @@ from .make import Server
 
 
 class _Watch(threading.Thread):
-    """The most that was seen, every millisecond in which it is `on`: while the server works."""
+    """The most that was seen, as it is turned `on` and every millisecond after: while the server works."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -31,10 +31,14 @@ class _Watch(threading.Thread):
         while not self.ended:
             before, seen = self.on, anonymous()
             if before and self.on:
-                self.peak, self.looks = max(self.peak, seen), self.looks + 1
+                self._see(seen)
             time.sleep(0.001)
 
+    def _see(self, seen: int) -> None:
+        self.peak, self.looks = max(self.peak, seen), self.looks + 1
+
     def __enter__(self) -> None:
+        self._see(anonymous())  # what a thread that is let run late would not see
         self.on = True
 
     def __exit__(self, *_: object) -> None:
@@ -46,7 +50,8 @@ def _round(server: Server, round_: int, sites: int, model: dict[str, torch.Tenso
     for index in range(sites):
         site = f"site-{index:02d}"
         with watch:
-            server.aggregator.download_for(site, round_, "", server.context)
+            if server.aggregator.download_for(site, round_, "", server.context) is None:  # as `flare/personal.py` asks
+                server.aggregator.tensors_for(site, round_, server.context)
         shareable = _sent(server, site, round_, index, model).to_shareable()
         with watch:
             assert server.send(site, shareable, round_), server.aggregator.rows[site]["reason"]
