@@ -10,30 +10,47 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.step import study_of
-from fedfms.methods import Server, Tensors, Update, make_method
+from fedfms.methods import Server, Tensors, Update, compiled, make_method
 from fedfms.training.build import outline
 from fedfms.training.spool import spooled
 from fedfms.training.traffic import shared_tensors
 
 
 def measure(method: str, backbone: str, sites: int, repeats: int) -> list[dict[str, Any]]:
-    """Two rows: updates that lie in memory, and those that a server has put by on disk, read from the system's cache.
+    """Rows by path, of updates that lie in memory, and that a server has put by on disk and the system's cache holds.
 
-    Seconds are medians of `repeats`; reading, which is torch's sum of each tensor by as many threads, alternates with
-    combining. `grown_mb`: MiB of the process's own memory (no file's) while it combines, in `copies` of the model.
+    `plain` is torch's operations, `fast` what was compiled at installation, if it was. Seconds are medians of
+    `repeats`; reading, which is torch's sum of each tensor by as many threads, alternates with combining. `grown_mb`:
+    MiB of the process's own memory (no file's) while it combines, in `copies` of the model.
     """
     like = shared_tensors(outline(study_of(method, backbone, 1024, 1)))
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for held in ("memory", "disk"):
             updates = list(_updates(like, sites, Path(folder) if held == "disk" else None))
-            rows.append({"method": method, "backbone": backbone, "held": held, **_row(method, updates, repeats)})
+            for path, combine in _paths(method, updates).items():
+                row = {"method": method, "backbone": backbone, "held": held, "path": path}
+                rows.append(row | _row(combine, updates, repeats))
             del updates
     return rows
+
+
+def _paths(method: str, updates: Sequence[Update]) -> dict[str, Callable[[], object]]:
+    server = Server({name: torch.zeros_like(tensor) for name, tensor in updates[0].tensors.items()})
+
+    def fast() -> object:
+        return make_method(method, {}).combine(updates, server)
+
+    def plain() -> object:
+        with mock.patch.object(compiled, "BUILT", False):
+            return fast()
+
+    return {"plain": plain, "fast": fast} if compiled.BUILT else {"plain": plain}
 
 
 def _updates(like: Tensors, sites: int, folder: Path | None) -> Iterator[Update]:
@@ -45,15 +62,13 @@ def _updates(like: Tensors, sites: int, folder: Path | None) -> Iterator[Update]
         yield Update(f"site-{index:03d}", made, 100 + index)
 
 
-def _row(method: str, updates: Sequence[Update], repeats: int) -> dict[str, Any]:
+def _row(combine: Callable[[], object], updates: Sequence[Update], repeats: int) -> dict[str, Any]:
     first = updates[0].tensors
-    server = Server({name: torch.zeros_like(tensor) for name, tensor in first.items()})
-    combine = make_method(method, {}).combine
     reads, combines, grown = [], [], 0
     for _ in range(repeats):
         reads.append(_seconds(lambda: [t.sum() for update in updates for t in update.tensors.values()]))
         with _Watch() as watch:
-            combines.append(_seconds(lambda: combine(updates, server)))
+            combines.append(_seconds(combine))
         grown = max(grown, watch.grown)
     read_s, combine_s = statistics.median(reads), statistics.median(combines)
     copy = sum(tensor.nbytes for tensor in first.values())

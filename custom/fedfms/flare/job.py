@@ -88,7 +88,7 @@ def _write(study: Study, name: str, bundle_code: bool, resume: Sequence[str], fo
     (custom / _NOTE).write_text(_BYOC + (_BUNDLED if bundle_code else _INSTALLED), encoding="utf-8")
     if bundle_code:
         package = Path(fedfms.__file__).parent
-        shutil.copytree(package, custom / "fedfms", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        shutil.copytree(package, custom / "fedfms", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.so"))
 
 
 def read_study(job: Path) -> Study:
