@@ -90,7 +90,7 @@ def convert_site(
             save_manifest(manifest, target)
             remove_strays(target, manifest)  # last: until now an earlier manifest listed them
         faults = [(keys.case_id(n), text) for n, text in found.faults] + [(d.id, d.fault) for d in done if d.fault]
-        notes = (keys.note if links else "", _ignored(found.ignored))
+        notes = (keys.note if links else "", _ignored(found.ignored), *found.notes)
         return _summary(manifest, target, sorted(faults), [note for note in notes if note])
     except OSError as error:
         do = "check space and rights, then run it again"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -48,6 +48,8 @@ LAYOUTS = (
     Layout(COLONDB, "cvccolondb", "images", "masks"),
     *(Layout(site, f"datac{n}", f"imagesc{n}", f"masksc{n}") for n, site in enumerate(POLYPGEN, start=1)),
 )
+_KNOWN = frozenset(layout.site for layout in LAYOUTS)
+_STRANGER = "none of this data set's sites has this name: of polyps, by its folder, and each frame a patient of its own"
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class LayoutFinder:
             )  # fmt: skip
         place = found[0]
         frames, masks = list_files(place.images, site), list_files(place.labels, site)
-        return match_pairs(site, frames, masks, _SUFFIXES, self.patient, place.prefix, _ODD_SUFFIX)
+        pairs = match_pairs(site, frames, masks, _SUFFIXES, self.patient, place.prefix, _ODD_SUFFIX)
+        return pairs if site in _KNOWN else replace(pairs, notes=(_STRANGER,))
 
 
 def _look(raw: Path) -> tuple[dict[str, list[Place]], dict[str, str]]:

@@ -36,11 +36,14 @@ class RawCase:
 
 @dataclass(frozen=True)
 class Found:
-    """Cases by name, `(name, fault)` of what makes no case, and how many files of other kinds lie there."""
+    """Cases by name, `(name, fault)` of what makes no case, how many files of other kinds lie there, and what the
+    person who converts is to know of the site.
+    """
 
     cases: Mapping[str, RawCase]
     faults: tuple[tuple[str, str], ...] = ()
     ignored: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -178,3 +178,13 @@ def test_ids_stay_when_a_site_moves_to_another_layout(tmp_path, out, capsys):
     after = load_manifest(out / "polyp" / site)
     assert (after.cases, after.patients) == (before.cases, before.patients)
     capsys.readouterr()
+
+
+def test_a_site_of_another_name_is_converted_and_told(tmp_path, out, capsys):
+    raw = tmp_path / "raw"
+    kvasir(raw)
+    for index in range(5):
+        pair(*(raw / "fundus_of_somebody" / folder / f"{index}.png" for folder in ("images", "labels")))
+    assert main(["polyp", "--raw", str(raw), "--out", str(out), "--workers", "0"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("none of this data set's sites has this name") == 1
