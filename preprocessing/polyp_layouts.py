@@ -49,7 +49,7 @@ LAYOUTS = (
     *(Layout(site, f"datac{n}", f"imagesc{n}", f"masksc{n}") for n, site in enumerate(POLYPGEN, start=1)),
 )
 _KNOWN = frozenset(layout.site for layout in LAYOUTS)
-_STRANGER = "none of this data set's sites has this name: of polyps, by its folder, and each frame a patient of its own"
+_STRANGER = "none of this data set's sites has this name; taken for polyps, and each frame for a patient of its own"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class LayoutFinder:
         place = found[0]
         frames, masks = list_files(place.images, site), list_files(place.labels, site)
         pairs = match_pairs(site, frames, masks, _SUFFIXES, self.patient, place.prefix, _ODD_SUFFIX)
-        return pairs if site in _KNOWN else replace(pairs, notes=(_STRANGER,))
+        return pairs if site in _KNOWN else replace(pairs, notes=(f"{site}: {_STRANGER}",))
 
 
 def _look(raw: Path) -> tuple[dict[str, list[Place]], dict[str, str]]:

@@ -55,7 +55,7 @@ def test_sites_at_once_are_all_or_one_a_core(
     sites: int, threads: int, left: int, at_once: int, free: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _limit(free, str(left * GIB), GIB)
-    monkeypatch.setattr(simulate.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(simulate, "usable_cores", lambda: 4)
     monkeypatch.setattr(simulate, "estimate", lambda *_: GIB // 10)
     assert simulate._at_once(Study(name="s"), SiteSettings(device="cpu", threads=threads), sites) == at_once
 

@@ -118,7 +118,7 @@ def _parse(path: Path) -> SiteSettings:
             raw[key] = _absolute(str(raw[key]), f"{path.name}: {key}")
     for key in ("workers", "threads", "min_cases", "micro_batch"):
         if type(raw.get(key, 0)) is not int or raw.get(key, 0) < 0:
-            raise SettingsError(f"{path.name}: {key} must be a number, 0 or more", do="0 is a good start")
+            raise SettingsError(f"{path.name}: {key} must be a number, 0 or more", do="leave it out for the default")
     for key in ("attention", "processor"):
         if raw.get(key, "auto") not in WAYS:
             raise SettingsError(f"{path.name}: there is no such {key}", do=f"one of {list(WAYS)}")

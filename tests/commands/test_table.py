@@ -34,6 +34,7 @@ TINY = [text for override in SMALL for text in ("--set", override)]
         (["--render", "OUT"], "holds no table"),
         (["phantom", "--out", "FILE", "--dry-run", "--no-estimate"], "--out: FILE is a file; name a folder"),
         (["phantom", "--out", "FILE/below/it", "--no-estimate"], "--out: FILE is a file; name a folder"),
+        (["phantom", "--out", ".", "--dry-run", "--no-estimate"], "holds other files, and no table; name a new folder"),
     ],
 )
 def test_faults_are_one_line(

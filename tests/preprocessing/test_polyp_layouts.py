@@ -187,4 +187,4 @@ def test_a_site_of_another_name_is_converted_and_told(tmp_path, out, capsys):
         pair(*(raw / "fundus_of_somebody" / folder / f"{index}.png" for folder in ("images", "labels")))
     assert main(["polyp", "--raw", str(raw), "--out", str(out), "--workers", "0"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert told.count("none of this data set's sites has this name") == 1
+    assert told.count("fundus_of_somebody: none of this data set's sites has this name") == 1

@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _table(args: argparse.Namespace) -> int:
+    from fedfms.grid.table import refuse_foreign
+
     console = Console()
     if args.render is not None:
         return _render(args.render, console)
@@ -75,6 +77,7 @@ def _table(args: argparse.Namespace) -> int:
     grid, settings = _grid(args), _settings(args)
     cells = grid.cells()
     can_be_folder(args.out, "--out")
+    refuse_foreign(args.out)
     _tell_plan(args, cells, settings, console)
     if args.dry_run:
         return 0
@@ -121,8 +124,9 @@ def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSe
     if args.no_estimate:
         console.print(count(left).text(args.jobs))
         return
-    with console.status("timing a step") as status:
-        told = estimate(left, settings, lambda name: status.update(f"timing a step of {name}"))
+    with console.status("opening the sites' data") as status:
+        say = status.update if console.is_terminal else console.print
+        told = estimate(left, settings, lambda name: say(f"timing a step of {name}"))
     console.print(told.text(args.jobs))
 
 
@@ -140,10 +144,16 @@ def _run(
         check(cells, args.out, args.engine)
         save_grid(args.out, grid, cells, _command(args))
         bar = progress.add_task("rounds", total=total)
-        faults = run_cells(
-            cells, args.out, settings, engine=args.engine, jobs=args.jobs,
-            told=lambda done: progress.update(bar, completed=sum(done.values())),
-        )  # fmt: skip
+        seen: set[str] = set()
+
+        def told(done: Mapping[str, int]) -> None:
+            progress.update(bar, completed=sum(done.values()))
+            finished = {cell.name for cell in cells if done[cell.name] == cell.study.train.rounds}
+            if not console.is_terminal and finished - seen:  # a log shows no bar
+                seen.update(finished)
+                console.print(f"{len(seen)} of {len(cells)} runs, {sum(done.values())} of {total} rounds", markup=False)
+
+        faults = run_cells(cells, args.out, settings, engine=args.engine, jobs=args.jobs, told=told)
     for name, fault in faults.items():
         console.print(f"{name}: {fault}", markup=False)
     if len(faults) == len(cells):

@@ -14,14 +14,14 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 
 from fedfms.methods import trainers
-from fedfms.report.records import clean_reason
+from fedfms.report.records import ENDED, clean_reason
 from fedfms.report.scores import clean_number, clean_scores
 from fedfms.study import Study
 
 ASKED = InfoCollector.EVENT_TYPE_GET_STATS
 GROUP, KEY = "fedfms", "fedfms_rounds"  # where it stands in NVFLARE's answer, as JSON in a text
 MAX_ROWS = 400  # the newest: an answer of 100 kB or so; all are in the run's records
-ENDED_FILE = "fedfms/ended.json"  # of a run that the server gave up: {"reason"}
+ENDED_FILE = f"fedfms/{ENDED}"  # of a run that the server gave up: {"reason"}
 _NUMBERS = ("samples", "train_loss", "seconds", "bytes_up", "bytes_down")
 
 

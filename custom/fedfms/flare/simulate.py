@@ -29,7 +29,7 @@ from fedfms.flare.nextjob import described
 from fedfms.flare.resume import KEPT, OURS, job_ids
 from fedfms.grid.cell import write_result
 from fedfms.grid.run import locked
-from fedfms.machine import free_memory
+from fedfms.machine import free_memory, usable_cores
 from fedfms.methods import Tensors, trainers
 from fedfms.report.cost.live import estimate
 from fedfms.report.records import read_records
@@ -93,11 +93,11 @@ def _at_once(study: Study, settings: SiteSettings, sites: int) -> int:
     """Sites that work at once: all, each in one process to the end, where the run's share of this machine's memory
     holds them; else one a core, and a new process for each task, which imports and builds all anew.
     """
-    cores = min(sites, os.cpu_count() or 1)
+    cores = min(sites, usable_cores())
     if sites == cores or settings.torch_device.type != "cpu":
         return cores
     need = sites * (_PROCESS_BYTES + estimate(study, settings))
-    of_runs = settings.threads / (os.cpu_count() or 1) if settings.threads else 1.0  # as the cores are shared out
+    of_runs = settings.threads / usable_cores() if settings.threads else 1.0  # as the cores are shared out
     return sites if need < _PART * of_runs * free_memory() else cores
 
 
@@ -118,7 +118,7 @@ def _simulate(
     job: Path, workspace: Path, names: Sequence[str], threads: int | None, env: Mapping[str, str], lock: int
 ) -> int:
     """Run a job that goes on with what its workspace holds; the simulator's exit code."""
-    at_once = threads or min(len(names), os.cpu_count() or 1)  # fewer than sites: each task is a new process
+    at_once = threads or min(len(names), usable_cores())  # fewer than sites: each task is a new process
     process = subprocess.Popen(
         [sys.executable, "-m", _ENGINE, str(job), "-w", str(workspace), "-c", ",".join(names), "-t", str(at_once)],
         env={**os.environ, **env}, stdin=subprocess.DEVNULL, pass_fds=(lock,), start_new_session=True,

@@ -9,10 +9,25 @@ from pathlib import Path
 from fedfms.errors import StudyError
 from fedfms.files import write_atomic
 from fedfms.grid.plan import Cell, Grid
+from fedfms.grid.run import CELLS
 from fedfms.tables import Key, TableText, write_tables
 
 _FILE = "table.json"
 _FORMAT = 1
+
+
+def refuse_foreign(out: Path) -> None:
+    """A table's folder is one of its own: a person's other files are not to lie among its runs.
+
+    Raises:
+        StudyError: `out` holds something, and no table was begun there.
+    """
+    if out.is_dir() and not (out / _FILE).is_file():
+        others = [path for path in out.iterdir() if path.name not in (CELLS, "cache") and path.name[0] != "."]
+        if others:
+            raise StudyError(
+                f"{out.resolve().name} holds other files, and no table", where="table", do="name a new folder as --out"
+            )
 
 
 def save_grid(out: Path, grid: Grid, cells: Sequence[Cell], command: str) -> None:

@@ -31,6 +31,7 @@ from fedfms.report.scores import clean_number, clean_scores
 from fedfms.study import Study
 
 FORMAT = 1
+ENDED = "ended.json"  # in place of all that: {"reason"} of a run that the server gave up
 _DEPTH = 6
 _NUMBERS = ("samples", "train_loss", "seconds", "bytes_up", "bytes_down", "bad_images")
 _PARAMETERS = ("total", "trained", "shared", "shared_mb")
@@ -97,7 +98,7 @@ def _find(workspace: Path) -> Path:
     found = _below(workspace, "run.json")
     if not found and (workspace / "run.json").is_file():
         found = [workspace / "run.json"]
-    if not found and (ended := _below(workspace, "ended.json")):
+    if not found and (ended := _below(workspace, ENDED)):
         reason = clean_reason(_read_json(ended[0]).get("reason"))
         raise ReportError(f"the run did not begin: {reason}", where=workspace.name, do="mend that, run the job again")
     if not found:
