@@ -165,6 +165,22 @@ def _job_build(args: argparse.Namespace) -> None:
         model = f"{study.model.backbone} at {study.model.input_px} px from {study.model.start}"
         pooled = "the data of all sites are pooled where site `pool` runs, and nothing is federated"
         print(f"{out}: {name} on {study.name}, {model}; {pooled if METHODS[name].centralised else plan(study).text()}")
+        if note := _untold(study):
+            print(note)
+
+
+def _untold(study: Study) -> str:
+    """Better known before a run than after: its sites will score on too few images to tell of them."""
+    from fedfms.data.splits import scored
+
+    images = [study.data.max_images, study.data.phantom_images if study.data.dataset == PHANTOM else None]
+    most, least = min((n for n in images if n is not None), default=None), study.federation.min_cases
+    if most is None or (aside := scored(study.data.protocol, most)) >= least:
+        return ""
+    return (
+        f"note: of {most} images a site scores on about {aside}, and no score of fewer than {least} leaves it: "
+        f"no curve, no best model; raise the images, or --set federation.min_cases={aside} where that may be told"
+    )
 
 
 def _study_of(args: argparse.Namespace, method: str) -> Study:

@@ -141,8 +141,8 @@ def test_the_phantom_is_announced_where_the_study_has_another_name(caplog):
     with caplog.at_level(logging.WARNING):
         open_site(Study.from_dict({"name": "polyp"}), "anything", SiteSettings())
     assert "the data set of study polyp is the embedded phantom" in caplog.text
-    assert data.counts() == {"train": 36, "val": 4, "all": 40}
-    assert sum(not item.has(data.spec.structures[0]) for item in data.parts["all"]) == 2
+    assert data.counts() == {"train": 50, "val": 6, "all": 56}
+    assert sum(not item.has(data.spec.structures[0]) for item in data.parts["all"]) == 3
 
 
 def test_the_phantom_is_held_out_too():

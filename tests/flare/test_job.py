@@ -95,6 +95,24 @@ def test_every_option_of_the_command_arrives(tmp_path: Path) -> None:
     assert (study.train.rounds, study.train.lr, study.data.max_images) == (3, 1e-5, 24)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [(["data.max_images=24"], "of 24 images a site scores on about 2, "),
+     (["data.phantom_images=30"], "or --set federation.min_cases=3 "),
+     (["data.max_images=24", "federation.min_cases=2"], ""),
+     (["data.max_images=24", "data.protocol=personal"], ""), ([], "")],
+    ids=["few", "small phantom", "may be told", "a fifth", "the study's own"],
+)  # fmt: skip
+def test_scores_that_no_site_will_tell_are_told_beforehand(
+    settings: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [word for one in settings for word in ("--set", one)]
+    assert main(["job", "build", "fedmsa", "--study", "phantom", *sets, "--out", str(tmp_path / "job")]) == 0
+    _, *notes = capsys.readouterr().out.splitlines()
+    assert len(notes) == (told != "")
+    assert all(told in note for note in notes)
+
+
 def test_bundled_code_is_the_package(tmp_path: Path) -> None:
     out = build_job(load_study(PHANTOM), tmp_path / "job", bundle_code=True)
     bundled = out / "app" / "custom" / "fedfms"

@@ -45,6 +45,11 @@ def assign(patients: Patients, protocol: str, seed: int, blank: Container[str] =
     }
 
 
+def scored(protocol: str, images: int) -> int:
+    """Slices of so many that a site sets aside to score on, to one or a few: whole patients are."""
+    return max(1, round(PROTOCOLS[protocol][1] * images))
+
+
 def subset(
     patients: Patients, max_images: int | None, seed: int, blank: Container[str] = ()
 ) -> dict[str, tuple[str, ...]]:
