@@ -11,8 +11,9 @@ FEDERATION ?= workspace/federation
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(READY): requirements.txt pyproject.toml custom/fedfms/methods/_mean.c
+$(READY): requirements.txt pyproject.toml setup.py custom/fedfms/methods/_mean.c
 	$(PYTHON) -m venv $(VENV)
+	rm -f custom/fedfms/methods/_mean.*.so
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
@@ -44,5 +45,5 @@ jobs: $(READY)  ## make the committed jobs again from their studies
 	$(BIN)/fedfms job build all --study phantom --out jobs
 
 clean:  ## remove workspaces and caches, not .venv
-	rm -rf workspace simulator_workspace .pytest_cache .mypy_cache .ruff_cache
+	rm -rf workspace simulator_workspace build .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -47,6 +47,7 @@ def test_free_memory_is_the_machines_or_what_its_container_leaves(
         (7, 4, 10, 7),  # all of four cores for this run: half of 10 GiB holds seven of 0.6 GiB
         (7, 1, 10, 4),  # a run of four: an eighth of 10 GiB does not
         (7, 4, 2, 4),
+        (7, 64, 5, 4),  # more threads than cores give no run more than all of the memory
         (3, 1, 0, 3),  # no more sites than cores
         (7, 0, 10, 7),  # threads are shared out by NVFLARE's processes themselves
     ],

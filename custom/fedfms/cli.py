@@ -17,6 +17,7 @@ from fedfms.commands.report import show
 from fedfms.errors import FedfmsError, StudyError
 from fedfms.study import PHANTOM, PHANTOM_SITES, Study, find_study, load_study
 
+_FEW = 3  # images whose mean score tells of none of them
 _EXAMPLES = """\
 examples:
   fedfms job build fedmsa --study phantom --out jobs/fedmsa
@@ -156,6 +157,7 @@ def _job_build(args: argparse.Namespace) -> None:
     from fedfms.training.build import check_weights
     from fedfms.training.traffic import plan
 
+    notes = []
     for name in sorted(METHODS) if args.method == "all" else [args.method]:
         study = _study_of(args, name)
         study = fitted(study, make_method(name, study.method_options))
@@ -165,8 +167,9 @@ def _job_build(args: argparse.Namespace) -> None:
         model = f"{study.model.backbone} at {study.model.input_px} px from {study.model.start}"
         pooled = "the data of all sites are pooled where site `pool` runs, and nothing is federated"
         print(f"{out}: {name} on {study.name}, {model}; {pooled if METHODS[name].centralised else plan(study).text()}")
-        if note := _untold(study):
-            print(note)
+        notes.append(_untold(study))
+    for note in filter(None, dict.fromkeys(notes)):
+        print(note)
 
 
 def _untold(study: Study) -> str:
@@ -177,9 +180,10 @@ def _untold(study: Study) -> str:
     most, least = min((n for n in images if n is not None), default=None), study.federation.min_cases
     if most is None or (aside := scored(study.data.protocol, most)) >= least:
         return ""
+    may = f", or --set federation.min_cases={aside} where that may be told" if aside >= _FEW else ""
     return (
         f"note: of {most} images a site scores on about {aside}, and no score of fewer than {least} leaves it: "
-        f"no curve, no best model; raise the images, or --set federation.min_cases={aside} where that may be told"
+        f"no curve, no best model; give it more images{may}"
     )
 
 

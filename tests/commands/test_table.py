@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,3 +163,25 @@ def test_a_table_is_planned_made_gone_on_with_and_made_again(
     assert {name: (out / name).read_bytes() for name in ("table.csv", "table.tex")} == {
         name: made[name] for name in ("table.csv", "table.tex")
     }
+
+
+def test_a_log_has_a_line_a_run_and_faults_as_they_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "table.log").touch()  # its own output may lie there
+
+    def run_cells(cells: Any, *_: Any, told: Any, failed: Any, **__: Any) -> dict[str, str]:
+        one, other = (cell.name for cell in cells)
+        told({one: 1, other: 0})
+        told({one: 3, other: 1})
+        failed(other, "it has no [room]")
+        return {one: "", other: ""}
+
+    monkeypatch.setattr("fedfms.grid.run.run_cells", run_cells)
+    table = ["table", "phantom", "--methods", "fedmsa", "--held-out", "site-1", "--seeds", "0,1", "--no-estimate"]
+    assert main([*table, "--out", str(out), *TINY]) == 1
+    told = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "1 of 2 runs, 4 of 6 rounds" in told
+    assert told.index("fedmsa+site-1+seed1: it has no [room]") > told.index("1 of 2 runs, 4 of 6 rounds")

@@ -26,6 +26,7 @@ class _Watch(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peak, self.looks, self.on, self.ended = 0, 0, False, False
+        self._lock = threading.Lock()
 
     def run(self) -> None:
         while not self.ended:
@@ -35,7 +36,8 @@ class _Watch(threading.Thread):
             time.sleep(0.001)
 
     def _see(self, seen: int) -> None:
-        self.peak, self.looks = max(self.peak, seen), self.looks + 1
+        with self._lock:
+            self.peak, self.looks = max(self.peak, seen), self.looks + 1
 
     def __enter__(self) -> None:
         self._see(anonymous())  # what a thread that is let run late would not see

@@ -98,7 +98,7 @@ def test_every_option_of_the_command_arrives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [(["data.max_images=24"], "of 24 images a site scores on about 2, "),
-     (["data.phantom_images=30"], "or --set federation.min_cases=3 "),
+     (["data.phantom_images=35"], "or --set federation.min_cases=3 "),  # a tenth is 3.5, and never the larger
      (["data.max_images=24", "federation.min_cases=2"], ""),
      (["data.max_images=24", "data.protocol=personal"], ""), ([], "")],
     ids=["few", "small phantom", "may be told", "a fifth", "the study's own"],
@@ -111,6 +111,14 @@ def test_scores_that_no_site_will_tell_are_told_beforehand(
     _, *notes = capsys.readouterr().out.splitlines()
     assert len(notes) == (told != "")
     assert all(told in note for note in notes)
+
+
+def test_jobs_of_one_study_tell_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"job build all --study phantom --set data.max_images=24 --out {tmp_path}"
+    assert main(command.split()) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(told) == 1
+    assert "--set" not in told[0]  # a mean of two is nearly each of them
 
 
 def test_bundled_code_is_the_package(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +47,50 @@ def test_the_same_bits_as_torchs(sizes: list[int], weights: list[float], seed: i
 
 
 @built
+@pytest.mark.parametrize("sites", [2, 4, 5, 8, 9])
+def test_products_are_fused_where_torchs_are_to_the_last_element(sites: int) -> None:
+    """x and -x leave the rounding of a product alone: another bit then is another number."""
+    for size in (*range(1, 41), *range(4088, 4106)):
+        one = torch.arange(1.0, size + 1).sqrt()
+        parts = [{"w": one if index % 2 else -one} for index in range(sites)]
+        assert torch.equal(weighted(parts, [0.1] * sites)["w"], weighted_by_torch(["w"], parts, [0.1] * sites)["w"])
+
+
+@built
+def test_what_it_takes_it_sums_and_torch_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedfms.methods import _mean
+
+    sums: list[int] = []
+    real = _mean.weighted
+    monkeypatch.setattr(_mean, "weighted", lambda out, *more: sums.append(out.size) or real(out, *more))
+    part = {"c": torch.ones(3), "a": torch.ones(5, dtype=torch.float16), "b": torch.ones(7)}
+    found = weighted([part, part], [1.0, 3.0], by=4.0)
+    assert sums == [3, 7]
+    assert {name: tensor.dtype for name, tensor in found.items()} == {name: part[name].dtype for name in "cab"}
+    assert list(found) == ["c", "a", "b"]
+    assert all(torch.equal(found[name], part[name]) for name in part)
+
+
+def test_a_build_that_rounds_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def torchs(out: np.ndarray, parts: tuple[np.ndarray, ...], weights: np.ndarray, by: float) -> None:
+        sums = weighted_by_torch(["w"], [{"w": torch.from_numpy(part)} for part in parts], weights.tolist(), by)
+        out[:] = sums["w"].numpy()
+
+    def another(out: np.ndarray, *more: Any) -> None:
+        torchs(out, *more)
+        out[-1] = np.nextafter(out[-1], np.float32(1))
+
+    for build, agrees in ((torchs, True), (another, False)):
+        monkeypatch.setattr(compiled, "_mean", SimpleNamespace(weighted=build))
+        assert compiled._agrees() is agrees
+
+
+def test_every_part_has_its_weight() -> None:
+    with pytest.raises(ValueError, match="1 weights for 2 parts"):
+        weighted([{"w": torch.ones(2)}] * 2, [1.0])
+
+
+@built
 def test_the_same_bits_whatever_the_pieces_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     parts, weights = _parts(6, [1, 9_999, 50_000], 0), [0.3, 0.1, 7.0, 0.22, 1 / 3, 5.0]
     whole = weighted(parts, weights, by=3.7)
@@ -66,10 +112,13 @@ def test_numbers_at_the_ends_of_the_range() -> None:
 @pytest.mark.parametrize(
     "other",
     [torch.zeros(4, 6, dtype=torch.float16), torch.zeros(6, 4), torch.zeros(6, 4).T, torch.zeros(4, 6).to("meta"),
-     torch.zeros(4, 6, dtype=torch.int32)],
-    ids=["float16", "shape", "transposed", "elsewhere", "whole numbers"],
+     torch.zeros(4, 6, dtype=torch.int32), torch.frombuffer(bytearray(97), dtype=torch.float32, offset=1).view(4, 6),
+     torch.zeros(4, 6, dtype=torch.complex64).conj().imag],
+    ids=["float16", "shape", "transposed", "elsewhere", "whole numbers", "between addresses", "to be negated"],
 )  # fmt: skip
-def test_what_it_does_not_take(other: torch.Tensor) -> None:
+def test_what_it_does_not_take(other: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BUILT", True)
+    assert compiled.takes("w", [{"w": torch.zeros(4, 6)}, {"w": torch.ones(4, 6)}])
     assert not compiled.takes("w", [{"w": torch.zeros(4, 6)}, {"w": other}])
 
 

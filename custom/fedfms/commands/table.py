@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,7 @@ def _tell_plan(args: argparse.Namespace, cells: Sequence[Cell], settings: SiteSe
         console.print(count(left).text(args.jobs))
         return
     with console.status("opening the sites' data") as status:
-        say = status.update if console.is_terminal else console.print
+        say = status.update if console.is_terminal else partial(console.print, markup=False)  # a log shows no status
         told = estimate(left, settings, lambda name: say(f"timing a step of {name}"))
     console.print(told.text(args.jobs))
 
@@ -153,9 +154,10 @@ def _run(
                 seen.update(finished)
                 console.print(f"{len(seen)} of {len(cells)} runs, {sum(done.values())} of {total} rounds", markup=False)
 
-        faults = run_cells(cells, args.out, settings, engine=args.engine, jobs=args.jobs, told=told)
-    for name, fault in faults.items():
-        console.print(f"{name}: {fault}", markup=False)
+        faults = run_cells(
+            cells, args.out, settings, engine=args.engine, jobs=args.jobs, told=told,
+            failed=lambda name, fault: console.print(f"{name}: {fault}", markup=False),
+        )  # fmt: skip
     if len(faults) == len(cells):
         raise TrainingError(f"none of {len(cells)} runs was finished", do="mend that and type the same command again")
     return _render(args.out, console)

@@ -46,8 +46,8 @@ def assign(patients: Patients, protocol: str, seed: int, blank: Container[str] =
 
 
 def scored(protocol: str, images: int) -> int:
-    """Slices of so many that a site sets aside to score on, to one or a few: whole patients are."""
-    return max(1, round(PROTOCOLS[protocol][1] * images))
+    """Slices of so many that a site sets aside to score on, where each is of a patient of its own."""
+    return len(_choose([1] * images, PROTOCOLS[protocol][1]))
 
 
 def subset(

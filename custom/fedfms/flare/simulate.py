@@ -97,7 +97,7 @@ def _at_once(study: Study, settings: SiteSettings, sites: int) -> int:
     if sites == cores or settings.torch_device.type != "cpu":
         return cores
     need = sites * (_PROCESS_BYTES + estimate(study, settings))
-    of_runs = settings.threads / usable_cores() if settings.threads else 1.0  # as the cores are shared out
+    of_runs = min(1.0, settings.threads / usable_cores()) if settings.threads else 1.0  # as the cores are shared out
     return sites if need < _PART * of_runs * free_memory() else cores
 
 

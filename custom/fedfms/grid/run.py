@@ -31,8 +31,9 @@ Progress = Callable[[Mapping[str, int]], None]
 
 
 def run_cells(
-    cells: Sequence[Cell], out: Path, settings: SiteSettings, *, engine: str, jobs: int, told: Progress
-) -> dict[str, str]:
+    cells: Sequence[Cell], out: Path, settings: SiteSettings, *, engine: str, jobs: int, told: Progress,
+    failed: Callable[[str, str], None] = lambda *_: None,
+) -> dict[str, str]:  # fmt: skip
     """Run what is left of `cells` below `out`; returns the faults by run, each one line.
 
     Args:
@@ -40,6 +41,7 @@ def run_cells(
         settings: with the threads of torch that each run has.
         jobs: runs at once.
         told: called with the rounds done by run, whenever that has changed.
+        failed: called with a run and its fault, as soon as it has one.
 
     Raises:
         StudyError: as `check`.
@@ -59,6 +61,7 @@ def run_cells(
                 running.pop(name)
                 if not (out / CELLS / name / RESULT).is_file():
                     faults[name] = _fault(out / CELLS / name)
+                    failed(name, faults[name])
             now = {cell.name: rounds_done(_folder(out, cell), cell.study.train.rounds) for cell in cells}
             if now != done:
                 done = now

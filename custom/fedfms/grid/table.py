@@ -22,12 +22,16 @@ def refuse_foreign(out: Path) -> None:
     Raises:
         StudyError: `out` holds something, and no table was begun there.
     """
-    if out.is_dir() and not (out / _FILE).is_file():
-        others = [path for path in out.iterdir() if path.name not in (CELLS, "cache") and path.name[0] != "."]
-        if others:
-            raise StudyError(
-                f"{out.resolve().name} holds other files, and no table", where="table", do="name a new folder as --out"
-            )
+    if out.is_dir() and not (out / _FILE).is_file() and any(map(_foreign, out.iterdir())):
+        raise StudyError(
+            f"{out.resolve().name} holds other files, and no table", where="table", do="name a new folder as --out"
+        )
+
+
+def _foreign(path: Path) -> bool:
+    """Neither what a table leaves that was cut as it began, nor the log of its own output."""
+    ours = path.name in (CELLS, "cache", "lost+found") or path.name.startswith(".")
+    return not ours and (path.is_dir() or path.suffix not in (".log", ".txt"))
 
 
 def save_grid(out: Path, grid: Grid, cells: Sequence[Cell], command: str) -> None:

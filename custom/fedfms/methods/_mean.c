@@ -1,42 +1,60 @@
 /* A weighted sum of float32 arrays in float64, each read once: what `fedavg.weighted` does, where torch widens in one
  * pass and adds in the next. Optional: built where there is a C compiler when the package is installed.
  *
- * The numbers are added in the order given, as there, so that the bits are the same. Where a processor has a fused
- * multiply-add, both use it. */
+ * The numbers are added in the order given, as there, and the bits are the same: where the processor has a fused
+ * multiply-add, torch uses it, and so must every loop here, its ends included. `fedfms.methods.compiled` looks. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <string.h>
 
 #define BLOCK 4096 /* sums at a time: 32 KiB, near a core while all parts pass by */
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define BY_PROCESSOR __attribute__((target_clones("avx512f", "avx2,fma", "default")))
-#else
-#define BY_PROCESSOR
-#endif
-
 /* sum[i] += w[0] a[0][i], then w[1] a[1][i] ...: four at a time, so that a sum is loaded and stored once for four. */
-BY_PROCESSOR
-static void add_parts(double *restrict sum, const float *const *parts, const double *w, Py_ssize_t count, Py_ssize_t n)
-{
-    Py_ssize_t k = 0;
-    for (; k + 4 <= count; k += 4) {
-        const float *a = parts[k], *b = parts[k + 1], *c = parts[k + 2], *d = parts[k + 3];
-        const double wa = w[k], wb = w[k + 1], wc = w[k + 2], wd = w[k + 3];
-        for (Py_ssize_t i = 0; i < n; i++)
-            sum[i] = (((sum[i] + wa * a[i]) + wb * b[i]) + wc * c[i]) + wd * d[i];
+#define ADD_PARTS                                                                                             \
+    {                                                                                                         \
+        Py_ssize_t k = 0;                                                                                     \
+        for (; k + 4 <= count; k += 4) {                                                                      \
+            const float *a = parts[k], *b = parts[k + 1], *c = parts[k + 2], *d = parts[k + 3];               \
+            const double wa = w[k], wb = w[k + 1], wc = w[k + 2], wd = w[k + 3];                              \
+            for (Py_ssize_t i = 0; i < n; i++)                                                                \
+                sum[i] = (((sum[i] + wa * a[i]) + wb * b[i]) + wc * c[i]) + wd * d[i];                        \
+        }                                                                                                     \
+        for (; k < count; k++)                                                                                \
+            for (Py_ssize_t i = 0; i < n; i++)                                                                \
+                sum[i] += w[k] * parts[k][i];                                                                 \
     }
-    for (; k < count; k++)
-        for (Py_ssize_t i = 0; i < n; i++)
-            sum[i] += w[k] * parts[k][i];
-}
 
-BY_PROCESSOR
-static void narrow(float *restrict out, const double *sum, double by, Py_ssize_t n)
+typedef void Add(double *restrict sum, const float *const *parts, const double *w, Py_ssize_t count, Py_ssize_t n);
+
+static void add_any(double *restrict sum, const float *const *parts, const double *w, Py_ssize_t count, Py_ssize_t n)
+ADD_PARTS
+
+static Add *add_parts = add_any;
+
+#if defined(__x86_64__) && defined(__GNUC__)
+/* By hand: GCC's target_clones takes no two features for one clone, and a clone without `fma` multiplies and adds. */
+__attribute__((target("avx2,fma"))) static void
+add_avx2(double *restrict sum, const float *const *parts, const double *w, Py_ssize_t count, Py_ssize_t n)
+ADD_PARTS
+
+__attribute__((target("avx512f,avx512vl,avx512dq,fma"))) static void
+add_avx512(double *restrict sum, const float *const *parts, const double *w, Py_ssize_t count, Py_ssize_t n)
+ADD_PARTS
+
+static void choose(void)
 {
-    for (Py_ssize_t i = 0; i < n; i++)
-        out[i] = (float)(sum[i] / by);
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("fma"))
+        return;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        add_parts = add_avx512;
+    else if (__builtin_cpu_supports("avx2"))
+        add_parts = add_avx2;
 }
+#else
+static void choose(void) {}
+#endif
 
 /* 0, or -1 where there is no memory. */
 static int mean(float *out, Py_ssize_t length, const Py_buffer *parts, const double *w, Py_ssize_t count, double by)
@@ -50,7 +68,8 @@ static int mean(float *out, Py_ssize_t length, const Py_buffer *parts, const dou
             for (Py_ssize_t k = 0; k < count; k++)
                 at[k] = (const float *)parts[k].buf + start;
             add_parts(sum, at, w, count, n);
-            narrow(out + start, sum, by, n);
+            for (Py_ssize_t i = 0; i < n; i++)
+                out[start + i] = (float)(sum[i] / by);
         }
     const int failed = sum == NULL || at == NULL;
     PyMem_RawFree(sum);
@@ -73,7 +92,7 @@ static int take(PyObject *from, Py_buffer *into, const char *type, Py_ssize_t it
 
 PyDoc_STRVAR(weighted_doc, "weighted(out, parts, weights, by): out = sum_i weights[i] parts[i] / by; see _mean.pyi.");
 
-static PyObject *weighted(PyObject *self, PyObject *args)
+static PyObject *weighted(PyObject *Py_UNUSED(self), PyObject *args)
 {
     PyObject *out_object, *parts_object, *weights_object, *result = NULL;
     double by;
@@ -110,9 +129,11 @@ free_parts:
 
 static PyMethodDef methods[] = {{"weighted", weighted, METH_VARARGS, weighted_doc}, {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_mean", NULL, 0, methods};
+static struct PyModuleDef module = {
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "_mean", .m_size = 0, .m_methods = methods};
 
 PyMODINIT_FUNC PyInit__mean(void)
 {
+    choose();
     return PyModuleDef_Init(&module);
 }

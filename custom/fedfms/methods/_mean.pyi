@@ -11,4 +11,5 @@ def weighted(out: np.ndarray, parts: tuple[np.ndarray, ...], weights: np.ndarray
     Raises:
         ValueError: another type or length, or not contiguous.
         BufferError: as ValueError; `out` is read-only.
+        TypeError: `parts` is no tuple, or an array is none.
     """

@@ -27,6 +27,8 @@ def weighted(parts: Sequence[Tensors], weights: Sequence[float], by: float = 1.0
     To divide at the end leaves the mean of equal tensors equal to them, bit for bit. Each part is read once; beside
     the result there are a few blocks in memory, whatever the number of parts.
     """
+    if len(weights) != len(parts):
+        raise ValueError(f"{len(weights)} weights for {len(parts)} parts")
     fast = [name for name in parts[0] if compiled.takes(name, parts)]
     rest = [name for name in parts[0] if name not in set(fast)]
     sums = compiled.weighted(fast, parts, weights, by) | weighted_by_torch(rest, parts, weights, by)
