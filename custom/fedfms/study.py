@@ -79,6 +79,7 @@ class TrainSpec:
     local_epochs: int = 1
     batch_size: int = 6
     lr: float = 1e-4
+    lr_schedule: str = "constant"  # constant | cosine | poly: of the rounds, `fedfms.methods.schedule`
     beta1: float = 0.9
     beta2: float = 0.999
     loss: str = "bce"  # bce | dice_bce

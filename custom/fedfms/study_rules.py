@@ -36,6 +36,7 @@ _CHOICES = {
     "model.window_pad": ("sam", "reference"),
     "model.adapter_act": ("relu", "gelu"),
     "model.adapter_init": ("zero", "reference"),
+    "train.lr_schedule": ("constant", "cosine", "poly"),
     "train.loss": ("bce", "dice_bce"),
     "train.precision": ("float32", "bfloat16", "float16"),
     "federation.wire": ("float32", "bfloat16", "float16", "int8"),

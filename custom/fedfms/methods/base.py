@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from fedfms.methods.schedule import SCHEDULES
 from fedfms.models.base import SegmentationModel
 from fedfms.study import Study, TrainSpec
 from fedfms.training.losses import Loss, make_loss
@@ -190,8 +191,8 @@ class Method:
         return torch.optim.Adam(list(parameters.values()), lr=spec.lr, betas=(spec.beta1, spec.beta2))
 
     def learning_rate(self, spec: TrainSpec, round_: int) -> float:
-        """The learning rate of a round."""
-        return spec.lr
+        """The learning rate of a round (from 0), by the study's schedule."""
+        return spec.lr * SCHEDULES[spec.lr_schedule](round_ / spec.rounds)
 
     def pack(self, round_: int, trained: Tensors, received: Collection[str]) -> Tensors:
         """What leaves the site after training: of all trained tensors, those of `upward`."""

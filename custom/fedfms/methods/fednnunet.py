@@ -11,12 +11,12 @@ from torch import nn
 
 from fedfms.errors import StudyError
 from fedfms.methods.fedavg import FedAvg
+from fedfms.methods.schedule import SCHEDULES
 from fedfms.models.nnunet_plan import Plan
 from fedfms.study import Study, TrainSpec
 from fedfms.training.losses import Loss
 
 _BY_RULE: dict[str, Any] = {}
-_POWER = 0.9  # of the learning rate's fall
 _SMOOTH = 1e-5
 
 
@@ -77,7 +77,7 @@ class FedNNUNet(FedAvg):
 
     def learning_rate(self, spec: TrainSpec, round_: int) -> float:
         """lr (1 - round / rounds)^0.9: nnU-Net's fall by epoch, by round; 0 from `rounds` on."""
-        return self._lr * max(0.0, 1 - round_ / spec.rounds) ** _POWER
+        return self._lr * SCHEDULES["poly"](round_ / spec.rounds)
 
 
 def deeply_supervised(loss: Loss) -> Loss:

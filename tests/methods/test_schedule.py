@@ -1,0 +1,58 @@
+"""The learning rate by round, and that a site's optimizer has it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedfms.errors import StudyError
+from fedfms.methods import METHODS, Tensors, make_method
+from fedfms.methods.schedule import SCHEDULES
+from fedfms.study import TrainSpec, find_study, load_study
+from fedfms.training.site import Site
+
+from .common import run, study
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [("constant", [2.0, 2.0, 2.0, 2.0, 2.0]), ("cosine", [2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5), 0.0]),
+     ("poly", [2.0, 2 * 0.75**0.9, 2 * 0.5**0.9, 2 * 0.25**0.9, 0.0])],
+)  # fmt: skip
+def test_rates_by_hand(name: str, rates: list[float]) -> None:
+    method, spec = make_method("fedmsa", {}), TrainSpec(rounds=4, lr=2.0, lr_schedule=name)
+    assert [method.learning_rate(spec, round_) for round_ in range(5)] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_learns_in_each_of_its_rounds(method: str, name: str) -> None:
+    spec = TrainSpec(rounds=20, lr_schedule=name)
+    rates = [make_method(method, {}).learning_rate(spec, round_) for round_ in range(20)]
+    assert min(rates) > 0
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_study_knows_the_schedules() -> None:
+    path = find_study("phantom")
+    assert load_study(path).train.lr_schedule == "constant"
+    for name in SCHEDULES:
+        assert load_study(path, overrides=[f"train.lr_schedule={name}"]).train.lr_schedule == name
+    with pytest.raises(StudyError, match="train.lr_schedule is 'step'"):
+        load_study(path, overrides=["train.lr_schedule=step"])
+
+
+def test_a_sites_rounds_are_trained_at_their_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[tuple[int, float]] = []
+    fit = Site._fit
+
+    def watched(site: Site, round_: int, optimizer: torch.optim.Optimizer, received: Tensors) -> float:
+        rates.extend((round_, group["lr"]) for group in optimizer.param_groups)
+        return fit(site, round_, optimizer, received)
+
+    monkeypatch.setattr(Site, "_fit", watched)
+    run(study("fedmsa", "train.lr_schedule=cosine", "train.lr=0.01"), tmp_path)
+    assert sorted(set(rates)) == [(0, 0.01), (1, pytest.approx(0.005))]
