@@ -11,9 +11,8 @@ FEDERATION ?= workspace/federation
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(READY): requirements.txt pyproject.toml setup.py custom/fedfms/methods/_mean.c
+$(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	rm -f custom/fedfms/methods/_mean.*.so
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 

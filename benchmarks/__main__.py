@@ -7,13 +7,10 @@ examples:
   python -m benchmarks predict --backbone vit_b --size 1024 --steps 3 --repeats 3
   python -m benchmarks epoch --backbone tiny_vit --size 1024 --batch 4
   python -m benchmarks memory --backbone vit_b --size 1024 --batch 6
-  python -m benchmarks operators --backbone vit_b --size 1024 --paths plain,fast
   python -m benchmarks loader --size 1024 --images 40
   python -m benchmarks wire --method fedmsa
   python -m benchmarks aggregate --sites 64
   python -m benchmarks round --method fedmsa --backbone vit_b --size 1024 --sites 2 --json FILE
-  python -m benchmarks data --dataset polyp --raw RAW --site kvasir_seg_vestreviken_no --json FILE
-  python -m benchmarks formats --dataset polyp --raw RAW --images 40 --json FILE
   python -m benchmarks compare phantom --set data.protocol=personal --set sites=[a,b] --work DIR --json FILE
   python -m benchmarks attack --json FILE
   python -m benchmarks pages
@@ -30,14 +27,14 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-from benchmarks import aggregate, attack, compare, data, formats, loader, memory, operators, pages, phantom, step, wire
+from benchmarks import aggregate, attack, compare, loader, memory, pages, phantom, step, wire
 from benchmarks import round as federated_round
 from benchmarks.parser import make_parser
+from fedfms.data.overlay import as_png
 from fedfms.errors import FedfmsError
 from fedfms.files import write_atomic
 from fedfms.machine import machine
 from fedfms.methods import METHODS
-from fedfms.report.overlay import as_png
 from fedfms.settings import SiteSettings
 
 Rows = list[dict[str, Any]]
@@ -81,14 +78,6 @@ def _attack(args: argparse.Namespace) -> Rows:
     return attack.measure(args.rules, args.set)
 
 
-def _data(args: argparse.Namespace) -> Rows:
-    return data.measure(args.dataset, args.raw, args.site, args.size, args.images)
-
-
-def _formats(args: argparse.Namespace) -> Rows:
-    return formats.measure(args.dataset, args.raw, args.site, args.size, args.images)
-
-
 def _round(args: argparse.Namespace) -> Rows:
     return federated_round.measure(args.method, args.backbone, args.size, args.sites, args.rounds, args.threads)
 
@@ -114,10 +103,6 @@ def _memory(args: argparse.Namespace) -> Rows:
     return memory.measure(args.method, args.backbone, args.size, args.batch, args.paths)
 
 
-def _operators(args: argparse.Namespace) -> Rows:
-    return operators.measure(args.method, args.backbone, args.size, args.batch, args.paths)
-
-
 def _loader(args: argparse.Namespace) -> Rows:
     return loader.measure(args.size, args.images, args.batch, args.workers)
 
@@ -131,8 +116,8 @@ def _aggregate(args: argparse.Namespace) -> Rows:
 
 
 _MEASURE: Mapping[str, Callable[[argparse.Namespace], Rows]] = {
-    "step": _paths, "predict": _paths, "epoch": _epoch, "memory": _memory, "operators": _operators,
-    "loader": _loader, "wire": _wire, "aggregate": _aggregate, "round": _round, "data": _data, "formats": _formats,
+    "step": _paths, "predict": _paths, "epoch": _epoch, "memory": _memory, "loader": _loader,
+    "wire": _wire, "aggregate": _aggregate, "round": _round,
     "compare": _compare, "attack": _attack,
 }  # fmt: skip
 

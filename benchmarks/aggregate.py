@@ -8,49 +8,36 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 from benchmarks.step import study_of
-from fedfms.methods import Server, Tensors, Update, compiled, make_method
-from fedfms.training.build import outline
-from fedfms.training.spool import spooled
-from fedfms.training.traffic import shared_tensors
+from fedfms.federation.memory_mapped import memory_mapped
+from fedfms.methods import ServerState, Tensors, Update, make_method
+from fedfms.reporting.cost.traffic import shared_tensors
+from fedfms.training.build import build_on_meta
 
 
 def measure(method: str, backbone: str, sites: int, repeats: int) -> list[dict[str, Any]]:
-    """Rows by path, of updates that lie in memory, and that a server has put by on disk and the system's cache holds.
+    """Two rows: updates in memory, and updates memory-mapped from disk (in the system's page cache).
 
-    `plain` is torch's operations, `fast` what was compiled at installation, if it was. Seconds are medians of
-    `repeats`; reading, which is torch's sum of each tensor by as many threads, alternates with combining. `grown_mb`:
-    MiB of the process's own memory (no file's) while it combines, in `copies` of the model.
+    Seconds are medians of `repeats`. Reading is torch's sum of each tensor with as many threads, and alternates with
+    aggregation. `grown_mb`: MiB of the process's own memory (no file's) that aggregation adds, and in `copies` of the
+    model.
     """
-    like = shared_tensors(outline(study_of(method, backbone, 1024, 1)))
+    like = shared_tensors(build_on_meta(study_of(method, backbone, 1024, 1)))
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = []
         for held in ("memory", "disk"):
             updates = list(_updates(like, sites, Path(folder) if held == "disk" else None))
-            for path, combine in _paths(method, updates).items():
-                row = {"method": method, "backbone": backbone, "held": held, "path": path}
-                rows.append(row | _row(combine, updates, repeats))
-            del updates
+            server = ServerState({name: torch.zeros_like(tensor) for name, tensor in updates[0].tensors.items()})
+            aggregate = partial(make_method(method, {}).aggregate, updates, server)
+            rows.append({"method": method, "backbone": backbone, "held": held} | _row(aggregate, updates, repeats))
+            del updates, aggregate
     return rows
-
-
-def _paths(method: str, updates: Sequence[Update]) -> dict[str, Callable[[], object]]:
-    server = Server({name: torch.zeros_like(tensor) for name, tensor in updates[0].tensors.items()})
-
-    def fast() -> object:
-        return make_method(method, {}).combine(updates, server)
-
-    def plain() -> object:
-        with mock.patch.object(compiled, "BUILT", False):
-            return fast()
-
-    return {"plain": plain, "fast": fast} if compiled.BUILT else {"plain": plain}
 
 
 def _updates(like: Tensors, sites: int, folder: Path | None) -> Iterator[Update]:
@@ -58,7 +45,7 @@ def _updates(like: Tensors, sites: int, folder: Path | None) -> Iterator[Update]
     for index in range(sites):
         made = {name: torch.randn(tensor.shape, generator=stream) for name, tensor in like.items()}
         if folder is not None:
-            made = spooled(((name, tensor.numpy()) for name, tensor in made.items()), folder)
+            made = memory_mapped(((name, tensor.numpy()) for name, tensor in made.items()), folder)
         yield Update(f"site-{index:03d}", made, 100 + index)
 
 

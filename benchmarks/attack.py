@@ -1,4 +1,4 @@
-"""One of five sites turned against the others, and what each rule of `federation.combine` makes of it.
+"""One of five sites turned against the others, and what each rule of `federation.aggregation` makes of it.
 
 Runs the in-process reference loop on the embedded phantom. Dice is of the final global model on all images of a site
 that takes no part in training, so that no attacker scores it.
@@ -14,10 +14,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from fedfms.federation.inprocess import rounds
 from fedfms.methods import Tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study, find_study, load_study
-from fedfms.training.reference import rounds
 from fedfms.training.result import RoundResult
 from fedfms.training.site import Site
 
@@ -94,6 +94,6 @@ def study_of(combine: str, overrides: Sequence[str] = ()) -> Study:
     own = [
         f"sites=[{','.join(SITES)}]", f"held_out=[{UNSEEN}]", "data.phantom_images=12", "data.phantom_px=64",
         "model.input_px=64", "data.augment=none", "train.rounds=6", "train.local_epochs=1", "train.batch_size=2",
-        f"federation.combine={combine}", "federation.faulty_sites=1",
+        f"federation.aggregation={combine}", "federation.byzantine_sites=1",
     ]  # fmt: skip
     return load_study(find_study("phantom"), overrides=[*own, *overrides])

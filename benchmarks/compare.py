@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from fedfms.grid.cell import RESULT, run_cell
-from fedfms.methods import METHODS, fitted, make_method
+from fedfms.experiments.run import RESULT, run_cell
+from fedfms.methods import METHODS, make_method, resolve_study
 from fedfms.settings import SiteSettings
 from fedfms.study import find_study, load_study
 
@@ -47,7 +47,7 @@ def _cell(
     if not (folder / RESULT).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         made = load_study(find_study(study), overrides=overrides, method=method, seed=seed)
-        made = fitted(made, make_method(method, made.method_options))
+        made = resolve_study(made, make_method(method, made.method_options))
         place = {"method": method, "variant": "", "seed": seed, "held_out": None}
         run_cell(place, made, settings, folder, lambda: None)
     content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
@@ -87,4 +87,3 @@ def _kind(method: str) -> str:
     if METHODS[method].centralised:
         return "pooled"
     return "personal" if METHODS[method].personal else "one model"
-

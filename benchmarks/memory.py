@@ -1,4 +1,4 @@
-"""Live bytes of a training step, counted on torch's meta device (`fedfms.report.cost.live`): a row a path."""
+"""Live bytes of a training step, counted on torch's meta device (`fedfms.reporting.cost.live`): a row a path."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.step import ORACLE, PATHS, study_of
-from fedfms.report.cost.live import live_bytes
+from fedfms.reporting.cost.live import live_bytes
 
 
 def measure(method: str, backbone: str, size_px: int, batch: int, paths: Sequence[str]) -> list[dict[str, Any]]:

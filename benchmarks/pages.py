@@ -14,9 +14,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from fedfms.report.cost.show import VIEWS, View, markdown_rows
-from fedfms.tables.markdown import markdown_table
-from fedfms.tables.stored import restored
+from fedfms.reporting.cost.show import VIEWS, View, markdown_rows
+from fedfms.reporting.tables.markdown import markdown_table
+from fedfms.reporting.tables.stored import restored
 
 PAGES = Path(__file__).parents[1] / "docs" / "results"
 _TABLE = re.compile(r"(?P<open><!-- table (?P<what>[^\n]*?) -->\n)(?P<body>.*?)(?P<close><!-- end -->)", re.DOTALL)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.step import PATHS
-from fedfms.study_rules import COMBINE
+from fedfms.study import AGGREGATION_RULES
 
 
 def make_parser(text: str) -> argparse.ArgumentParser:
@@ -31,16 +31,15 @@ def _add_models(commands: Any) -> list[argparse.ArgumentParser]:
     predict = commands.add_parser("predict", help="the same of the prediction of one image")
     epoch = commands.add_parser("epoch", help="a step with a kept frozen prefix, as from the second epoch on")
     memory = commands.add_parser("memory", help="live bytes of a training step, counted and not measured")
-    operators = commands.add_parser("operators", help="where a step's seconds go, by kind of operator")
-    for command in (step, predict, epoch, memory, operators):
+    for command in (step, predict, epoch, memory):
         _model(command, "tiny_vit" if command is epoch else "vit_b", many=command in (step, predict))
-    for command in (step, epoch, memory, operators):
+    for command in (step, epoch, memory):
         command.add_argument("--batch", type=_count, default=4 if command is epoch else 1)
     for command in (step, predict, epoch):
         command.add_argument("--steps", type=_count, default=3, help="in a process; the median counts")
         command.add_argument("--repeats", type=_count, default=1, help="processes a row, the rows in turn")
         command.add_argument("--device", default="", help="cpu, cuda:1 (default: the card where there is one)")
-    for command in (step, predict, memory, operators):
+    for command in (step, predict, memory):
         paths = [path for path in PATHS if command is not predict or "checkpointed" not in path]
         if command is memory:
             paths.remove("plain-tuned")  # which takes as much as plain
@@ -49,7 +48,7 @@ def _add_models(commands: Any) -> list[argparse.ArgumentParser]:
     dtypes = ["float32", "bfloat16", "float16"]
     for command in (step, predict):
         command.add_argument("--dtypes", type=_some_of(dtypes), default=dtypes[:2], help=f"of {','.join(dtypes)}")
-    return [step, predict, epoch, memory, operators]
+    return [step, predict, epoch, memory]
 
 
 def _add_server(commands: Any) -> list[argparse.ArgumentParser]:
@@ -72,24 +71,21 @@ def _add_data(commands: Any) -> list[argparse.ArgumentParser]:
     loader = commands.add_parser("loader", help="images a second by the loader's settings, on the phantom")
     loader.add_argument("--batch", type=_count, default=6)
     loader.add_argument("--workers", type=lambda text: [int(count) for count in text.split(",")], default=[0, 1, 2])
-    data = commands.add_parser("data", help="a site's bytes, seconds and images a second, beside the paper's way")
-    formats = commands.add_parser("formats", help="bytes and milliseconds of lossless formats on a data set's images")
-    for command in (data, formats):
-        command.add_argument("--dataset", required=True, help="as `python -m preprocessing --help` names it")
-        command.add_argument("--raw", required=True, type=Path)
-    data.add_argument("--site", required=True)
-    formats.add_argument("--site", help="default: some images of each")
-    for command in (loader, data, formats):
-        command.add_argument("--images", type=_count, default=40, help="at most so many are loaded")
-        command.add_argument("--size", type=_count, default=1024, help="input, px a side")
-    return [loader, data, formats]
+    loader.add_argument("--images", type=_count, default=40, help="at most so many are loaded")
+    loader.add_argument("--size", type=_count, default=1024, help="input, px a side")
+    return [loader]
 
 
 def _add_attack(commands: Any) -> argparse.ArgumentParser:
     attack: argparse.ArgumentParser = commands.add_parser(
         "attack", help="one of five sites flips signs or labels: Dice by each rule, on the phantom"
     )
-    attack.add_argument("--rules", type=_some_of(list(COMBINE)), default=list(COMBINE), help=f"of {','.join(COMBINE)}")
+    attack.add_argument(
+        "--rules",
+        type=_some_of(list(AGGREGATION_RULES)),
+        default=list(AGGREGATION_RULES),
+        help=f"of {','.join(AGGREGATION_RULES)}",
+    )
     attack.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
     return attack
 
@@ -98,7 +94,7 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     compare: argparse.ArgumentParser = commands.add_parser(
         "compare", help="methods on a study: Dice, MB and seconds a round, over seeds"
     )
-    compare.add_argument("study", help="a YAML file, or a name in jobs/studies")
+    compare.add_argument("study", help="a YAML file, or the name of a packaged study")
     compare.add_argument("--methods", type=_list, default=["all"], help="a,b (default: all)")
     compare.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")

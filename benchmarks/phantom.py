@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from fedfms.cli import find_study
+from fedfms.data.overlay import draw
 from fedfms.data.site import open_site
-from fedfms.report.overlay import draw
 from fedfms.settings import SiteSettings
 from fedfms.study import load_study
 from preprocessing.look import spread

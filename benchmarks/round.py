@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedfms.flare.clock import FILE, Clock
-from fedfms.flare.engine import SIMULATED
+from fedfms.flare.messages import TRAIN
 from fedfms.flare.resume import OURS
-from fedfms.flare.wire import TRAIN
-from fedfms.report import make_report
+from fedfms.flare.simulator import SIMULATED
+from fedfms.flare.timing import FILE, Clock
+from fedfms.reporting import make_report
 
 _ERROR_LINES = 5
 _RUN = Path(SIMULATED, OURS)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedfms.errors import TrainingError
-from fedfms.report.cost.timing import Timing, apart
+from fedfms.reporting.cost.timing import Timing, apart
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study, TrainSpec
-from fedfms.training.build import outline
+from fedfms.training.build import build_on_meta
 
 PATHS: Mapping[str, SiteSettings] = {
     "plain": SiteSettings(attention="plain", processor="plain"),
-    "plain-tuned": SiteSettings(attention="plain"),  # with what `fedfms.training.processor` does
+    "plain-tuned": SiteSettings(attention="plain"),  # with what `fedfms.training.cpu_tuning` does
     "fast": SiteSettings(),
     "checkpointed": SiteSettings(checkpointing=True),  # fast too
     "plain-checkpointed": SiteSettings(attention="plain", processor="plain", checkpointing=True),
@@ -91,7 +91,7 @@ def trained_parameters(study: Study) -> int:
     Raises:
         StudyError: its method and network do not go together.
     """
-    return sum(parameter.numel() for parameter in outline(study).parameters().values())
+    return sum(parameter.numel() for parameter in build_on_meta(study).parameters().values())
 
 
 def _named(case: Case) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from benchmarks.step import study_of
-from fedfms.training.build import outline
-from fedfms.training.traffic import shared_tensors
-from fedfms.wire import CODECS, WHOLE, layout, nbytes
+from fedfms.compression import CODECS, layout, nbytes
+from fedfms.reporting.cost.traffic import shared_tensors
+from fedfms.training.build import build_on_meta
 
 
 def measure(method: str, backbone: str, repeats: int) -> list[dict[str, Any]]:
@@ -19,12 +19,12 @@ def measure(method: str, backbone: str, repeats: int) -> list[dict[str, Any]]:
 
     What error feedback gives back in later rounds is not in it.
     """
-    like = shared_tensors(outline(study_of(method, backbone, 1024, 1)))
+    like = shared_tensors(build_on_meta(study_of(method, backbone, 1024, 1)))
     stream = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(tensor.shape, generator=stream) * 1e-3 for name, tensor in like.items()}
     whole = nbytes(layout(tensors, None))
     common = {"method": method, "backbone": backbone}
-    rows = [common | {"wire": WHOLE, "mb": round(whole / 1e6, 2), "share": 1.0}]
+    rows = [common | {"wire": "none", "mb": round(whole / 1e6, 2), "share": 1.0}]
     for codec in CODECS.values():
         encodes, decodes = [], []
         for _ in range(repeats):

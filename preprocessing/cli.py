@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fedfms.errors import DataError, FedfmsError
 from fedfms.files import write_atomic
-from fedfms.study_rules import PLAIN_NAME, plain_name
+from fedfms.names import NAME_RULE, is_name
 from preprocessing import pairs
 from preprocessing.check import check_site, find_sites
 from preprocessing.convert import Summary, convert_site, list_sites
@@ -128,8 +128,8 @@ def _common(command: argparse.ArgumentParser, raw_help: str) -> None:
 
 
 def _name(text: str) -> str:
-    if not plain_name(text):
-        raise argparse.ArgumentTypeError(f"cannot be {text!r}: {PLAIN_NAME}")
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(f"cannot be {text!r}: {NAME_RULE}")
     return text
 
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from fedfms.data.manifest import VERSION, Case, Manifest, make_splits, save_manifest
 from fedfms.errors import DataError, FedfmsError
-from fedfms.study_rules import PLAIN_NAME, plain_name
+from fedfms.names import NAME_RULE, is_name
 from preprocessing.images import Fault
 from preprocessing.keys import Keys, open_keys
 from preprocessing.onecase import Done, Task, convert_case, end_with_parent, quiet
@@ -54,8 +54,8 @@ def list_sites(raw: Path, recipe: Recipe) -> list[str]:
         DataError: it cannot be read, is not laid out as the data set's, or a site's name cannot be a folder's.
     """
     sites = _look(recipe, lambda: recipe.sites(raw))
-    if not all(plain_name(site) for site in sites):
-        raise DataError("a site's name cannot be one", do=f"rename it in the raw data: {PLAIN_NAME}")
+    if not all(is_name(site) for site in sites):
+        raise DataError("a site's name cannot be one", do=f"rename it in the raw data: {NAME_RULE}")
     return sites
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedfms.data.manifest import Manifest, load_manifest
+from fedfms.data.overlay import COLOURS, as_png, draw
 from fedfms.data.source import FolderSource, Item, list_items
 from fedfms.errors import DataError
-from fedfms.report.overlay import COLOURS, as_png, draw
 
 _LARGEST_PX, _SMALLEST_PX = 480, 320  # of a panel's longer side; between them an image keeps its size
 _STYLE = """\

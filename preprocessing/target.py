@@ -56,7 +56,7 @@ def begin(target: Path) -> None:
 
 
 def ending(pixels: NDArray[np.uint8]) -> str:
-    """".webp" for colour, ".png" for grey and for what is too large for WebP.
+    """ ".webp" for colour, ".png" for grey and for what is too large for WebP.
 
     WebP stores grey as colour, and is read as such: three times the pixels to decode.
     """

@@ -280,7 +280,7 @@ def _package(args: argparse.Namespace) -> None:
 
 
 def _federation(args: argparse.Namespace) -> int:
-    from fedfms.commands.preflight import teller
+    from fedfms.cli.preflight import teller
     from provisioning.federation import demo
 
     valid = True

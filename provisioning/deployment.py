@@ -27,7 +27,7 @@ from cryptography import x509
 
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
-from fedfms.flare.console import nvflare
+from fedfms.flare.nvflare_cli import nvflare
 from provisioning.kit import SUFFIX, certificate, common_name, seal_kit
 from provisioning.policy import BLOCKED, sizes_of, write_policy
 from provisioning.project import Project, check_participant, load_project

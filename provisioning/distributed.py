@@ -25,7 +25,7 @@ from nvflare.tool.cert.fingerprint import cert_fingerprint_sha256
 
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
-from fedfms.flare.console import nvflare
+from fedfms.flare.nvflare_cli import nvflare
 from provisioning.deployment import Deployment, work_folder
 from provisioning.kit import finish, spoken
 from provisioning.policy import sizes_of, write_policy

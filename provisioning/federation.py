@@ -26,9 +26,9 @@ import yaml
 
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
-from fedfms.flare.console import ask
-from fedfms.flare.console import environment as own_environment
 from fedfms.flare.job import APP
+from fedfms.flare.nvflare_cli import ask
+from fedfms.flare.nvflare_cli import environment as own_environment
 from fedfms.flare.preflight import Context, Row, failed, preflight
 from fedfms.flare.submit import registered, send, watch_job
 from provisioning.deployment import make

@@ -18,17 +18,17 @@ from provisioning.sealed import PLACE
 
 SCOPE = "study"
 BLOCKED = "blocked_serials.json"
-_FILTER = "fedfms.flare.scope.SharedOnly"
+_FILTER = "fedfms.flare.privacy_filter.SharedOnly"
 SITE_CLASSES = (
     "fedfms.flare.executor.SiteExecutor",
     "fedfms.flare.tracking.Curves",  # and not NVFLARE's, which sends what events a job names: a site's errors as well
 )
 SERVER_CLASSES = (
-    "fedfms.flare.aggregator.CheckedAggregator",
+    "fedfms.flare.aggregator.RoundServerAggregator",
     "fedfms.flare.persistor.SharedModelPersistor",
-    "fedfms.flare.personal.OwnModelFilter",
+    "fedfms.flare.dispatch.DispatchFilter",
     "fedfms.flare.recorder.Recorder",
-    "fedfms.flare.rounds.RoundsLeft",
+    "fedfms.flare.controller.ResumedScatterAndGather",
     "fedfms.flare.selector.AcceptedModelSelector",
     "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
     "nvflare.app_common.workflows.global_model_eval.GlobalModelEval",
@@ -76,7 +76,7 @@ def sizes_of(jobs: Iterable[Path]) -> dict[str, int]:
         StudyError: a folder holds no job of this package.
     """
     from fedfms.flare.job import read_study  # torch: not for those who only open a kit
-    from fedfms.training.traffic import shared_bytes
+    from fedfms.reporting.cost.traffic import shared_bytes
 
     found: dict[str, int] = {}
     for job in jobs:
@@ -135,7 +135,7 @@ def write_policy(kit: Path, kind: str, tensors: Mapping[str, int], max_job_mb: i
         return
     resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
     resources["class_list_enforcement_mode"] = "enforce"
-    resources["app_validator"] = {"path": "fedfms.flare.jobcheck.SmallJobs", "args": {"max_mb": max_job_mb}}
+    resources["app_validator"] = {"path": "fedfms.flare.job_validator.JobValidator", "args": {"max_mb": max_job_mb}}
     _write(local / "authorization.json", {"format_version": "1.0", "permissions": _PERMISSIONS})
     if kind == "server":
         _server(resources)
@@ -147,7 +147,9 @@ def write_policy(kit: Path, kind: str, tensors: Mapping[str, int], max_job_mb: i
         _write(local / "privacy.json", privacy(tensors))
         write_atomic(local / FILE_NAME, _SETTINGS, mode=0o600)
     args = {"file": f"startup/{kind}.crt"}  # no `PLACE`: a site's kit, once open, is its list's to the bit
-    resources["components"].append({"id": "expiry", "path": "fedfms.flare.expiry.CertificateEnds", "args": args})
+    resources["components"].append(
+        {"id": "expiry", "path": "fedfms.flare.certificate_expiry.CertificateEnds", "args": args}
+    )
     for name in ("resources.json", "resources.json.default"):  # `nvflare deploy prepare` goes by the latter alone
         _write(local / name, resources)
 
@@ -159,7 +161,7 @@ def _server(resources: dict[str, Any]) -> None:
     for one in resources["components"]:
         if one["id"] == "job_manager":
             one["args"]["uri_root"] = f"{PLACE}/store/jobs"
-    path = "fedfms.flare.blocked.BlockedSerials"
+    path = "fedfms.flare.revocation.RevokedCertificates"
     resources["components"].append({"id": "blocked", "path": path, "args": {"file": f"{PLACE}/local/{BLOCKED}"}})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fedfms.errors import ProvisioningError
-from fedfms.flare.console import MAX_JOB_MB
+from fedfms.flare.nvflare_cli import MAX_JOB_MB
 
 TEMPLATE = Path(__file__).with_name("project.yml")
 _ROLES = ("project_admin", "org_admin", "lead", "member")

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from fedfms.errors import ProvisioningError
-from fedfms.flare.console import PASSPHRASE as ENV
+from fedfms.flare.nvflare_cli import PASSPHRASE as ENV
 
 MIN_LENGTH = 12
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is mistaken for another, on paper or by ear

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from fedfms import machine
-from fedfms.flare import simulate
+from fedfms.flare import simulator_runs
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 
@@ -56,9 +56,9 @@ def test_sites_at_once_are_all_or_one_a_core(
     sites: int, threads: int, left: int, at_once: int, free: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _limit(free, str(left * GIB), GIB)
-    monkeypatch.setattr(simulate, "usable_cores", lambda: 4)
-    monkeypatch.setattr(simulate, "estimate", lambda *_: GIB // 10)
-    assert simulate._at_once(Study(name="s"), SiteSettings(device="cpu", threads=threads), sites) == at_once
+    monkeypatch.setattr(simulator_runs, "usable_cores", lambda: 4)
+    monkeypatch.setattr(simulator_runs, "estimate", lambda *_: GIB // 10)
+    assert simulator_runs._at_once(Study(name="s"), SiteSettings(device="cpu", threads=threads), sites) == at_once
 
 
 def test_threads_are_what_is_asked_or_what_the_environment_says_or_a_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,14 @@ import torch
 import yaml
 
 from fedfms.data.imagefile import read_image
-from fedfms.grid.plan import load_grid
+from fedfms.experiments.plan import load_grid
+from fedfms.federation.state import ServerStateStore
 from fedfms.inference.modelfile import read_model
 from fedfms.models.checkpoints import read_state
 from fedfms.settings import SiteSettings, load_settings
 from fedfms.study import load_study
 from fedfms.training.build import build
 from fedfms.training.prefix import PrefixCache
-from fedfms.training.server import ServerStore
 from fedfms.training.state import StateStore, read_tensors
 from preprocessing.nuclei_pannuke import Fold, read_tissues
 from preprocessing.pairrule import load_rule
@@ -80,7 +80,7 @@ LOADERS: dict[str, Callable[[Path], object]] = {
     "read_tensors": lambda folder: read_tensors(_plant(folder / "x.pt"), "it"),
     "read_tensors, lazily": lambda folder: read_tensors(_plant(folder / "x.pt"), "it", lazily=True),
     "StateStore": _state,
-    "ServerStore": lambda folder: ServerStore(_plant(folder / "server.pt")).load(),
+    "ServerStateStore": lambda folder: ServerStateStore(_plant(folder / "server.pt")).load(),
     "read_state": lambda folder: read_state(_plant(folder / "x.pt")),
     "read_model": lambda folder: read_model(_plant(folder / "x.pt")),
     "read_image": lambda folder: read_image(_plant(folder / "x.npy")),

@@ -1,4 +1,4 @@
-"""Conformance of jobs/studies: every study is of what its converter writes, and runs on the phantom with no data."""
+"""Every packaged study fits what its converter writes, and runs on the phantom without data."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 
 from fedfms.cli import main
 from fedfms.data import open_site
+from fedfms.federation.inprocess import rounds
 from fedfms.settings import SiteSettings
-from fedfms.study import Study, load_study
-from fedfms.training.reference import rounds
+from fedfms.study import STUDIES, Study, load_study
 from preprocessing.cli import make_parser
 from preprocessing.registry import DATASETS
 
-STUDIES = sorted((Path(__file__).parents[1] / "jobs" / "studies").glob("*.yaml"))
-ALL = pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+STUDY_FILES = sorted(STUDIES.glob("*.yaml"))
+ALL = pytest.mark.parametrize("path", STUDY_FILES, ids=lambda path: path.stem)
 TINY = ["model.input_px=64", "data.phantom_images=4", "data.phantom_px=64", "train.local_epochs=1",
         "train.batch_size=2", "federation.min_cases=1"]  # fmt: skip
 
 
 def test_every_registered_data_set_has_a_study() -> None:
-    missing = DATASETS.keys() - {load_study(path).data.dataset for path in STUDIES}
-    assert not missing, f"add jobs/studies/<name>.yaml for {sorted(missing)}"
+    missing = DATASETS.keys() - {load_study(path).data.dataset for path in STUDY_FILES}
+    assert not missing, f"add custom/fedfms/studies/<name>.yaml for {sorted(missing)}"
 
 
 @ALL

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedfms.errors import StudyError
-from fedfms.study import PRESETS, Study, load_study
+from fedfms.study import PRESETS, STUDIES, Study, load_study
 
-STUDIES = Path(__file__).parents[1] / "jobs" / "studies"
 PHANTOM = STUDIES / "phantom.yaml"
 
 
@@ -64,10 +63,10 @@ def test_overrides_win_over_presets_and_arguments_over_both() -> None:
         ("train.lr=[1", "not key=value"),
         ("train.lr=.inf", "train.lr is inf; it must be a finite number"),
         ("train.lr=.nan", "it must be a finite number"),
-        ("train.beta1=2", "train.beta1 is 2.0; it must be below 1"),
+        ("train.beta1=2", "train.beta1 is 2; it must be below 1"),
         ("federation.tracking=wandb", "federation.tracking is 'wandb'; one of"),
         ("federation.min_cases=0", "federation.min_cases is 0; it must be above 0"),
-        ("federation.wait_s=-5", "federation.wait_s is -5; it must be 0 or more"),
+        ("federation.straggler_timeout_s=-5", "federation.straggler_timeout_s is -5; it must be 0 or more"),
         ("data.structures=[{name: a, values: []}]", "distinct label values from 1 to 255"),
         ("data.structures=[{name: a, values: [0]}]", "distinct label values from 1 to 255"),
         ("data.structures=[{name: a, values: [2, 2]}]", "distinct label values from 1 to 255"),

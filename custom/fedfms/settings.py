@@ -73,7 +73,7 @@ class SiteSettings:
 
     @property
     def tuned(self) -> bool:
-        """Whether the processor is used as `fedfms.training.processor` has it."""
+        """Whether the processor is used as `fedfms.training.cpu_tuning` has it."""
         return self.processor == "auto"
 
     @property

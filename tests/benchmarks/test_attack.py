@@ -9,16 +9,16 @@ import torch
 
 from benchmarks.attack import LENGTH, LabelFlipper, SignFlipper, study_of
 from fedfms.settings import SiteSettings
-from fedfms.study_rules import COMBINE
+from fedfms.study import AGGREGATION_RULES
 from fedfms.training.build import build
 from fedfms.training.site import Site
 
 SMALL = ("data.phantom_images=4", "model.input_px=32")
 
 
-@pytest.mark.parametrize("rule", sorted(COMBINE))
+@pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
 def test_five_sites_are_enough_for_each_rule(rule: str) -> None:
-    assert study_of(rule).federation.combine == rule
+    assert study_of(rule).federation.aggregation == rule
 
 
 def test_an_attacker_flips_what_it_trains_on_or_what_it_sends(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from PIL import Image
 from fedfms.data import SiteData, open_site
 from fedfms.data.damaged import read_record, write_record
 from fedfms.errors import DataError
-from fedfms.report import make_report
+from fedfms.reporting import make_report
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import build
 from fedfms.training.site import Site
 from tests.data.make import STRUCTURES, make_site, make_study
 from tests.methods.common import same
-from tests.report.make import make_rows, make_run
+from tests.reporting.make import make_rows, make_run
 
 
 def _paint(path: Path, *size: int) -> None:
@@ -64,8 +64,8 @@ def test_a_corrupt_image_is_left_out_and_the_others_stay_where_they_were(
     before = _open(root)
     _damage(root, before, "train", 3, 5, how=how, kind=kind)
     with caplog.at_level(logging.WARNING):
-        data = _open(root, max_bad_images=2, cache=cache)
-    assert data.bad_images == 2
+        data = _open(root, max_unreadable_images=2, cache=cache)
+    assert data.unreadable_images == 2
     assert data.parts["val"] == before.parts["val"]
     assert data.parts["train"] == tuple(item for i, item in enumerate(before.parts["train"]) if i not in (3, 5))
     assert len(list(data.dataset("all", input_px=8, mask_px=8))) == len(before.parts["all"]) - 2
@@ -74,13 +74,15 @@ def test_a_corrupt_image_is_left_out_and_the_others_stay_where_they_were(
     ]
 
 
-@pytest.mark.parametrize(("limit", "says"), [(1, "2 images are damaged or missing, data.max_bad_images is 1"), (0, "")])
+@pytest.mark.parametrize(
+    ("limit", "says"), [(1, "2 images are damaged or missing, data.max_unreadable_images is 1"), (0, "")]
+)
 def test_more_corrupt_images_than_the_study_lets_pass_are_an_error(limit: int, says: str, root: Path) -> None:
     data = _open(root)
     _damage(root, data, "train", 0)
     _damage(root, data, "val", 0, how="missing")
     with pytest.raises(DataError, match=f"^site a.*{says}") as caught:
-        list(_open(root, max_bad_images=limit).dataset("all", input_px=8, mask_px=8))
+        list(_open(root, max_unreadable_images=limit).dataset("all", input_px=8, mask_px=8))
     assert str(root) not in caught.value.line()
     assert (data.parts["train"][0].case in caught.value.line()) is False or limit == 0
 
@@ -89,13 +91,13 @@ def test_images_that_a_study_does_not_use_may_be_corrupt(root: Path) -> None:
     every, used = ({item.case for item in _open(root, max_images=n).parts["all"]} for n in (None, 10))
     for case in every - used:
         (root / "eyes" / "a" / "images" / f"{case}_0.png").unlink()
-    assert _open(root, max_images=10, max_bad_images=1).bad_images == 0
+    assert _open(root, max_images=10, max_unreadable_images=1).unreadable_images == 0
 
 
 def test_a_case_without_one_of_its_slices_is_no_volume(root: Path) -> None:
     data = _open(root)
     _damage(root, data, "val", 0)
-    left = _open(root, max_bad_images=1)
+    left = _open(root, max_unreadable_images=1)
     assert left.whole_cases("train")
     assert left.whole_cases("val")  # of one slice a case, it is gone with its case
     kept = left.parts["val"][0]
@@ -109,7 +111,7 @@ def _stop() -> None:
 
 @pytest.mark.parametrize("limit", [0, 1])
 def test_a_stop_is_honoured_before_the_next_image_is_decoded(limit: int, root: Path) -> None:
-    study, settings = make_study(max_bad_images=limit), SiteSettings(data_root=root)
+    study, settings = make_study(max_unreadable_images=limit), SiteSettings(data_root=root)
     with pytest.raises(KeyboardInterrupt):
         open_site(study, "a", settings, go_on=_stop).dataset("train", input_px=8, mask_px=8, go_on=_stop)
 
@@ -117,7 +119,7 @@ def test_a_stop_is_honoured_before_the_next_image_is_decoded(limit: int, root: P
 def _study(limit: int) -> Study:
     return Study.from_dict({
         "name": "eyes",
-        "data": {"dataset": "eyes", "structures": STRUCTURES, "max_bad_images": limit, "cache": False},
+        "data": {"dataset": "eyes", "structures": STRUCTURES, "max_unreadable_images": limit, "cache": False},
         "model": {"backbone": "vit_tiny", "input_px": 32},
         "train": {"batch_size": 6, "lr": 1e-3},
         "federation": {"min_cases": 1},
@@ -132,17 +134,17 @@ def test_a_site_trains_on_what_is_whole_and_says_how_many_are_not(root: Path, tm
     shutil.copy(mended, tmp_path / "whole.png")
     _damage(root, data, "train", 3)
     first = Site(_study(2), "a", settings, tmp_path / "run").train_round(0, received)
-    assert (first.update.samples, first.bad_images) == (len(data.parts["train"]) - 1, 1)
+    assert (first.update.samples, first.unreadable_images) == (len(data.parts["train"]) - 1, 1)
     path = tmp_path / "run" / "left_out.json"
     assert path.stat().st_mode & 0o777 == 0o600
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     second = Site(_study(2), "a", settings, tmp_path / "run").train_round(1, first.update.tensors)
     shutil.copy(tmp_path / "whole.png", mended)
     again = Site(_study(2), "a", settings, tmp_path / "other").train_round(1, first.update.tensors)
-    assert (again.update.samples, again.bad_images) == (second.update.samples, 1)
+    assert (again.update.samples, again.unreadable_images) == (second.update.samples, 1)
     assert same(again.update.tensors, second.update.tensors)
     report = Site(_study(2), "a", settings, tmp_path / "run").evaluate(received)
-    assert (report["images"], report["bad_images"]) == (2, 1)
+    assert (report["images"], report["unreadable_images"]) == (2, 1)
     assert data.parts["train"][3].case not in json.dumps(report)
 
 
@@ -150,11 +152,11 @@ def test_an_image_that_is_damaged_in_the_middle_of_a_run_costs_a_round_at_most(r
     """Of a site whose process stays: it is found in the round, which is an error, and left out from the next on."""
     site = Site(_study(1), "a", SiteSettings(data_root=root), tmp_path / "run")
     received = site.built.shared()
-    assert site.train_round(0, received).bad_images == 0
+    assert site.train_round(0, received).unreadable_images == 0
     _damage(root, _open(root), "train", 0)
     with pytest.raises(DataError, match="^site a, round 1, case case.*: the image of slice 0 is missing or damaged"):
         site.train_round(1, received)
-    assert site.train_round(2, received).bad_images == 1
+    assert site.train_round(2, received).unreadable_images == 1
 
 
 def test_the_record_of_what_is_left_out_is_whole_or_told(tmp_path: Path) -> None:
@@ -173,6 +175,6 @@ def test_the_record_of_what_is_left_out_is_whole_or_told(tmp_path: Path) -> None
 def test_the_report_counts_what_was_left_out(tmp_path: Path) -> None:
     rows = make_rows()
     for row, count in zip(rows, (2, 0, None, 3), strict=False):
-        row["bad_images"] = count
+        row["unreadable_images"] = count
     make_run(tmp_path, rows=rows)
     assert make_report(tmp_path).results["notes"] == ["a: 3 damaged images were left out"]

@@ -33,9 +33,7 @@ def dice(one, two):
     return 2 * (one & two).sum() / (one.sum() + two.sum())
 
 
-@pytest.mark.parametrize(
-    ("side", "radius"), [(384, 15), (512, 15), (640, 24), (768, 28), (1024, 32)]
-)
+@pytest.mark.parametrize(("side", "radius"), [(384, 15), (512, 15), (640, 24), (768, 28), (1024, 32)])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_dice_of_an_ellipse(side, radius, data):

@@ -203,9 +203,7 @@ def test_a_committed_file_says_what_it_is_of_and_names_no_few(path):
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("module", "folder"), [(fundus, "fundus"), (nuclei, "nuclei"), (hippocampus, "hippocampus3d")]
-)
+@pytest.mark.parametrize(("module", "folder"), [(fundus, "fundus"), (nuclei, "nuclei"), (hippocampus, "hippocampus3d")])
 def test_the_committed_splits_of_real_data(module, folder, tmp_path):
     content = load_splits(COMMITTED / f"{module.NAME}.json")
     _compare_converted(module, folder, tmp_path, content, sorted(content["splits"]["personal"]["0"]))

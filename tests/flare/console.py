@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedfms.flare import console
+from fedfms.flare import nvflare_cli
 from fedfms.flare.progress import KEY
 
 ID = "0f9e8d7c-1111-2222-3333-444455556666"
@@ -50,7 +50,7 @@ class Fake:
         (self.kit / "startup" / "fed_admin.json").write_text("{}")
         script = folder / "fake.py"
         script.write_text(_FAKE)
-        monkeypatch.setattr(console, "_nvflare", lambda form: [sys.executable, str(script), "--format", form])
+        monkeypatch.setattr(nvflare_cli, "_nvflare", lambda form: [sys.executable, str(script), "--format", form])
         self._answers: dict[str, list[Any]] = {
             "job submit": [ok(job_id=ID)], "job meta": [ok()], "job abort": [ok()],
             "job download": [error("JOB_NOT_FOUND")],

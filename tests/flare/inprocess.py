@@ -19,12 +19,12 @@ from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
-from fedfms.flare.aggregator import CheckedAggregator
+from fedfms.flare.aggregator import RoundServerAggregator
+from fedfms.flare.dispatch import DispatchFilter
 from fedfms.flare.executor import SiteExecutor
+from fedfms.flare.messages import HOLDS, TRAIN, to_arrays
 from fedfms.flare.persistor import SharedModelPersistor
-from fedfms.flare.personal import OwnModelFilter
-from fedfms.flare.wire import HOLDS, TRAIN, to_arrays
-from fedfms.methods import Server, needed_sites, trainers
+from fedfms.methods import ServerState, required_updates, training_sites
 from fedfms.study import Study
 
 
@@ -53,18 +53,18 @@ class Job:
     def __init__(self, study: Study, root: Path, id_: str, resume: Sequence[str] = ()) -> None:
         self.study, self.root, self.id_ = study, root, id_
         self.persistor = SharedModelPersistor(study.to_dict(), resume=resume)
-        self.aggregator = CheckedAggregator(needed_sites(study))
-        self.filter = OwnModelFilter()
+        self.aggregator = RoundServerAggregator(required_updates(study))
+        self.filter = DispatchFilter()
         parts = {"persistor": self.persistor, "aggregator": self.aggregator}
-        clients = [SimpleNamespace(name=name) for name in trainers(study)]
+        clients = [SimpleNamespace(name=name) for name in training_sites(study)]
         self.engine = SimpleNamespace(
             get_component=parts.get, fire_event=lambda *_: None, get_clients=lambda: clients,
         )  # fmt: skip
         self.context = self._context("server")
         self.persistor._build(self.context)
         self.aggregator.handle_event(EventType.START_RUN, self.context)
-        self.executors = {site: SiteExecutor(study.to_dict(), resume) for site in trainers(study)}
-        self.sites = {site: self._context(site) for site in trainers(study)}
+        self.executors = {site: SiteExecutor(study.to_dict(), resume) for site in training_sites(study)}
+        self.sites = {site: self._context(site) for site in training_sites(study)}
 
     def _context(self, name: str) -> FLContext:
         context = FLContext()
@@ -103,13 +103,13 @@ class Job:
     def round(self, round_: int) -> None:
         """A whole round."""
         self.context.set_prop(AppConstants.CURRENT_ROUND, round_)
-        for site in trainers(self.study):
+        for site in training_sites(self.study):
             assert self.aggregator.accept(self.ask(site, round_), self.context), self.aggregator.rows
         self.aggregator.aggregate(self.context)
         self.aggregator.reset(self.context)
 
     @property
-    def server(self) -> Server:
+    def server(self) -> ServerState:
         """What the server remembers."""
         assert self.aggregator._server is not None
         return self.aggregator._server

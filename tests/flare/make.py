@@ -20,18 +20,18 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
+from fedfms.compression import CODECS
 from fedfms.errors import DataError
-from fedfms.flare.aggregator import CheckedAggregator
+from fedfms.federation.gate import agreed
+from fedfms.flare.aggregator import RoundServerAggregator
 from fedfms.flare.executor import SiteExecutor
+from fedfms.flare.messages import STAMP, TRAIN, error_reply, job_of, to_arrays, update_dxo
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.resume import Keeper
-from fedfms.flare.wire import STAMP, TRAIN, error_reply, job_of, to_arrays, update_dxo
-from fedfms.guard.gate import agreed
 from fedfms.methods import make_method
 from fedfms.settings import SiteSettings
 from fedfms.study import FederationSpec, Study
 from fedfms.training.build import build
-from fedfms.wire import CODECS
 
 MODEL = {"decoder.w": torch.zeros(2, 2), "adapters.0.up.bias": torch.zeros(3)}
 
@@ -39,15 +39,15 @@ MODEL = {"decoder.w": torch.zeros(2, 2), "adapters.0.up.bias": torch.zeros(3)}
 class Server:
     """An aggregator with just enough of a server around it."""
 
-    def __init__(self, min_sites: int = 2, wire: str = "float32") -> None:
+    def __init__(self, min_sites: int = 2, compression: str = "none") -> None:
         self.run = tempfile.TemporaryDirectory()
-        study = Study(name="test", held_out=("unseen",), federation=FederationSpec(wire=wire))
+        study = Study(name="test", held_out=("unseen",), federation=FederationSpec(compression=compression))
         persistor = SharedModelPersistor(study.to_dict())
         persistor.study, persistor.method, persistor.shared = study, make_method("fedmsa", {}), MODEL
         persistor.sizes = {"total": 3.0, "trained": 2.0, "shared": 2.0, "shared_mb": 8e-6}  # as one that was started
         self.persistor = persistor
         self.panics: list[str] = []
-        self.aggregator = CheckedAggregator(min_sites)
+        self.aggregator = RoundServerAggregator(min_sites)
         self.aggregator.system_panic = lambda reason, fl_ctx: self.panics.append(reason)
         self.context = FLContext()
         self.context.set_prop(AppConstants.CURRENT_ROUND, 3)
@@ -64,7 +64,7 @@ class Server:
     def stamp(self, site: str) -> dict[str, str]:
         """As an honest site's executor writes it, for the model that the server has."""
         shared = self.persistor.shared
-        schema = agreed(shared, list(shared), CODECS.get(self.persistor.study.federation.wire)).hash()
+        schema = agreed(shared, list(shared), CODECS.get(self.persistor.study.federation.compression)).hash()
         return {"site": site, "job": job_of(self.context), "schema": schema}
 
     def hand_out(self, task: str, shareable: Shareable, site: str) -> Shareable:

@@ -13,9 +13,9 @@ from nvflare.apis.dxo import DXO
 from nvflare.app_common.app_constant import AppConstants
 
 from benchmarks.aggregate import anonymous
-from fedfms.flare.wire import update_dxo
+from fedfms.compression import upload
+from fedfms.flare.messages import update_dxo
 from fedfms.training.link import Coded
-from fedfms.wire import upload
 
 from .make import Server
 
@@ -76,7 +76,7 @@ def _sent(server: Server, site: str, round_: int, index: int, model: dict[str, t
 def main() -> None:
     """Peak over three rounds beside what NVFLARE holds before them: the model; in copies of it."""
     sites, parameters, wire = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    server = Server(wire=wire)
+    server = Server(compression=wire)
     shape = (parameters // 16_000, 1000)
     server.persistor.shared = model = {f"layer-{index}": torch.rand(shape) for index in range(16)}
     before, watch = anonymous(), _Watch()

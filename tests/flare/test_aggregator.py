@@ -21,10 +21,10 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 
+from fedfms.federation.state import ServerStateStore
+from fedfms.flare.messages import REPORT
 from fedfms.flare.persistor import SharedModel
 from fedfms.flare.selector import AcceptedModelSelector
-from fedfms.flare.wire import REPORT
-from fedfms.training.server import ServerStore
 
 from .make import MODEL, Server, update
 
@@ -41,7 +41,7 @@ def test_the_servers_state_is_on_disk_after_each_round() -> None:
     server.send("a", update(1.0))
     server.send("b", update(3.0))
     server.aggregate()
-    stored = ServerStore(Path(server.run.name) / "fedfms" / "server.pt").load()
+    stored = ServerStateStore(Path(server.run.name) / "fedfms" / "server.pt").load()
     assert stored is not None
     assert stored.round == 4
     assert torch.equal(stored.shared["decoder.w"], torch.full((2, 2), 2.0))
@@ -81,7 +81,7 @@ def test_a_server_without_room_refuses_an_update_and_says_why() -> None:
 
 
 def test_a_server_without_room_for_what_sites_hold_ends_the_job() -> None:
-    server = Server(wire="int8")
+    server = Server(compression="int8")
     (Path(server.run.name) / "fedfms").write_text("a file in the place of the folder")
     for site in ("a", "b"):
         assert server.aggregator.download_for(site, 3, "", server.context) is None
@@ -91,7 +91,7 @@ def test_a_server_without_room_for_what_sites_hold_ends_the_job() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells a process's own memory")
-@pytest.mark.parametrize(("wire", "sites"), [("float32", 32), ("bfloat16", 16), ("int8", 16)])
+@pytest.mark.parametrize(("wire", "sites"), [("none", 32), ("bfloat16", 16), ("int8", 16)])
 def test_memory_does_not_grow_with_the_sites(wire: str, sites: int) -> None:
     """Sites of 4 M parameters, three rounds, beside the model that NVFLARE holds."""
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back: only what is in use counts

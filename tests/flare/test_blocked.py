@@ -17,7 +17,7 @@ from nvflare.lighter.utils import Identity, generate_cert, generate_keys, sign_c
 from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.private.fed.utils.identity_utils import CNMismatch, IdentityVerifier, InvalidAsserterCert
 
-from fedfms.flare.blocked import BlockedSerials
+from fedfms.flare.revocation import RevokedCertificates
 
 Keyed = tuple[x509.Certificate, Any]
 
@@ -36,7 +36,7 @@ def blocked(root: Keyed, tmp_path: Path) -> Iterator[Path]:
     """The list's file, of a server that has it; NVFLARE's classes are as they were afterwards."""
     verify, heartbeat = IdentityVerifier.verify_common_name, ClientManager.heartbeat
     (tmp_path / "blocked.json").write_text('{"serials": {}}')
-    BlockedSerials(str(tmp_path / "blocked.json"))
+    RevokedCertificates(str(tmp_path / "blocked.json"))
     yield tmp_path / "blocked.json"
     IdentityVerifier.verify_common_name, ClientManager.heartbeat = verify, heartbeat
 
@@ -89,7 +89,7 @@ def test_a_list_that_cannot_be_read_lets_nobody_in(root: Keyed, blocked: Path, t
         with pytest.raises(ValueError, match="cannot be read"):
             _verify(_site(root, "site-1"), tmp_path)
     with pytest.raises(ValueError, match="cannot be read"):
-        BlockedSerials(str(tmp_path / "none"))
+        RevokedCertificates(str(tmp_path / "none"))
 
 
 def test_a_site_that_is_in_already_is_put_out_until_it_shows_a_certificate_that_is_not_blocked(

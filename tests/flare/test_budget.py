@@ -17,7 +17,7 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from nvflare.fuel.utils.fobs import FOBSContextKey
 
-from fedfms.flare import budget
+from fedfms.flare import array_limit
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +28,8 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (TensorDecomposer, "native_recompose"), (TensorDecomposer, "download"),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, getattr(owner, name))
-    monkeypatch.setattr(budget, "MORE", 0)
-    budget.limit_arrays(250_000)
+    monkeypatch.setattr(array_limit, "MORE", 0)
+    array_limit.limit_arrays(250_000)
     yield
 
 

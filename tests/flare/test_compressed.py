@@ -16,17 +16,17 @@ from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
+from fedfms.compression import CODECS, DownlinkCompressor, digest, upload
+from fedfms.federation.state import ServerStateStore
+from fedfms.flare.dispatch import DispatchFilter
 from fedfms.flare.executor import SiteExecutor
-from fedfms.flare.personal import OwnModelFilter
-from fedfms.flare.wire import BASE, HOLDS, REASON, REPORT, TRAIN, download_dxo, nbytes, to_arrays, update_dxo
+from fedfms.flare.messages import BASE, HOLDS, REASON, REPORT, TRAIN, download_dxo, nbytes, to_arrays, update_dxo
 from fedfms.methods import Tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study, load_study
 from fedfms.training.build import build
 from fedfms.training.link import Coded
-from fedfms.training.server import ServerStore
 from fedfms.training.state import StateStore
-from fedfms.wire import CODECS, Downlink, digest, upload
 
 from .make import MODEL, Server
 from .test_executor import PHANTOM, SMALL
@@ -44,7 +44,7 @@ def _ask(server: Server, site: str, claim: str | None, round_: int = 3) -> DXO:
     server.context.set_prop(FLContextKey.TASK_NAME, TRAIN)
     task = DXO(DataKind.WEIGHTS, data=to_arrays(MODEL), meta={"kept": 1}).to_shareable()
     task.set_header(AppConstants.CURRENT_ROUND, round_)
-    return from_shareable(OwnModelFilter().process(task, server.context))
+    return from_shareable(DispatchFilter().process(task, server.context))
 
 
 def _coded(server: Server, wire: str, value: float, base: str = digest(MODEL), **change: Any) -> Shareable:
@@ -57,14 +57,14 @@ def _coded(server: Server, wire: str, value: float, base: str = digest(MODEL), *
 
 @ANY
 def test_differences_are_decoded_added_and_averaged(wire: str) -> None:
-    server = Server(wire=wire)
+    server = Server(compression=wire)
     for site in "ab":
         assert _ask(server, site, digest(MODEL)).data_kind == DataKind.WEIGHT_DIFF
     assert server.send("a", _coded(server, wire, 1.0))
     assert server.send("b", _coded(server, wire, 3.0))
     assert server.aggregator.rows["a"]["bytes_up"] < sum(tensor.numel() * 4 for tensor in MODEL.values())
     assert np.allclose(server.aggregate()["decoder.w"], 2.0, rtol=0.01)
-    store = ServerStore(Path(server.run.name) / "fedfms" / "server.pt")
+    store = ServerStateStore(Path(server.run.name) / "fedfms" / "server.pt")
     mirrors = store.mirrors()
     assert set(mirrors) == {"a", "b", "c"}
     assert mirrors["a"]["decoder.w"] is mirrors["c"]["decoder.w"]  # written once, and one again when it is read
@@ -94,7 +94,7 @@ BAD = {
 @pytest.mark.parametrize("first", [True, False], ids=["bad first", "bad last"])
 @pytest.mark.parametrize("kind", sorted(BAD))
 def test_a_bad_message_is_refused_and_the_good_ones_are_not(kind: str, first: bool) -> None:
-    server = Server(wire="int8")
+    server = Server(compression="int8")
     for site in ("a", "b", "c"):
         _ask(server, site, digest(MODEL))
     order = ["c", "a", "b"] if first else ["a", "b", "c"]
@@ -107,7 +107,7 @@ def test_a_bad_message_is_refused_and_the_good_ones_are_not(kind: str, first: bo
 
 @pytest.mark.parametrize("wire", ["bfloat16", "float16"])
 def test_a_number_that_is_none_is_refused(wire: str) -> None:
-    server = Server(wire=wire)
+    server = Server(compression=wire)
     _ask(server, "a", digest(MODEL))
     bits = np.full((2, 2), {"bfloat16": 0x7FC0, "float16": 0x7E00}[wire], np.uint16)
     array = bits if wire == "bfloat16" else bits.view(np.float16)
@@ -116,7 +116,7 @@ def test_a_number_that_is_none_is_refused(wire: str) -> None:
 
 
 def test_whole_weights_are_refused_where_differences_are_due() -> None:
-    server = Server(wire="int8")
+    server = Server(compression="int8")
     _ask(server, "a", digest(MODEL))
     whole = update_dxo(MODEL, samples=10, round_=3, report={}, val_dice=None)
     assert not server.send("a", whole.to_shareable())
@@ -125,7 +125,7 @@ def test_whole_weights_are_refused_where_differences_are_due() -> None:
 
 @pytest.mark.parametrize("claim", [None, "", "another torch version's"])
 def test_a_site_that_does_not_hold_the_base_gets_the_whole_at_once(claim: str | None) -> None:
-    server = Server(wire="int8")
+    server = Server(compression="int8")
     task = _ask(server, "a", claim)
     assert (task.data_kind, task.get_meta_prop(BASE)) == (DataKind.WEIGHTS, "")
     assert np.array_equal(task.data["decoder.w"], MODEL["decoder.w"].numpy())
@@ -134,7 +134,7 @@ def test_a_site_that_does_not_hold_the_base_gets_the_whole_at_once(claim: str | 
 
 
 def test_a_newcomer_in_the_middle_of_a_round_and_a_site_that_asks_twice() -> None:
-    server = Server(min_sites=1, wire="int8")
+    server = Server(min_sites=1, compression="int8")
     assert _ask(server, "newcomer", None).data_kind == DataKind.WEIGHTS
     assert server.send("newcomer", _coded(server, "int8", 1.0))
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_a_newcomer_in_the_middle_of_a_round_and_a_site_that_asks_twice() -> Non
 
 
 def test_a_late_request_of_an_older_round_changes_no_mirror() -> None:
-    server = Server(wire="int8")
+    server = Server(compression="int8")
     _ask(server, "a", digest(MODEL))
     _ask(server, "a", digest(MODEL), round_=4)
     holds = server.aggregator._downlink.holds("a")
@@ -154,16 +154,18 @@ def test_a_late_request_of_an_older_round_changes_no_mirror() -> None:
 
 
 def test_a_held_out_site_gets_the_global_model_itself() -> None:
-    task = _ask(Server(wire="int8"), "unseen", None)
+    task = _ask(Server(compression="int8"), "unseen", None)
     assert task.data_kind == DataKind.WEIGHTS
     assert task.get_meta_prop(BASE) is None
 
 
 def _study(wire: str) -> Study:
-    return load_study(PHANTOM, overrides=[*SMALL, f"federation.wire={wire}"])
+    return load_study(PHANTOM, overrides=[*SMALL, f"federation.compression={wire}"])
 
 
-def _round(executor: SiteExecutor, downlink: Downlink, target: Tensors, round_: int, at: FLContext) -> Shareable:
+def _round(
+    executor: SiteExecutor, downlink: DownlinkCompressor, target: Tensors, round_: int, at: FLContext
+) -> Shareable:
     downlink.advance({"a": target}, target)
     message = downlink.message("a", str(at.get_all_public_props().get(HOLDS, "")))
     task = download_dxo(message, {}).to_shareable()
@@ -173,7 +175,7 @@ def _round(executor: SiteExecutor, downlink: Downlink, target: Tensors, round_: 
 
 @ANY
 def test_a_site_says_what_it_holds_before_it_asks(wire: str, context: FLContext, tmp_path: Path) -> None:
-    study, downlink = _study(wire), Downlink(CODECS[wire])
+    study, downlink = _study(wire), DownlinkCompressor(CODECS[wire])
     shared = build(study, SiteSettings()).shared()
     executor = SiteExecutor(study.to_dict())
     executor.handle_event(EventType.START_RUN, context)
@@ -196,7 +198,7 @@ def test_a_site_says_what_it_holds_before_it_asks(wire: str, context: FLContext,
 
 
 def test_a_change_of_what_a_site_does_not_hold_is_told(context: FLContext) -> None:  # noqa: F811
-    study, downlink = _study("int8"), Downlink(CODECS["int8"])
+    study, downlink = _study("int8"), DownlinkCompressor(CODECS["int8"])
     other = {name: tensor + 1 for name, tensor in build(study, SiteSettings()).shared().items()}
     context.set_prop(HOLDS, digest(other), private=False, sticky=True)  # a lie
     executor = SiteExecutor(study.to_dict())
@@ -208,7 +210,7 @@ def test_a_change_of_what_a_site_does_not_hold_is_told(context: FLContext) -> No
 
 
 def test_in_float32_a_site_claims_nothing_and_differences_are_refused(context: FLContext) -> None:  # noqa: F811
-    executor = SiteExecutor(_study("float32").to_dict())
+    executor = SiteExecutor(_study("none").to_dict())
     executor.handle_event(EventType.START_RUN, context)
     assert HOLDS not in context.get_all_public_props()
     reply = executor.execute(TRAIN, DXO(DataKind.WEIGHT_DIFF, data={}).to_shareable(), context, Signal())

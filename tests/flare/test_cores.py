@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedfms.flare import cores
+from fedfms.flare import threads
 from fedfms.machine import THREADS
 
 
@@ -21,20 +21,20 @@ def _as_before() -> object:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("machine", "sites", "threads"), [(16, 1, 16), (16, 3, 5), (2, 4, 1)])
-def test_a_share_each(machine: int, sites: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("machine", "sites", "share"), [(16, 1, 16), (16, 3, 5), (2, 4, 1)])
+def test_a_share_each(machine: int, sites: int, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(THREADS, raising=False)
     monkeypatch.setattr("fedfms.machine.usable_cores", lambda: machine)
-    monkeypatch.setattr(cores, "_sites_here", lambda: sites)
-    assert cores.share_cores(0) == threads
+    monkeypatch.setattr(threads, "_sites_here", lambda: sites)
+    assert threads.share_cores(0) == share
 
 
 def test_the_site_and_the_environment_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "_sites_here", lambda: 1)
+    monkeypatch.setattr(threads, "_sites_here", lambda: 1)
     monkeypatch.setenv(THREADS, "1")
     torch.set_num_threads(1)
-    assert cores.share_cores(0) == 1
-    assert cores.share_cores(3) == 3
+    assert threads.share_cores(0) == 1
+    assert threads.share_cores(3) == 3
 
 
 def test_processes_of_one_module_are_counted(tmp_path: Path) -> None:
@@ -42,10 +42,10 @@ def test_processes_of_one_module_are_counted(tmp_path: Path) -> None:
         textwrap.dedent(
             """
             import sys
-            from fedfms.flare import cores
+            from fedfms.flare import threads
             print("up", flush=True)
             sys.stdin.readline()
-            print(cores._sites_here(), flush=True)
+            print(threads._sites_here(), flush=True)
             sys.stdin.readline()
             """
         )

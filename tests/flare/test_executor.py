@@ -14,13 +14,13 @@ from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.flare.executor import SiteExecutor
-from fedfms.flare.wire import REASON, REPORT, SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
+from fedfms.flare.messages import REASON, REPORT, SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
 from fedfms.settings import FILE_NAME
-from fedfms.study import load_study
+from fedfms.study import STUDIES, load_study
 from fedfms.training.site import Site
 from tests.flare.make import do, task_of
 
-PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
+PHANTOM = STUDIES / "phantom.yaml"
 SMALL = [
     "data.phantom_images=6", "train.rounds=1", "train.local_epochs=1", "model.input_px=32", "federation.min_cases=1",
 ]  # fmt: skip
@@ -40,7 +40,7 @@ def test_the_three_tasks_and_an_unknown_one(context: FLContext) -> None:
     executor = SiteExecutor(STUDY.to_dict())
     trained = from_shareable(do(executor, TRAIN, task_of(STUDY), context))
     assert trained.data_kind == DataKind.WEIGHTS
-    assert set(trained.get_meta_prop(REPORT)) == {"scores", "train_loss", "seconds", "bytes_down", "bad_images"}
+    assert set(trained.get_meta_prop(REPORT)) == {"scores", "train_loss", "seconds", "bytes_down", "unreadable_images"}
     scored = from_shareable(do(executor, VALIDATE, task_of(STUDY), context))
     assert scored.data[REPORT]["part"] == "val"
     submitted = from_shareable(do(executor, SUBMIT_MODEL, Shareable(), context))

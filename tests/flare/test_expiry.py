@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedfms.flare.expiry import CertificateEnds
+from fedfms.flare.certificate_expiry import CertificateEnds
 
 
 def _certificate(path: Path, left: timedelta) -> Path:

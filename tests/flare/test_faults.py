@@ -13,9 +13,9 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.apis.signal import Signal
 
+from fedfms.federation.rows import numbers
 from fedfms.flare.executor import SiteExecutor
-from fedfms.flare.wire import REASON, REPORT, TRAIN, VALIDATE
-from fedfms.guard.rows import numbers
+from fedfms.flare.messages import REASON, REPORT, TRAIN, VALIDATE
 from fedfms.study import load_study
 from fedfms.training.state import StateStore
 from tests.data.make import STRUCTURES, make_site
@@ -106,12 +106,14 @@ def test_bad_images_are_counted_in_the_rounds_row_and_never_named(
     for image in sorted((tmp_path / "data" / "eyes" / "a" / "images").iterdir())[:2]:
         image.write_bytes(image.read_bytes()[:-40])
     for limit in (2, 1):
-        values = {"data.dataset": "eyes", "data.structures": STRUCTURES, "data.max_bad_images": limit}
+        values = {"data.dataset": "eyes", "data.structures": STRUCTURES, "data.max_unreadable_images": limit}
         study = load_study(PHANTOM, overrides=SMALL, **values)
         reply = do(SiteExecutor(study.to_dict()), TRAIN, task_of(STUDY), context)
         if limit == 2:
             told = from_shareable(reply).get_meta_prop(REPORT)
-            assert numbers(told)["bad_images"] == 2
+            assert numbers(told)["unreadable_images"] == 2
             assert "case" not in str({key: told[key] for key in told if key != "scores"})
         else:
-            assert _reason(reply).startswith("site a, round 0: 2 images are damaged or missing, data.max_bad_images")
+            assert _reason(reply).startswith(
+                "site a, round 0: 2 images are damaged or missing, data.max_unreadable_images"
+            )

@@ -15,10 +15,10 @@ from fedfms.errors import StudyError
 from fedfms.flare.job import _server, build_job, read_study
 from fedfms.methods import METHODS
 from fedfms.models import build_model
-from fedfms.study import Study, load_study
+from fedfms.study import STUDIES, Study, load_study
 
 ROOT = Path(__file__).parents[2]
-PHANTOM = ROOT / "jobs" / "studies" / "phantom.yaml"
+PHANTOM = STUDIES / "phantom.yaml"
 POLYP = PHANTOM.with_name("polyp.yaml")
 
 

@@ -1,6 +1,6 @@
 """Every registered method through a job's own parts, against the in-process reference loop: to the same numbers.
 
-NVFLARE's simulator around those parts is in tests/federation, for one method of each kind.
+NVFLARE's simulator around those parts is in tests/simulator, for one method of each kind.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from fedfms.methods import METHODS, trainers
+from fedfms.federation.inprocess import rounds
+from fedfms.methods import METHODS, training_sites
 from fedfms.settings import SiteSettings
-from fedfms.study import load_study
-from fedfms.training.reference import rounds
+from fedfms.study import STUDIES, load_study
 from fedfms.training.state import StateStore
 
 from .inprocess import Job, same
 
-PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
+PHANTOM = STUDIES / "phantom.yaml"
 SMALL = [
     "data.phantom_images=7", "data.phantom_px=32", "model.input_px=32", "train.rounds=2", "train.local_epochs=1",
     "sites=[a, b]", "held_out=[]", "federation.min_cases=1", "federation.tracking=none",
@@ -35,7 +35,7 @@ def test_a_job_equals_the_reference(method: str, tmp_path: Path) -> None:
     assert job.server.round == last.server.round == 2
     for name in ("shared", "per_site", "state"):
         assert same(getattr(job.server, name), getattr(last.server, name)), name
-    for site in trainers(study):
+    for site in training_sites(study):
         places = tmp_path / "job" / site / "one" / "fedfms", tmp_path / "reference" / site
         one, other = (StateStore(place / "state").load() for place in places)
         assert one is not None and other is not None

@@ -8,8 +8,8 @@ from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 
-from fedfms.flare.personal import OwnModelFilter
-from fedfms.flare.wire import VALIDATE, to_arrays, update_dxo
+from fedfms.flare.dispatch import DispatchFilter
+from fedfms.flare.messages import VALIDATE, to_arrays, update_dxo
 from fedfms.methods import Layout, make_method
 
 from .make import MODEL, Server, update
@@ -74,7 +74,7 @@ def test_a_site_without_a_mixture_is_scored_with_the_global_model() -> None:
 
 
 def test_a_site_that_names_another_is_not_sent_its_model() -> None:
-    server, filter_ = Server(), OwnModelFilter()
+    server, filter_ = Server(), DispatchFilter()
     server.persistor.method = make_method("sgca", {})
     for site, value in (("a", 1.0), ("b", 3.0)):
         assert server.send(site, update(value))

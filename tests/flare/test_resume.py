@@ -14,20 +14,20 @@ from nvflare.app_common.app_event_type import AppEventType
 
 from fedfms.cli import main
 from fedfms.errors import StudyError, TrainingError
+from fedfms.federation.state import FILE, ServerStateStore
+from fedfms.flare.controller import ResumedScatterAndGather
 from fedfms.flare.job import build_job
-from fedfms.flare.nextjob import described, next_job
 from fedfms.flare.resume import BEST, KEPT, Keeper, job_ids, put, saved_best, saved_server, take_over
-from fedfms.flare.rounds import RoundsLeft
+from fedfms.flare.resume_job import described, next_job
 from fedfms.flare.selector import AcceptedModelSelector
-from fedfms.methods import Server
-from fedfms.study import Study, load_study
-from fedfms.training.server import FILE, ServerStore
+from fedfms.methods import ServerState
+from fedfms.study import STUDIES, Study, load_study
 from fedfms.training.state import StateStore, write_tensors
 from provisioning.policy import SERVER_CLASSES, SITE_CLASSES
 
 from .inprocess import Job, same, workspace
 
-PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
+PHANTOM = STUDIES / "phantom.yaml"
 SMALL = [
     "data.phantom_images=5", "data.phantom_px=32", "model.input_px=32", "train.rounds=3", "train.local_epochs=1",
     "sites=[a, b]", "held_out=[]", "federation.min_cases=1", "federation.tracking=none",
@@ -35,12 +35,12 @@ SMALL = [
 SHARED = {"w": torch.zeros(2)}
 
 
-def _study(method: str = "fedmsa", wire: str = "float32") -> Study:
-    return load_study(PHANTOM, method=method, overrides=[*SMALL, f"federation.wire={wire}"])
+def _study(method: str = "fedmsa", wire: str = "none") -> Study:
+    return load_study(PHANTOM, method=method, overrides=[*SMALL, f"federation.compression={wire}"])
 
 
 def _assert_same(job: Job, whole: Job) -> None:
-    """Server and sites hold the same bits."""
+    """ServerState and sites hold the same bits."""
     for name in ("shared", "per_site", "state", "round"):
         assert same(getattr(job.server, name), getattr(whole.server, name)), name
     for site in whole.study.sites:
@@ -88,7 +88,7 @@ def _configured(job: Job) -> None:
 
 def _kept(root: Path, job: str, round_: int, study: Study) -> Path:
     keeper = Keeper(root / "server" / KEPT / job, root / "server" / job / "fedfms", study)
-    keeper.save(Server(SHARED, round_), {}, ['{"round": 0}'])
+    keeper.save(ServerState(SHARED, round_), {}, ['{"round": 0}'])
     return keeper.kept
 
 
@@ -104,9 +104,9 @@ def test_the_newest_job_that_has_kept_a_round_counts(tmp_path: Path) -> None:
 
 def test_the_servers_state_outlives_the_runs_folder_which_nvflare_takes_away(tmp_path: Path) -> None:
     kept = _kept(tmp_path, "one", 3, _study())
-    assert ServerStore(tmp_path / "server" / "one" / "fedfms" / FILE).load().round == 3
+    assert ServerStateStore(tmp_path / "server" / "one" / "fedfms" / FILE).load().round == 3
     shutil.rmtree(tmp_path / "server" / "one")
-    assert ServerStore(kept / FILE).load().round == 3
+    assert ServerStateStore(kept / FILE).load().round == 3
     assert (kept / FILE).stat().st_mode & 0o777 == 0o600
 
 
@@ -198,11 +198,11 @@ def test_rounds_that_are_done_are_not_done_again() -> None:
 
     persistor = SharedModelPersistor(_study().to_dict())
     for done, left in ((2, (2, 6)), (8, (8, 0))):
-        controller = RoundsLeft(num_rounds=8, persistor_id="persistor")
+        controller = ResumedScatterAndGather(num_rounds=8, persistor_id="persistor")
         controller._engine = SimpleNamespace(get_component=lambda name: persistor if name == "persistor" else None)
         controller.system_panic = lambda *_: None
         controller.log_info = controller.log_warning = lambda *_, **__: None
-        persistor.saved = SimpleNamespace(server=Server(SHARED, done))
+        persistor.saved = SimpleNamespace(server=ServerState(SHARED, done))
         controller.start_controller(SimpleNamespace(set_prop=lambda *_, **__: None))
         assert (controller._start_round, controller._num_rounds) == left
 

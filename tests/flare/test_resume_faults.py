@@ -16,12 +16,12 @@ from nvflare.apis.shareable import Shareable
 from fedfms.data.damaged import RECORD
 from fedfms.errors import TrainingError
 from fedfms.flare import resume
-from fedfms.flare.engine import SIMULATED, aside, put_aside, put_back
 from fedfms.flare.executor import SiteExecutor
+from fedfms.flare.messages import REASON, TRAIN
 from fedfms.flare.resume import KEPT, Keeper, take_over
-from fedfms.flare.simulate import _simulate
-from fedfms.flare.wire import REASON, TRAIN
-from fedfms.methods import Server
+from fedfms.flare.simulator import SIMULATED, aside, put_aside, put_back
+from fedfms.flare.simulator_runs import _simulate
+from fedfms.methods import ServerState
 from fedfms.settings import SiteSettings
 from fedfms.training.site import Site
 
@@ -75,7 +75,7 @@ def test_what_a_server_keeps_is_its_owners_alone(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path / KEPT / "one", tmp_path / "run", _study())
     (tmp_path / KEPT).mkdir(mode=0o755)  # by an earlier version
     keeper.begin()
-    keeper.save(Server(SHARED, 1), {}, [])
+    keeper.save(ServerState(SHARED, 1), {}, [])
     assert [path.stat().st_mode & 0o777 for path in (tmp_path / KEPT, keeper.kept)] == [0o700, 0o700]
     assert {path.stat().st_mode & 0o777 for path in keeper.kept.iterdir()} == {0o600}
 

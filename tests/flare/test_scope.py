@@ -15,11 +15,11 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
 from nvflare.fuel.sec.audit import Auditor, AuditService
 
+from fedfms.compression import CODECS, digest, upload
 from fedfms.errors import TrainingError
-from fedfms.flare.scope import ACTION, MAX_NUMBERS, MAX_REASON, MAX_TEXT, SharedOnly
-from fedfms.flare.wire import REASON, REPORT, error_reply, update_dxo
+from fedfms.flare.messages import REASON, REPORT, error_reply, update_dxo
+from fedfms.flare.privacy_filter import ACTION, MAX_NUMBERS, MAX_REASON, MAX_TEXT, SharedOnly
 from fedfms.training.link import Coded
-from fedfms.wire import CODECS, digest, upload
 
 ALLOWED = {"adapter.weight": 32, "adapter.bias": 8}  # bytes
 SCORES = {"scores": {"dice": 0.5, "standard": {"left ventricle": {"dice": None, "iou": 0.4}}}, "part": "val"}

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from fedfms.errors import ProvisioningError
 from fedfms.flare import submit
-from fedfms.flare.console import ConsoleError
-from fedfms.flare.nextjob import described
+from fedfms.flare.nvflare_cli import ConsoleError
 from fedfms.flare.progress import ENDED_FILE
+from fedfms.flare.resume_job import described
 from fedfms.flare.submit import Result, absent, run_job, stage, watch_job
 from fedfms.flare.watch import COMPLETED, StillRunningError
-from fedfms.report.records import read_records
-from tests.report.make import make_row, make_run
+from fedfms.reporting.records import read_records
+from tests.reporting.make import make_row, make_run
 
 from .console import ID, Fake, error, ok, state
 

@@ -22,9 +22,9 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
+from fedfms.flare.dispatch import DispatchFilter
 from fedfms.flare.executor import SiteExecutor
-from fedfms.flare.personal import OwnModelFilter
-from fedfms.flare.wire import HOLDS, SAMPLES, STAMP, TOLD, TRAIN, to_arrays, update_dxo
+from fedfms.flare.messages import HOLDS, SAMPLES, STAMP, TOLD, TRAIN, to_arrays, update_dxo
 
 from .make import MODEL, Server, task_of, update
 from .test_executor import STUDY
@@ -136,7 +136,7 @@ def _asked(server: Server, site: str, round_: int = 3, says: str = "", over: boo
     task = server.hand_out(TRAIN, task, site)
     if over:
         server.context.get_prop(FLContextKey.RUNNER).current_wf.controller.communicator.finalize_run(server.context)
-    return from_shareable(OwnModelFilter().process(task, server.context))
+    return from_shareable(DispatchFilter().process(task, server.context))
 
 
 def test_more_samples_than_were_declared_with_the_first_request() -> None:
@@ -181,7 +181,7 @@ def test_who_asks_while_the_round_ends_is_nobody() -> None:
 @pytest.mark.parametrize("key", [HOLDS, SAMPLES])
 def test_a_list_too_deep_to_write_down_in_a_request(key: str) -> None:
     """An exception in the filter would end the round for all."""
-    server = Server(wire="int8")
+    server = Server(compression="int8")
     assert _asked(server, "bad", **{key: TOO_DEEP}).data_kind == DataKind.WEIGHTS
     assert server.aggregator._guard._declared == {}
 

@@ -17,11 +17,11 @@ from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 
 from fedfms.errors import ProvisioningError
 from fedfms.flare import watch as watching
-from fedfms.flare.console import ConsoleError
+from fedfms.flare.nvflare_cli import ConsoleError
 from fedfms.flare.progress import ENDED_FILE, GROUP, KEY, MAX_ROWS, Progress
 from fedfms.flare.recorder import Recorder
 from fedfms.flare.watch import COMPLETED, StillRunningError, Watch, round_lines
-from tests.report.make import make_row, make_scores, make_study
+from tests.reporting.make import make_row, make_scores, make_study
 
 from .console import ID, Fake, error, ok, row, runs, state
 from .make import Server

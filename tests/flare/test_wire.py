@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedfms.errors import DataError
-from fedfms.flare.wire import REASON, error_reply
+from fedfms.flare.messages import REASON, error_reply
 
 
 @pytest.mark.parametrize(

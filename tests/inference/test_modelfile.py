@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fedfms.errors import CheckpointError, FedfmsError, StudyError
+from fedfms.federation.state import ServerStateStore
 from fedfms.inference.modelfile import read_model
-from fedfms.methods import Server
+from fedfms.methods import ServerState
 from fedfms.settings import SiteSettings
-from fedfms.training.server import ServerStore
 from fedfms.training.state import save_model
 from tests.inference.make import global_file, loaded, moved, tiny
 from tests.methods.common import same
@@ -60,7 +60,7 @@ def test_a_personal_model_is_whole(tmp_path: Path) -> None:
 
 def test_a_server_of_the_reference_loop_is_read_with_its_study_named(tmp_path: Path) -> None:
     of = tiny()
-    ServerStore(tmp_path / "server.pt").save(Server(shared=moved(of).shared(), round=1))
+    ServerStateStore(tmp_path / "server.pt").save(ServerState(shared=moved(of).shared(), round=1))
     with pytest.raises(StudyError, match="does not tell its study"):
         read_model(tmp_path / "server.pt")
     (tmp_path / "result.json").write_text(json.dumps({"study": of.to_dict()}))

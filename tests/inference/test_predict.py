@@ -94,7 +94,7 @@ def test_a_volume_of_any_orientation_gets_its_mask_voxel_by_voxel(
     nibabel.save(turned, path)
     native = find_inputs(path, InputRule(), folder / "out")[0].read()
     found = [SliceMasks(pixels[None] > 127, (pixels > 127).astype(np.uint8)) for pixels in native.slices]
-    (name, content), = mask_files("v", native, found, ["structure"]).items()
+    ((name, content),) = mask_files("v", native, found, ["structure"]).items()
     (folder / name).write_bytes(content)
     back = nibabel.load(folder / name)
     assert (name, back.shape, nibabel.aff2axcodes(back.affine)) == ("v_mask.nii.gz", turned.shape, tuple(codes))

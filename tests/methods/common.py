@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 
+from fedfms.federation.inprocess import CompletedRound, rounds
 from fedfms.methods import Layout, Partition, Tensors, make_method
 from fedfms.models import build_model
+from fedfms.reporting.cost.traffic import Traffic, plan
 from fedfms.settings import SiteSettings
-from fedfms.study import ModelSpec, Study, load_study
-from fedfms.training.reference import ReferenceRound, rounds
-from fedfms.training.traffic import Traffic, plan
+from fedfms.study import STUDIES, ModelSpec, Study, load_study
 
 ROOT = Path(__file__).parents[2]
-STUDIES = ROOT / "jobs" / "studies"
 PHANTOM = STUDIES / "phantom.yaml"
 SITES = ("a", "b")
 SMALL = (
@@ -33,7 +32,7 @@ def study(method: str, *overrides: str, rounds: int = 2, options: Mapping[str, A
     return load_study(PHANTOM, method=method, overrides=[*SMALL, f"train.rounds={rounds}", *overrides])
 
 
-def run(of: Study, folder: Path, stop_after: int | None = None) -> list[ReferenceRound]:
+def run(of: Study, folder: Path, stop_after: int | None = None) -> list[CompletedRound]:
     """The study's rounds in one process: all of them, or the first so many; another call goes on from there."""
     return list(islice(rounds(of, of.sites or SITES, SiteSettings(), folder), stop_after))
 
@@ -43,7 +42,7 @@ def same(one: Tensors, other: Tensors) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def assert_goes_on_as_if_never_stopped(method: str, folder: Path, *overrides: str) -> list[ReferenceRound]:
+def assert_goes_on_as_if_never_stopped(method: str, folder: Path, *overrides: str) -> list[CompletedRound]:
     """Two rounds and then a third from what is on disk = three in one go; returns these three."""
     run(study(method, *overrides, rounds=2), folder / "stopped")
     last = run(study(method, *overrides, rounds=3), folder / "stopped")
@@ -56,7 +55,7 @@ def assert_goes_on_as_if_never_stopped(method: str, folder: Path, *overrides: st
     return whole
 
 
-def assert_goes_on_after_a_stop(of: Study, folder: Path) -> list[ReferenceRound]:
+def assert_goes_on_after_a_stop(of: Study, folder: Path) -> list[CompletedRound]:
     """The same study stopped after its first round and taken up again = in one go; returns all rounds of the latter.
 
     For methods that look at `train.rounds`, where a longer study is another one.
@@ -85,9 +84,7 @@ def card_says(method: str, parameters: int) -> bool:
 
 def traffic(method: str, rounds: int) -> Traffic:
     """What the polyp study at the paper's size (ViT-B at 1024 px, one structure) sends by this method."""
-    return plan(
-        load_study(STUDIES / "polyp.yaml", method=method, preset="paper", overrides=[f"train.rounds={rounds}"])
-    )
+    return plan(load_study(STUDIES / "polyp.yaml", method=method, preset="paper", overrides=[f"train.rounds={rounds}"]))
 
 
 def card(method: str) -> str:

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from fedfms.methods import METHODS, POOL, Layout, Tensors, trainers
+from fedfms.federation.inprocess import CompletedRound, final_scores, rounds
+from fedfms.methods import METHODS, POOL, Layout, Tensors, training_sites
 from fedfms.models.base import EXTRAS
+from fedfms.reporting.cost.traffic import plan
 from fedfms.settings import SiteSettings
-from fedfms.study import Study, load_study
+from fedfms.study import STUDIES, Study, load_study
 from fedfms.training.build import build
-from fedfms.training.reference import ReferenceRound, final_scores, rounds
 from fedfms.training.site import Site
 from fedfms.training.state import SiteState, StateStore
-from fedfms.training.traffic import plan
 
-PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
+PHANTOM = STUDIES / "phantom.yaml"
 SITES = ("a", "b", "c")
 SMALL = [
     "data.phantom_images=7", "data.phantom_px=64", "model.input_px=64", "train.rounds=3", "train.local_epochs=1",
@@ -33,16 +33,16 @@ def _study(method: str, *overrides: str) -> Study:
     return load_study(PHANTOM, method=method, overrides=[*SMALL, *overrides])
 
 
-def _run(study: Study, folder: Path, sites: tuple[str, ...] = (*SITES, "unseen")) -> list[ReferenceRound]:
+def _run(study: Study, folder: Path, sites: tuple[str, ...] = (*SITES, "unseen")) -> list[CompletedRound]:
     return list(rounds(study, sites, SiteSettings(), folder))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """run(method) -> (its study, its rounds, their folder): three rounds without a stop, made once."""
-    made: dict[str, tuple[Study, list[ReferenceRound], Path]] = {}
+    made: dict[str, tuple[Study, list[CompletedRound], Path]] = {}
 
-    def run(method: str) -> tuple[Study, list[ReferenceRound], Path]:
+    def run(method: str) -> tuple[Study, list[CompletedRound], Path]:
         if method not in made:
             folder = tmp_path_factory.mktemp(method)
             made[method] = (_study(method), _run(_study(method), folder), folder)
@@ -95,7 +95,7 @@ def test_what_leaves_a_site_is_shared_and_finite_and_was_trained(method: str, ru
     assert len(done) == 3
     for number, round_ in enumerate(done):
         assert round_.round == number
-        assert set(round_.results) == set(trainers(study))
+        assert set(round_.results) == set(training_sites(study))
         for result in round_.results.values():
             assert set(result.update.tensors) <= set(partition.shared)
             assert all(torch.isfinite(tensor).all() for tensor in result.update.tensors.values())
@@ -107,7 +107,7 @@ def test_what_leaves_a_site_is_shared_and_finite_and_was_trained(method: str, ru
 @BY_NAME
 def test_a_site_trains_what_is_trained_and_nothing_else(method: str, runs: Any, tmp_path: Path) -> None:
     study, done, folder = runs(method)
-    name = trainers(study)[0]
+    name = training_sites(study)[0]
     initial = build(study, SiteSettings())
     before, after = initial.trained(), _state(folder / name).trained
     sent = {tensor for round_ in done for tensor in round_.received[name]}
@@ -132,15 +132,15 @@ def test_the_order_of_sites_changes_nothing(method: str, runs: Any, tmp_path: Pa
 def test_a_stop_after_any_round_and_a_resume_give_the_same_end(method: str, runs: Any, tmp_path: Path) -> None:
     """Stopped after the first and after the second round, each time when one site had begun the next already."""
     study, done, folder = runs(method)
-    first = trainers(study)[0]
+    first = training_sites(study)[0]
     for _ in range(2):
         course = rounds(study, (*SITES, "unseen"), SiteSettings(), tmp_path)
         server = next(course).server
         course.close()
-        sent = build(study, SiteSettings()).method.dispatch(server, sorted(trainers(study)))
+        sent = build(study, SiteSettings()).method.dispatch(server, sorted(training_sites(study)))
         Site(study, first, SiteSettings(), tmp_path / first).train_round(server.round, sent[first])
     assert _same_servers(_run(study, tmp_path)[-1].server, done[-1].server)
-    for name in trainers(study):
+    for name in training_sites(study):
         assert _same(_state(tmp_path / name).trained, _state(folder / name).trained)
         assert _same(_state(tmp_path / name).memory, _state(folder / name).memory)
 
@@ -155,7 +155,7 @@ def _state(folder: Path) -> SiteState:
 def test_bytes_are_told_beforehand_as_they_are_sent(method: str, runs: Any) -> None:
     study, done, _ = runs(method)
     told = plan(study)
-    sites = len(trainers(study))
+    sites = len(training_sites(study))
     up = sum(_nbytes(result.update.tensors) for round_ in done for result in round_.results.values())
     down = sum(_nbytes(round_.received[site]) for round_ in done for site in round_.results)
     assert told.up_mb * 3 * sites * 1e6 == pytest.approx(up)
@@ -180,7 +180,7 @@ def test_every_site_is_scored_with_the_model_that_it_would_use(method: str, runs
 def test_a_site_keeps_its_own_model_where_the_method_is_personal(method: str, runs: Any) -> None:
     study, done, folder = runs(method)
     server = done[-1].server
-    for name in trainers(study):
+    for name in training_sites(study):
         site = Site(study, name, SiteSettings(), folder / name)
         site.evaluate(server.per_site.get(name, server.shared), overlays="final")
         saved = folder / name / "models" / "personal_final.pt"
@@ -196,4 +196,4 @@ def test_a_method_says_what_it_is(method: str) -> None:
     assert registered.paper
     assert (Path(__file__).parents[2] / "docs" / "methods" / f"{method}.md").is_file(), "write its card"
     assert not (registered.personal and registered.centralised)
-    assert (trainers(_study(method)) == (POOL,)) is registered.centralised
+    assert (training_sites(_study(method)) == (POOL,)) is registered.centralised

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfms.errors import StudyError, TrainingError
-from fedfms.methods import AtSite, Layout, Server, Tensors, Update
+from fedfms.methods import Layout, ServerState, SiteContext, Tensors, Update
 from fedfms.methods.fedala import PASSES, FedALA
-from fedfms.models import outline_model
+from fedfms.models import meta_model
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec
 from fedfms.training.site import Site
@@ -58,9 +58,9 @@ def _values(names: Iterable[str], *values: float) -> Tensors:
     return {name: torch.tensor(values) for name in names}
 
 
-def _site(learner: Quadratic, own: Tensors, passes: int = 1, **w: list[float]) -> AtSite:
+def _site(learner: Quadratic, own: Tensors, passes: int = 1, **w: list[float]) -> SiteContext:
     memory = {PASSES: torch.tensor(passes)} | {name: torch.tensor(value) for name, value in w.items()}
-    return AtSite(3, 8, own, memory, learner)
+    return SiteContext(3, 8, own, memory, learner)
 
 
 def test_two_steps_of_w_by_hand() -> None:
@@ -137,7 +137,7 @@ def test_in_its_first_round_a_site_takes_the_global_model(round_: int) -> None:
     method = _fedala()
     learner = Quadratic([0.0])
     own, received = _values(LAYOUT.roles, 0.1), _values([n for n in LAYOUT.roles if n != "frozen"], 0.3)
-    start = method.receive(AtSite(round_, 8, own, {}, learner), received)
+    start = method.receive(SiteContext(round_, 8, own, {}, learner), received)
     assert same(start.tensors, {**own, **received})
     assert learner.asked == []
     assert start.memory.keys() == {PASSES}
@@ -198,7 +198,7 @@ def test_more_layers_than_there_are_blocks() -> None:
 
 def test_three_sites_combine_by_hand() -> None:
     updates = [Update(s, {"d": torch.tensor([v])}, n) for s, v, n in (("b", 2.0, 30), ("c", 4.0, 60), ("a", 1.0, 10))]
-    after = _fedala().combine(updates, Server({"d": torch.zeros(1)}, round=4))
+    after = _fedala().aggregate(updates, ServerState({"d": torch.zeros(1)}, round=4))
     # (10 x 1 + 30 x 2 + 60 x 4) / 100
     assert (after.round, after.shared["d"].item()) == (5, pytest.approx(3.1))
 
@@ -245,7 +245,7 @@ def test_the_cards_figures() -> None:
     assert sent.up_mb == sent.down_mb
     text = " ".join(card("fedala").split())
     assert f"{sent.shared:,} parameters, {sent.up_mb:.1f} MB" in text
-    model = outline_model(ModelSpec(), 1, adapters=True)
+    model = meta_model(ModelSpec(), 1, adapters=True)
     layout, method = Layout.of(model), FedALA()
     shared = _values(method.partition(layout).shared, 0.0)
     w = method.receive(_site(Quadratic([0.0]), shared), shared).memory.keys() - {PASSES}

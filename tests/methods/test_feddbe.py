@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fedfms.errors import StudyError, TrainingError, UpdateError
-from fedfms.methods import Server, Tensors, Update, make_method
+from fedfms.methods import ServerState, Tensors, Update, make_method
 from fedfms.methods.feddbe import MEAN, SHIFT, EmbeddingShift, FedDBE
-from fedfms.models import outline_model
+from fedfms.models import meta_model
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec
 from fedfms.training.build import build
@@ -70,7 +70,7 @@ def test_a_measuring_round_neither_shifts_nor_penalises_and_leaves_its_mean() ->
     with torch.no_grad():
         shift.shift.fill_(5.0)
     method = FedDBE()
-    model = outline_model(ModelSpec(backbone="vit_tiny", input_px=64), 1, adapters=True)
+    model = meta_model(ModelSpec(backbone="vit_tiny", input_px=64), 1, adapters=True)
     model.extras = shift
     method.before_training(model, 0, ())
     assert shift(_batch(2.0, 4.0)).flatten().tolist() == [2.0, 4.0]
@@ -97,31 +97,31 @@ def _update(site: str, samples: int, **values: float) -> Update:
 
 def test_three_sites_combine_by_hand() -> None:
     method = FedDBE()
-    server = Server({"w": torch.zeros(1), MEAN: torch.zeros(1)}, round=0)
+    server = ServerState({"w": torch.zeros(1), MEAN: torch.zeros(1)}, round=0)
     updates = [_update("c", 60, w=4.0, mean=8.0), _update("a", 10, w=1.0, mean=0.0), _update("b", 30, w=2.0, mean=-4.0)]
-    first = method.combine(updates, server)
+    first = method.aggregate(updates, server)
     # w: (10 + 60 + 240) / 100 = 3.1; mean: (0 - 120 + 480) / 100 = 3.6
     assert {name: tensor.item() for name, tensor in first.shared.items()} == pytest.approx({"w": 3.1, MEAN: 3.6})
     assert first.round == 1
     # From then on the mean stays; w: (10 + 90) / 40 = 2.5
-    second = method.combine([_update("b", 30, w=3.0), _update("a", 10, w=1.0)], first)
+    second = method.aggregate([_update("b", 30, w=3.0), _update("a", 10, w=1.0)], first)
     assert {name: tensor.item() for name, tensor in second.shared.items()} == pytest.approx({"w": 2.5, MEAN: 3.6})
     assert list(second.shared) == ["w", MEAN]
-    assert same(method.combine(updates[::-1], server).shared, first.shared)
+    assert same(method.aggregate(updates[::-1], server).shared, first.shared)
     with pytest.raises(UpdateError):
-        method.combine([], server)
+        method.aggregate([], server)
 
 
 def test_what_a_site_gets_and_sends() -> None:
     method = FedDBE()
     shared = {"w": torch.zeros(1), MEAN: torch.zeros(1)}
-    assert method.upward(0, tuple(shared)) == ("w", MEAN)
-    assert method.upward(1, tuple(shared)) == ("w",)
+    assert method.sent_names(0, tuple(shared)) == ("w", MEAN)
+    assert method.sent_names(1, tuple(shared)) == ("w",)
     trained = {**shared, SHIFT: torch.ones(1)}
-    assert method.pack(0, trained, tuple(shared)).keys() == {"w", MEAN}
-    assert method.pack(7, trained, tuple(shared)).keys() == {"w"}
+    assert method.outgoing(0, trained, tuple(shared)).keys() == {"w", MEAN}
+    assert method.outgoing(7, trained, tuple(shared)).keys() == {"w"}
     # A site that comes later gets the mean with the model.
-    assert method.dispatch(Server(shared, round=9), ["new"])["new"].keys() == shared.keys()
+    assert method.dispatch(ServerState(shared, round=9), ["new"])["new"].keys() == shared.keys()
 
 
 @pytest.mark.parametrize("options", [{"kappa": -1.0}, {"momentum": 0.0}, {"momentum": 1.5}, {"kappa": float("inf")}])
@@ -229,9 +229,9 @@ def test_the_shift_is_trained_by_sgd_at_the_learning_rate_of_the_rest() -> None:
 
 
 def test_attached_without_memory_at_the_papers_size() -> None:
-    model = outline_model(ModelSpec(), 1, adapters=True)
+    model = meta_model(ModelSpec(), 1, adapters=True)
     with torch.device("meta"):
-        make_method("feddbe", {}).attach(model)
+        make_method("feddbe", {}).extend_model(model)
     assert model.get_parameter(SHIFT).is_meta
     assert tuple(model.get_buffer(MEAN).shape) == (256, 64, 64)
     assert model.roles()[SHIFT] == "extra"

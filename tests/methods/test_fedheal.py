@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfms.errors import StudyError, UpdateError
-from fedfms.methods import Server, Tensors, Update, make_method
+from fedfms.methods import ServerState, Tensors, Update, make_method
 from fedfms.methods.fedheal import FedHEAL
 from tests.methods.common import assert_goes_on_as_if_never_stopped, card_says, run, same, study, vit_b
 
 
-def _moved(server: Server, **deltas: list[float]) -> list[Update]:
+def _moved(server: ServerState, **deltas: list[float]) -> list[Update]:
     """Updates with these Delta_i = theta_global - theta_i of the one tensor w; sample counts play no part."""
     return [
         Update(site, {"w": server.shared["w"] - torch.tensor(delta)}, samples=1 + index)
@@ -30,8 +30,8 @@ def _known(rounds: int, increases: list[int], p: float, delta: float) -> dict[st
 
 
 def test_the_first_round_by_hand() -> None:
-    server = Server({"w": torch.zeros(1)})
-    after = FedHEAL().combine(_moved(server, a=[1.0], b=[2.0], c=[-5.0]), server)
+    server = ServerState({"w": torch.zeros(1)})
+    after = FedHEAL().aggregate(_moved(server, a=[1.0], b=[2.0], c=[-5.0]), server)
     # d = 1, 2, 5 of 8; p = 1/3 + 0.4 d/8 = 0.38333, 0.43333, 0.58333, together 1.4
     # step = (0.38333 x 1 + 0.43333 x 2 - 0.58333 x 5) / 1.4 = -1.66667 / 1.4
     torch.testing.assert_close(after.shared["w"], torch.tensor([1.6666667 / 1.4]))
@@ -49,8 +49,8 @@ def test_masks_of_three_sites_by_hand_and_an_element_that_all_mask() -> None:
         "b": _known(2, [0, 2, 1], p=0.3, delta=0.0),
         "c": _known(2, [1, 0, 0], p=0.2, delta=0.2),
     }
-    server = Server({"w": torch.tensor([0.0, 10.0, 0.0])}, round=2, state={"sites": known})
-    after = FedHEAL().combine(_moved(server, a=[3.0, 1.0, 4.0], b=[6.0, -5.0, 8.0], c=[-7.0, 9.0, 5.0]), server)
+    server = ServerState({"w": torch.tensor([0.0, 10.0, 0.0])}, round=2, state={"sites": known})
+    after = FedHEAL().aggregate(_moved(server, a=[3.0, 1.0, 4.0], b=[6.0, -5.0, 8.0], c=[-7.0, 9.0, 5.0]), server)
     # consistency a: 2/2, 0/2, 1/2; b: 0/2, (2-2)/2, 1/2; c: (2-1)/2, 0/2, 0/2; above 0.3: 101, 001, 100
     # d = |3, 0, 4| = 5, |0, 0, 8| = 8, |-7, 0, 0| = 7, of 20
     # delta = 0.6 x (0.1, 0, 0.2) + 0.4 x (5, 8, 7)/20 = 0.16, 0.16, 0.26; p = 0.66, 0.46, 0.46
@@ -66,27 +66,27 @@ def test_masks_of_three_sites_by_hand_and_an_element_that_all_mask() -> None:
 
 def test_nothing_moves_where_all_masks_are_zero_everywhere() -> None:
     known = {site: _known(4, [0], p=0.5, delta=0.2) for site in "ab"}
-    server = Server({"w": torch.tensor([7.0])}, round=4, state={"sites": known})
-    after = FedHEAL().combine(_moved(server, a=[1.0], b=[2.0]), server)
+    server = ServerState({"w": torch.tensor([7.0])}, round=4, state={"sites": known})
+    after = FedHEAL().aggregate(_moved(server, a=[1.0], b=[2.0]), server)
     assert after.shared["w"].item() == 7.0
     # all distances are 0: nothing is added to the growth, which fades: 0.6 x 0.2
     assert [after.state["sites"][site]["p"] for site in "ab"] == pytest.approx([0.62, 0.62])
 
 
 def test_a_distance_is_the_sum_of_the_tensors_norms() -> None:
-    server = Server({"v": torch.zeros(1), "w": torch.zeros(2)})
+    server = ServerState({"v": torch.zeros(1), "w": torch.zeros(2)})
     rows: dict[str, Tensors] = {
         "a": {"v": torch.tensor([12.0]), "w": torch.tensor([3.0, 4.0])},  # 12 + 5
         "b": {"v": torch.tensor([17.0]), "w": torch.zeros(2)},
     }
-    after = FedHEAL().combine([Update(site, tensors, 1) for site, tensors in rows.items()], server)
+    after = FedHEAL().aggregate([Update(site, tensors, 1) for site, tensors in rows.items()], server)
     assert [after.state["sites"][site]["p"] for site in "ab"] == pytest.approx([0.7, 0.7])
 
 
 def test_an_absent_site_keeps_its_share_and_a_newcomer_begins_at_the_mean() -> None:
     known = {"a": _known(1, [1], p=0.6, delta=0.0), "b": _known(1, [0], p=0.2, delta=0.05)}
-    server = Server({"w": torch.zeros(1)}, round=5, state={"sites": known})
-    after = FedHEAL().combine(_moved(server, a=[1.0], c=[-3.0]), server)
+    server = ServerState({"w": torch.zeros(1)}, round=5, state={"sites": known})
+    after = FedHEAL().aggregate(_moved(server, a=[1.0], c=[-3.0]), server)
     sites = after.state["sites"]
     # c begins at (0.6 + 0.2) / 2; a: 0.6 + 0.4 x 1/4, c: 0.4 + 0.4 x 3/4; those two grew by 1.4 / 1.0, and b with them
     assert [sites[site]["p"] for site in "abc"] == pytest.approx([0.7, 0.28, 0.7])
@@ -100,14 +100,14 @@ def test_an_absent_site_keeps_its_share_and_a_newcomer_begins_at_the_mean() -> N
 @pytest.mark.parametrize(("increases", "delta"), [(3, 1.0), (7, -1.0)])
 def test_rising_and_falling_are_treated_alike_at_the_threshold(increases: int, delta: float) -> None:
     """3 of 10 rounds agree: not above 0.3, whichever way; in binary 1 - 0.7 is above it."""
-    server = Server({"w": torch.zeros(1)}, round=10, state={"sites": {"a": _known(10, [increases], 1.0, 0.0)}})
-    assert FedHEAL().combine(_moved(server, a=[delta]), server).notes["kept"] == {"a": 0.0}
+    server = ServerState({"w": torch.zeros(1)}, round=10, state={"sites": {"a": _known(10, [increases], 1.0, 0.0)}})
+    assert FedHEAL().aggregate(_moved(server, a=[delta]), server).notes["kept"] == {"a": 0.0}
 
 
 @pytest.mark.parametrize(("rounds", "dtype"), [(254, torch.uint8), (255, torch.int16)])
 def test_counts_do_not_run_over(rounds: int, dtype: torch.dtype) -> None:
-    server = Server({"w": torch.zeros(1)}, state={"sites": {"a": _known(rounds, [rounds], 1.0, 0.0)}})
-    counts = FedHEAL().combine(_moved(server, a=[1.0]), server).state["sites"]["a"]["increases"]["w"]
+    server = ServerState({"w": torch.zeros(1)}, state={"sites": {"a": _known(rounds, [rounds], 1.0, 0.0)}})
+    counts = FedHEAL().aggregate(_moved(server, a=[1.0]), server).state["sites"]["a"]["increases"]["w"]
     assert (counts.item(), counts.dtype) == (rounds + 1, dtype)
 
 
@@ -116,13 +116,13 @@ _VALUES = st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=4)
 
 @given(st.lists(st.dictionaries(st.sampled_from("abcd"), _VALUES, min_size=1), min_size=1, max_size=5), st.randoms())
 def test_any_rounds_stay_within_what_sites_sent_whatever_the_order(rounds: list[Any], random: Any) -> None:
-    server = other = Server({"w": torch.zeros(4)})
+    server = other = ServerState({"w": torch.zeros(4)})
     for values in rounds:
         updates = [Update(site, {"w": torch.tensor(row)}, 1) for site, row in values.items()]
         old = server.shared["w"]
-        server = FedHEAL().combine(updates, server)
+        server = FedHEAL().aggregate(updates, server)
         random.shuffle(updates)
-        other = FedHEAL().combine(updates, other)
+        other = FedHEAL().aggregate(updates, other)
         assert torch.equal(server.shared["w"], other.shared["w"])
         assert server.notes == other.notes
         sent = torch.stack([old, *(update.tensors["w"] for update in updates)])
@@ -132,7 +132,7 @@ def test_any_rounds_stay_within_what_sites_sent_whatever_the_order(rounds: list[
 
 def test_no_updates_and_options_out_of_range_are_errors() -> None:
     with pytest.raises(UpdateError, match="no updates"):
-        FedHEAL().combine([], Server({"w": torch.zeros(1)}))
+        FedHEAL().aggregate([], ServerState({"w": torch.zeros(1)}))
     for options in ({"threshold": 1.0}, {"threshold": -0.1}, {"beta": 1.5}, {"beta": -1.0}):
         with pytest.raises(StudyError, match="method fedheal: "):
             make_method("fedheal", options)

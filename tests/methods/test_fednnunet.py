@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedfms.errors import StudyError
-from fedfms.methods import Layout, Server, Update, fitted, make_method
+from fedfms.methods import Layout, ServerState, Update, make_method, resolve_study
 from fedfms.methods.fednnunet import deeply_supervised
 from fedfms.models import build_model
 from fedfms.settings import SiteSettings
@@ -27,7 +27,7 @@ METHOD = make_method("fednnunet", {})
 
 def test_three_sites_by_hand() -> None:
     updates = [Update(s, {"w": torch.tensor([v])}, n) for s, v, n in (("c", 4.0, 60), ("a", 1.0, 10), ("b", 2.0, 30))]
-    assert torch.equal(METHOD.combine(updates, Server(shared={})).shared["w"], torch.tensor([3.1]))  # 310 / 100
+    assert torch.equal(METHOD.aggregate(updates, ServerState(shared={})).shared["w"], torch.tensor([3.1]))  # 310 / 100
 
 
 def test_deep_supervision_by_hand() -> None:
@@ -87,7 +87,7 @@ def test_plan_and_augmentation_reach_the_site(tmp_path: Path) -> None:
     assert (site.study.model.backbone, site.study.model.input_px) == ("nnunet_tiny", 32)
     assert site.study.data.augment == "nnunet"
     assert site.built.model.get_parameter("net.bottleneck.conv2.conv.weight").shape == (8, 8, 3, 3)
-    kept = fitted(study("fednnunet", "data.augment=photometric"), make_method("fednnunet", {"augment": "study"}))
+    kept = resolve_study(study("fednnunet", "data.augment=photometric"), make_method("fednnunet", {"augment": "study"}))
     assert kept.data.augment == "photometric"
     assert kept.model.input_px == 64
     assert Study.from_dict(site.study.to_dict()) == site.study

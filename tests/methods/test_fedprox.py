@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedfms.errors import StudyError
-from fedfms.methods import Server, Update, make_method
+from fedfms.methods import ServerState, Update, make_method
 from fedfms.methods.fedprox import FedProx
 from tests.methods.common import assert_goes_on_as_if_never_stopped, card_says, run, same, study, vit_b
 
@@ -40,8 +40,8 @@ def test_the_term_and_its_gradient_by_hand() -> None:
 
 def test_three_sites_combine_by_sample_count() -> None:
     updates = [Update(s, {"w": torch.tensor([x])}, n) for s, x, n in (("a", 1.0, 1), ("b", 2.0, 3), ("c", 5.0, 4))]
-    server = Server({"w": torch.zeros(1)}, round=4)
-    after = FedProx().combine(updates, server)
+    server = ServerState({"w": torch.zeros(1)}, round=4)
+    after = FedProx().aggregate(updates, server)
     # (1 x 1 + 3 x 2 + 4 x 5) / 8 = 27 / 8
     assert after.shared["w"].item() == 3.375
     assert after.round == 5

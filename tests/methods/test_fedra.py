@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfms.errors import StudyError, UpdateError
-from fedfms.methods import Layout, Server, Tensors, Update, make_method
+from fedfms.methods import Layout, ServerState, Tensors, Update, make_method
 from fedfms.methods.fedra import FedRA, draw_blocks
 from fedfms.rng import rng
 from fedfms.settings import SiteSettings
@@ -57,50 +57,50 @@ def test_the_default_fraction_is_two_thirds_and_draws_differ_by_round_and_site()
     layout = Layout({}, tuple((f"{index}",) for index in range(24)))
     method.bind(layout)
     shared = {name: torch.zeros(1) for (name,) in layout.adapters}
-    sent = [method.dispatch(Server(shared, round=r, seed=3), ["a", "b", "c"]) for r in range(4)]
+    sent = [method.dispatch(ServerState(shared, round=r, seed=3), ["a", "b", "c"]) for r in range(4)]
     assert all(len(tensors) == 2 * 8 for each in sent for tensors in each.values())
     assert len({frozenset(tensors) for each in sent for tensors in each.values()}) > 6
-    other = method.dispatch(Server(shared, round=0, seed=4), ["a", "b", "c"])
+    other = method.dispatch(ServerState(shared, round=0, seed=4), ["a", "b", "c"])
     assert {s: set(t) for s, t in other.items()} != {s: set(t) for s, t in sent[0].items()}
 
 
 def test_a_block_goes_whole_with_decoder_and_head_to_whom_it_was_drawn_for() -> None:
     shared = _tensors(b0_a=1.0, b0_m=2.0, b1_a=3.0, b1_m=4.0, d=5.0)
-    sent = _fedra().dispatch(Server(shared, round=7), ["b", "a"])
+    sent = _fedra().dispatch(ServerState(shared, round=7), ["b", "a"])
     assert sorted(map(sorted, sent.values())) == [["0.a", "0.m", "d"], ["1.a", "1.m", "d"]]
     assert all(torch.equal(tensor, shared[name]) for tensors in sent.values() for name, tensor in tensors.items())
-    again = _fedra().dispatch(Server(shared, round=7), ["a", "b"])
+    again = _fedra().dispatch(ServerState(shared, round=7), ["a", "b"])
     assert {site: set(tensors) for site, tensors in again.items()} == {s: set(t) for s, t in sent.items()}
 
 
 def test_three_sites_combine_by_hand() -> None:
-    server = Server(_tensors(b0_a=0.0, b0_m=0.0, b1_a=9.0, b1_m=8.0, d=0.0), round=2)
+    server = ServerState(_tensors(b0_a=0.0, b0_m=0.0, b1_a=9.0, b1_m=8.0, d=0.0), round=2)
     updates = [
         Update("c", _tensors(b0_a=6.0, b0_m=1.0, d=4.0), 3),
         Update("a", _tensors(b0_a=2.0, b0_m=-1.0, d=1.0), 1),
         Update("b", _tensors(d=2.0), 4),
     ]
-    after = _fedra().combine(updates, server)
+    after = _fedra().aggregate(updates, server)
     # block 0: a and c, (1 x 2 + 3 x 6) / 4 and (-1 + 3 x 1) / 4; block 1: nobody, stays; d: (1 + 4 x 2 + 3 x 4) / 8
     assert same(after.shared, _tensors(b0_a=5.0, b0_m=0.5, b1_a=9.0, b1_m=8.0, d=2.625))
     assert list(after.shared) == list(server.shared)
     assert after.notes == {"blocks": {"a": [0], "b": [], "c": [0]}}
     assert after.round == 3
-    assert same(_fedra().combine(updates[::-1], server).shared, after.shared)
+    assert same(_fedra().aggregate(updates[::-1], server).shared, after.shared)
 
 
 def test_the_plain_mean_of_three_sites_by_hand() -> None:
-    server = Server(_tensors(b0_a=0.0, b0_m=0.0, b1_a=9.0, b1_m=8.0, d=0.0))
+    server = ServerState(_tensors(b0_a=0.0, b0_m=0.0, b1_a=9.0, b1_m=8.0, d=0.0))
     updates = [
         Update("c", _tensors(b0_a=6.0, b0_m=1.0, d=4.0), 3),
         Update("a", _tensors(b0_a=2.0, b0_m=-1.0, d=1.0), 1),
         Update("b", _tensors(b0_a=4.5, b0_m=3.0, d=-0.5), 4),
     ]
-    after = _fedra(weighting="plain").combine(updates, server)
+    after = _fedra(weighting="plain").aggregate(updates, server)
     # (6 + 2 + 4.5) / 3, (1 - 1 + 3) / 3, nobody, (4 + 1 - 0.5) / 3; by samples the first is (18 + 2 + 18) / 8
     assert same(after.shared, _tensors(b0_a=12.5 / 3, b0_m=1.0, b1_a=9.0, b1_m=8.0, d=1.5))
-    assert _fedra().combine(updates, server).shared["0.a"].item() == 4.75
-    two = _fedra(weighting="plain").combine(updates[:2] + [Update("b", _tensors(d=4.0), 4)], server)
+    assert _fedra().aggregate(updates, server).shared["0.a"].item() == 4.75
+    two = _fedra(weighting="plain").aggregate(updates[:2] + [Update("b", _tensors(d=4.0), 4)], server)
     assert same(two.shared, _tensors(b0_a=4.0, b0_m=0.0, b1_a=9.0, b1_m=8.0, d=3.0))
 
 
@@ -168,7 +168,7 @@ def test_the_first_block_can_be_left_out_behind_the_prefix_cache(tmp_path: Path)
 
 def test_no_updates_and_fractions_out_of_range_are_errors() -> None:
     with pytest.raises(UpdateError, match="no updates"):
-        _fedra().combine([], Server(_tensors(d=0.0)))
+        _fedra().aggregate([], ServerState(_tensors(d=0.0)))
     for fraction in (0.0, -1.0, 1.1, math.nan):
         with pytest.raises(StudyError, match="method fedra: fraction is"):
             make_method("fedra", {"fraction": fraction})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fedfms.methods import METHODS, Layout, Server, Update, make_method
+from fedfms.methods import METHODS, Layout, ServerState, Update, make_method
 from tests.methods.common import SITES, assert_goes_on_as_if_never_stopped, card_says, run, same, study, vit_b
 
 LAYOUT = Layout(
@@ -38,7 +38,7 @@ def test_vit_b_down_and_up_by_count() -> None:
 def test_three_sites_combine_by_sample_count() -> None:
     rows = (("a", [1.0, 0.0], 2), ("b", [4.0, 8.0], 1), ("c", [0.0, -4.0], 5))
     updates = [Update(site, {"down": torch.tensor(values)}, samples) for site, values, samples in rows]
-    after = make_method("fedsa", {}).combine(updates, Server({"down": torch.zeros(2)}))
+    after = make_method("fedsa", {}).aggregate(updates, ServerState({"down": torch.zeros(2)}))
     # (2 x 1 + 4 + 0) / 8 and (0 + 8 - 20) / 8
     assert torch.equal(after.shared["down"], torch.tensor([0.75, -1.5]))
 

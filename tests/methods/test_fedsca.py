@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedfms.errors import StudyError
-from fedfms.methods import METHODS, Layout, Server, Update, make_method
+from fedfms.methods import METHODS, Layout, ServerState, Update, make_method
 from fedfms.methods.fedavg import weighted_mean
 from fedfms.settings import SiteSettings
 from fedfms.training.build import build
@@ -56,7 +56,7 @@ def test_layers_out_of_range(method: str, layers: int) -> None:
 
 def test_lat_is_a_plain_mean_by_hand() -> None:
     updates = [Update(s, {"w": torch.tensor([v])}, n) for s, v, n in (("a", 1.0, 10), ("b", 2.0, 30), ("c", 4.0, 60))]
-    after = make_method("lat", {}).combine(updates, Server(shared=updates[0].tensors))
+    after = make_method("lat", {}).aggregate(updates, ServerState(shared=updates[0].tensors))
     assert torch.equal(after.shared["w"], torch.tensor([3.1]))  # (10 + 60 + 240) / 100
     assert (after.per_site, after.notes, after.state) == ({}, {}, {})
 
@@ -65,7 +65,7 @@ def test_with_alpha_0_a_mixture_is_fedavgs_mean() -> None:
     generator = torch.Generator().manual_seed(3)
     samples = dict(zip("abcde", (3, 1, 99, 7, 40), strict=True))
     updates = [Update(s, {"w": torch.randn(50, 40, generator=generator)}, n) for s, n in samples.items()]
-    after = make_method("fedsca", {"alpha": 0.0}).combine(updates, Server(shared=updates[0].tensors))
+    after = make_method("fedsca", {"alpha": 0.0}).aggregate(updates, ServerState(shared=updates[0].tensors))
     mean = weighted_mean(updates)
     assert same(after.shared, mean)
     one_step = torch.finfo(torch.float32).eps  # where the exact mean lies just between two numbers

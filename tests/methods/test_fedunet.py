@@ -11,7 +11,7 @@ import torch
 
 from fedfms.errors import StudyError
 from fedfms.flare.persistor import SharedModel, _sizes
-from fedfms.methods import Layout, Server, Update, fitted, make_method
+from fedfms.methods import Layout, ServerState, Update, make_method, resolve_study
 from fedfms.models import build_model
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, load_study
@@ -35,7 +35,7 @@ def test_three_sites_by_hand() -> None:
         return Update(site, tensors, samples)
 
     updates = [update("c", 4.0, 0.5, 7, 60), update("a", 1.0, 0.1, 2, 10), update("b", 2.0, -0.2, 4, 30)]
-    after = METHOD.combine(updates, Server(shared={}, round=4))
+    after = METHOD.aggregate(updates, ServerState(shared={}, round=4))
     assert after.round == 5
     assert torch.equal(after.shared["w"], torch.tensor([3.1]))  # (10 + 60 + 240) / 100
     assert torch.equal(after.shared["norm.running_mean"], torch.tensor([0.25]))  # (1 - 6 + 30) / 100
@@ -97,11 +97,11 @@ def test_a_run_that_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
 )
 def test_the_method_takes_its_own_backbone_and_not_sams_weights(named: str, taken: str) -> None:
     spec = ModelSpec(backbone=named, input_px=128, checkpoint="weights.pth", checkpoint_sha256="00")
-    model = fitted(replace(study("fedunet"), model=spec), METHOD).model
+    model = resolve_study(replace(study("fedunet"), model=spec), METHOD).model
     assert (model.backbone, model.input_px) == (taken, 128)
     assert (model.checkpoint is None) == (named != "unet")
-    again = fitted(replace(study("fedunet"), model=model), METHOD)
-    assert fitted(again, METHOD) == again
+    again = resolve_study(replace(study("fedunet"), model=model), METHOD)
+    assert resolve_study(again, METHOD) == again
 
 
 def test_a_backbone_of_another_family_is_refused() -> None:

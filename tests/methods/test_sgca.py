@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfms.errors import StudyError, UpdateError
-from fedfms.methods import Server, Tensors, Update, make_method
+from fedfms.methods import ServerState, Tensors, Update, make_method
 from fedfms.methods.sgca import SGCA, mixing, simplex
 from fedfms.methods.similarity import KINDS, SCALES, pairwise, scaled
 from fedfms.models import SegmentationModel
@@ -32,7 +32,7 @@ def _flat(tensors: Tensors) -> list[float]:
 
 
 A, B, C = _update("a", [0.0, 0.0], 1), _update("b", [3.0, 4.0], 1), _update("c", [6.0, 8.0], 2)
-START = Server(shared=A.tensors)
+START = ServerState(shared=A.tensors)
 
 
 def _close(got: Any, expected: Any, tolerance: float = 1e-12) -> None:
@@ -108,10 +108,10 @@ def test_sites_that_differ_in_the_last_bit_are_not_equal() -> None:
 def test_equal_sites_get_the_mean_and_one_site_gets_itself(kind: str, scale: str) -> None:
     method = SGCA(similarity=kind, scale=scale)
     equal = [Update(site, B.tensors, samples) for site, samples in (("a", 1), ("b", 3))]
-    rows = method.combine(equal, START).notes["W"]["rows"]
+    rows = method.aggregate(equal, START).notes["W"]["rows"]
     for site in "ab":
         _close([rows[site]["a"], rows[site]["b"]], [0.25, 0.75])
-    alone = method.combine([B], START)
+    alone = method.aggregate([B], START)
     assert alone.notes["W"]["rows"] == {"b": {"b": 1.0}}
     assert _flat(alone.per_site["b"]) == [3.0, 4.0]
 
@@ -119,11 +119,11 @@ def test_equal_sites_get_the_mean_and_one_site_gets_itself(kind: str, scale: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_of_zeros_are_equal(kind: str) -> None:
     updates = [_update(site, [0.0, 0.0], 5) for site in "ab"]
-    assert SGCA(similarity=kind).combine(updates, START).notes["W"]["rows"]["a"] == {"a": 0.5, "b": 0.5}
+    assert SGCA(similarity=kind).aggregate(updates, START).notes["W"]["rows"]["a"] == {"a": 0.5, "b": 0.5}
 
 
 def test_three_sites_by_hand() -> None:
-    after = SGCA().combine([C, A, B], START)
+    after = SGCA().aggregate([C, A, B], START)
     # m = (1, 1, 2) / 4; d as scaled above; v_i = m + d_i / 2, then what makes the kept values' sum 1 is taken off:
     # a: ( 0.25, -0.125, -0.25) + 0.375           = (0.625, 0.25, 0.125)
     # b: (-0.125, 0.25,  0.125) + 0.25            = (0.125, 0.5, 0.375)
@@ -148,22 +148,22 @@ def test_three_sites_by_hand() -> None:
 
 def test_an_absent_site_keeps_its_row_and_a_newcomer_gets_the_mean() -> None:
     method = SGCA()
-    first = method.combine([A, B, C], START)
-    second = method.combine([A, B], first)
+    first = method.aggregate([A, B, C], START)
+    second = method.aggregate([A, B], first)
     # m = (0.5, 0.5), d = -1: a: (0.5, 0) + 0.25. Of c's row (0, 0.1875, 0.8125) only b's part is there: all of b.
     rows = second.notes["W"]["rows"]
     assert (second.notes["W"]["sites"], rows) == (
         ["a", "b"], {"a": {"a": 0.75, "b": 0.25}, "b": {"a": 0.25, "b": 0.75}, "c": {"b": 1.0}},
     )  # fmt: skip
     assert _flat(second.per_site["c"]) == [3.0, 4.0]
-    third = method.combine([A], second)
+    third = method.aggregate([A], second)
     # c's row has no part on a: it gets the mean, as a site that was never there; its row is kept as it was solved.
     assert third.notes["W"]["rows"] == {"a": {"a": 1.0}, "b": {"a": 1.0}}
     sent = method.dispatch(third, ["b", "c", "new"])
     assert [_flat(sent[site]) for site in ("b", "c", "new")] == [[0.0, 0.0]] * 3
     assert sent["c"] is sent["new"] is third.shared
     assert third.state["W"]["c"] == first.state["W"]["c"] == first.notes["W"]["rows"]["c"]
-    fourth = method.combine([B, C], third)  # a, absent, has only itself: the mean, not the row of round 0
+    fourth = method.aggregate([B, C], third)  # a, absent, has only itself: the mean, not the row of round 0
     assert set(fourth.per_site) == {"b", "c"}
 
 
@@ -172,7 +172,7 @@ def test_order_of_arrival_does_not_change_a_bit(rows: list[tuple[float, int]], s
     updates = [_update(f"site-{i}", [value, 1.0], samples) for i, (value, samples) in enumerate(rows)]
     other = list(updates)
     shuffled.shuffle(other)
-    one, two = (SGCA().combine(order, START) for order in (updates, other))
+    one, two = (SGCA().aggregate(order, START) for order in (updates, other))
     assert one.notes == two.notes
     assert list(one.per_site) == list(two.per_site)
     assert all(_flat(one.per_site[site]) == _flat(two.per_site[site]) for site in one.per_site)
@@ -182,7 +182,7 @@ def test_order_of_arrival_does_not_change_a_bit(rows: list[tuple[float, int]], s
 def test_no_samples_is_an_error() -> None:
     for updates in ([], [_update("a", [0.0, 1.0], 0)]):
         with pytest.raises(UpdateError, match="no samples"):
-            SGCA().combine(updates, START)
+            SGCA().aggregate(updates, START)
 
 
 class _Two(torch.nn.Module):

@@ -12,10 +12,10 @@ from fedfms.models import attention, build_model
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import build_adapters
 from fedfms.models.vit import ViTEncoder, ViTShape
-from fedfms.report.cost.live import LiveBytes
+from fedfms.reporting.cost.live import LiveBytes
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
-from fedfms.training.build import outline
+from fedfms.training.build import build_on_meta
 
 TINY = ViTShape(embed_dim=48, depth=2, heads=4, global_blocks=(1,), patch_px=8, window=7, out_dim=16)
 VIT_B = ViTShape(embed_dim=768, depth=2, heads=12, global_blocks=(1,))
@@ -228,7 +228,7 @@ def kept_mib(method: str, backbone: str = "vit_b", **settings: object) -> float:
     study = Study.from_dict({
         "name": "t", "method": method, "model": {"backbone": backbone, "input_px": 1024}, "train": {"batch_size": 1},
     })  # fmt: skip
-    model = outline(study, SiteSettings(**settings)).model  # type: ignore[arg-type]
+    model = build_on_meta(study, SiteSettings(**settings)).model  # type: ignore[arg-type]
     model.train(model.train_mode)
     images = torch.empty(1, 3, 1024, 1024, device="meta")
     with LiveBytes([*model.parameters(), *model.buffers(), images]) as live:

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from fedfms.flare.preflight.job import _paths
-from fedfms.models.outline import without_values
+from fedfms.models.meta_device import on_meta_device
+from fedfms.study import STUDIES
 
 OUTLINE = """
 from pathlib import Path
-from fedfms.study import load_study
-from fedfms.training.build import outline
+from fedfms.study import STUDIES, load_study
+from fedfms.training.build import build_on_meta
 for method in ("fedsca", "feddbe", "fedsam"):
-    built = outline(load_study(Path(sys.argv[1]), method=method))
+    built = build_on_meta(load_study(Path(sys.argv[1]), method=method))
     assert all(tensor.is_meta for tensor in built.model.state_dict().values())
 """
 REPO = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def _imported(code: str, names: str, argument: Path = REPO) -> str:
 
 
 def test_nothing_is_drawn_and_shapes_are_as_ever() -> None:
-    with without_values():
+    with on_meta_device():
         network = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 5), nn.Conv2d(1, 2, 3))
         drawn, filled = torch.randn(2, 3, dtype=torch.float64), torch.zeros(2)
     assert all(tensor.is_meta for tensor in (*network.parameters(), drawn, filled))
@@ -42,7 +43,7 @@ def test_nothing_is_drawn_and_shapes_are_as_ever() -> None:
 
 
 def test_beside_it_numbers_are_drawn() -> None:
-    with without_values():
+    with on_meta_device():
         seeded = torch.Generator("cpu").manual_seed(1)
         real = torch.empty(5, device="cpu").normal_(generator=seeded)
         again = torch.randn(5, device="cpu", generator=torch.Generator("cpu").manual_seed(1))
@@ -51,7 +52,7 @@ def test_beside_it_numbers_are_drawn() -> None:
 
 @pytest.mark.slow
 def test_an_outline_needs_no_compiler() -> None:
-    assert _imported(OUTLINE, "torch._dynamo", REPO / "jobs" / "studies" / "phantom.yaml") == ""
+    assert _imported(OUTLINE, "torch._dynamo", STUDIES / "phantom.yaml") == ""
 
 
 @pytest.mark.slow

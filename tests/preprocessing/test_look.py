@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedfms.report.overlay import COLOURS
+from fedfms.data.overlay import COLOURS
 from preprocessing.cli import main
 from preprocessing.look import SiteFault, SiteLook, look_at, make_page, panels, spread
 from tests.data.make import make_site

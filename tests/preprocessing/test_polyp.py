@@ -11,11 +11,10 @@ from PIL import Image, UnidentifiedImageError
 from fedfms.data import open_site
 from fedfms.data.manifest import load_manifest, pixel_sha256
 from fedfms.settings import SiteSettings
-from fedfms.study import load_study
+from fedfms.study import STUDIES, load_study
 from preprocessing import polyp
 from preprocessing.cli import main
 from preprocessing.polyp_layouts import COLONDB, ETIS, POLYPGEN
-from tests.conftest import REPO
 from tests.preprocessing.make import copy_sites, options
 
 SITES = (
@@ -95,7 +94,7 @@ def test_a_real_site_in_processes(shared_polyp, tmp_path):
     manifest = load_manifest(root / "polyp" / site)
     assert (len(manifest.cases), len(manifest.patients)) == (56, 22)
     # the protocol is pinned: what the study says of it may change
-    study = load_study(REPO / "jobs" / "studies" / "polyp.yaml", overrides=["data.protocol=held-out"])
+    study = load_study(STUDIES / "polyp.yaml", overrides=["data.protocol=held-out"])
     data = open_site(study, site, SiteSettings(data_root=root))
     train, val = ({i.patient for i in data.parts[part]} for part in ("train", "val"))
     assert not train & val

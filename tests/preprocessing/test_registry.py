@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fedfms.study_rules import plain_name
+from fedfms.names import is_name
 from preprocessing.cli import main, make_parser
 from preprocessing.registry import DATASETS
 from tests.preprocessing.make import as_sent
@@ -23,7 +23,7 @@ def _recipe(name):
 @ALL
 def test_structures_of_the_default_recipe(name):
     recipe = _recipe(name)
-    assert plain_name(recipe.dataset)
+    assert is_name(recipe.dataset)
     values = [structure.value for structure in recipe.structures]
     assert values
     assert len(set(values)) == len(values)

@@ -42,7 +42,7 @@ def running(out: Path) -> Iterator[Running]:
 
     jobs = [build_job(small_study(), out.parent / "fedmsa"), build_job(marked_study(), out.parent / "marked")]
     kits = prepare(out, SITES, jobs, {ADMIN: "project_admin", LEAD: "lead", MEMBER: "member"}, PASSPHRASE)
-    for site, path in (("site-1", "tests.federation.spy.Spy"), ("site-3", "tests.provisioning.raising.Raises")):
+    for site, path in (("site-1", "tests.simulator.spy.Spy"), ("site-3", "tests.provisioning.raising.Raises")):
         more = {"path": path, "args": {}}
         edit_json(kits[site] / "local" / "privacy.json", lambda policy, more=more: (
             policy["scopes"][0]["task_result_filters"].append(more)

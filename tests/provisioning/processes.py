@@ -9,17 +9,15 @@ from pathlib import Path
 from nvflare.fuel.flare_api.flare_api import new_secure_session
 
 from fedfms.flare.submit import stage
-from fedfms.study import Study, load_study
+from fedfms.study import STUDIES, Study, load_study
 from provisioning.federation import LEAD, Running
 
-from .make import REPO
-
 LIMIT_S = 400
-PHANTOM = REPO / "jobs" / "studies" / "phantom.yaml"
+PHANTOM = STUDIES / "phantom.yaml"
 MARKED = "marked"  # the data set whose raw files bear a marker
 _SMALL = [
     "sites=[site-1, site-2, site-3]", "held_out=[]", "data.phantom_images=12", "train.rounds=2",
-    "train.local_epochs=1", "model.input_px=64", "federation.min_cases=1", "federation.wait_s=60",
+    "train.local_epochs=1", "model.input_px=64", "federation.min_cases=1", "federation.straggler_timeout_s=60",
 ]  # fmt: skip
 
 

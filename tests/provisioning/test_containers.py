@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedfms.flare.blocked import BlockedSerials
+from fedfms.flare.revocation import RevokedCertificates
 from provisioning.policy import BLOCKED, SERVER_CLASSES, SITE_CLASSES
 from provisioning.sealed import PLACE
 
@@ -78,7 +78,7 @@ def test_the_policy_stays(prepared: Path, name: str, classes: tuple[str, ...], r
     resources = json.loads((local / "resources.json.default").read_text())
     assert resources["class_list_enforcement_mode"] == "enforce"
     assert resources["class_allow_list"] == list(classes)
-    assert resources["app_validator"]["path"] == "fedfms.flare.jobcheck.SmallJobs"
+    assert resources["app_validator"]["path"] == "fedfms.flare.job_validator.JobValidator"
     assert f"{runtime}_launcher" in {one["id"] for one in resources["components"]}
     kit = prepared / "kits" / name / "local"
     for kept in ("authorization.json", "privacy.json", "fedfms_site.yaml", BLOCKED):
@@ -96,7 +96,7 @@ def test_a_server_whose_list_of_blocked_serials_was_not_placed_does_not_start(pr
     (own,) = [one for one in json.loads(text)["components"] if one["id"] == "blocked"]
     assert own["args"]["file"] == f"{PLACE}/local/{BLOCKED}"
     with pytest.raises(ValueError, match="cannot be read"):
-        BlockedSerials(**own["args"])
+        RevokedCertificates(**own["args"])
     placed = text.replace(PLACE, WORKSPACE).replace('"startup/', f'"{WORKSPACE}/startup/')  # the runbook's `sed`
     assert f"{WORKSPACE}/startup/server.crt" in placed
     assert PLACE not in placed and f"{WORKSPACE}/local/{BLOCKED}" in placed

@@ -269,9 +269,7 @@ def test_a_key_that_a_killed_command_left_goes_with_the_next_and_two_at_once_are
 
 
 @pytest.mark.parametrize("left, expected", [(31, 0), (29, 1), (-1, 1)])
-def test_expiry_tells_who_must_renew(
-    left: int, expected: int, copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_expiry_tells_who_must_renew(left: int, expected: int, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     until = (datetime.now(timezone.utc) + timedelta(days=left, hours=1)).isoformat(timespec="seconds")
     lines = [json.loads(line) for line in (copy / "issued.jsonl").read_text().splitlines()]
     lines = [line | {"until": until} if line["name"] == LEAD else line for line in lines]

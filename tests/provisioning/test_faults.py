@@ -14,17 +14,17 @@ import pytest
 
 from fedfms.cli import main
 from fedfms.errors import ProvisioningError
-from fedfms.flare.console import ask
+from fedfms.federation.inprocess import rounds
+from fedfms.federation.state import FILE, ServerStateStore
 from fedfms.flare.job import build_job
+from fedfms.flare.nvflare_cli import ask
 from fedfms.flare.resume import KEPT
 from fedfms.flare.submit import stage
-from fedfms.report import make_report
+from fedfms.reporting import make_report
 from fedfms.settings import SiteSettings
-from fedfms.study import Study, load_study
-from fedfms.training.reference import rounds
-from fedfms.training.server import FILE, ServerStore
+from fedfms.study import STUDIES, Study, load_study
 from provisioning.federation import ADMIN, LEAD, Running, prepare
-from tests.federation.common import assert_equal
+from tests.simulator.common import assert_equal
 
 from .make import PASSPHRASE, REPO
 
@@ -32,10 +32,10 @@ pytestmark = [pytest.mark.federation, pytest.mark.processes, pytest.mark.slow]
 
 LIMIT_S = 900
 SITES = ("site-1", "site-2")
-PHANTOM = REPO / "jobs" / "studies" / "phantom.yaml"
+PHANTOM = STUDIES / "phantom.yaml"
 SMALL = [
     "sites=[site-1, site-2]", "held_out=[]", "data.phantom_images=12", "train.rounds=4", "train.local_epochs=1",
-    "model.input_px=64", "federation.min_cases=1", "federation.wait_s=60", "federation.wire=int8",
+    "model.input_px=64", "federation.min_cases=1", "federation.straggler_timeout_s=60", "federation.compression=int8",
     "federation.tracking=none",
 ]  # fmt: skip
 
@@ -79,7 +79,7 @@ def _result(running: Running, id_: str, out: Path) -> Path:
 def _done(running: Running, id_: str) -> int:
     """Rounds that the server has kept of a job."""
     with suppress(FileNotFoundError):
-        saved = ServerStore(running.kits["localhost"] / KEPT / id_ / FILE).load()
+        saved = ServerStateStore(running.kits["localhost"] / KEPT / id_ / FILE).load()
         return 0 if saved is None else saved.round
     return 0
 
@@ -107,7 +107,7 @@ def _assert_resumed(running: Running, out: Path, id_: str, done: int, name: str)
     assert results["rounds"] == {"planned": 4, "done": 4}
     assert all(entry["rounds"] == [0, 1, 2, 3] for entry in results["participation"].values())
     *_, last = rounds(_study(), SITES, SiteSettings(), out.parent / f"{name}-reference")
-    server = ServerStore(run / "fedfms" / FILE).load()
+    server = ServerStateStore(run / "fedfms" / FILE).load()
     assert server is not None and server.round == 4
     assert_equal(server.shared, last.server.shared, 1e-6)
     for site in SITES:
@@ -141,7 +141,7 @@ def test_a_killed_site_ends_the_job_and_a_new_one_goes_on_when_it_is_back(runnin
 def test_a_site_that_stands_still_past_the_deadline_misses_the_round_and_is_back_in_a_later_one(
     running: Running, out: Path
 ) -> None:
-    late = ["federation.min_sites=1", "federation.round_timeout_s=45", "federation.wait_s=60"]
+    late = ["federation.min_sites=1", "federation.round_timeout_s=45", "federation.straggler_timeout_s=60"]
     job = build_job(_study(*late, "federation.required_sites=[site-2]"), out.parent / "late")
     id_ = _send(running, job, out / "late-staged")
     running.wait("round 1", lambda: _done(running, id_) >= 1, LIMIT_S)
@@ -161,9 +161,7 @@ def test_a_site_that_stands_still_past_the_deadline_misses_the_round_and_is_back
     assert report.first_line.plain.startswith(first)
 
 
-def test_below_its_quorum_a_round_fails_with_the_reason_and_the_study_is_not_valid(
-    running: Running, out: Path
-) -> None:
+def test_below_its_quorum_a_round_fails_with_the_reason_and_the_study_is_not_valid(running: Running, out: Path) -> None:
     job = build_job(_study("federation.round_timeout_s=30"), out.parent / "quorum")
     id_ = _send(running, job, out / "quorum-staged")
     running.wait("round 1", lambda: _done(running, id_) >= 1, LIMIT_S)

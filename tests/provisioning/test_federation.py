@@ -17,18 +17,18 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from fedfms.errors import ProvisioningError
-from fedfms.flare.console import ask
+from fedfms.federation.inprocess import rounds
 from fedfms.flare.job import build_job
+from fedfms.flare.nvflare_cli import ask
 from fedfms.flare.submit import run_job
 from fedfms.flare.watch import COMPLETED
 from fedfms.settings import SiteSettings
-from fedfms.training.reference import rounds
 from provisioning.deployment import Deployment, make
 from provisioning.federation import LEAD, Running
 from provisioning.kit import certificate, put_blocked
 from provisioning.sealed import unseal
-from tests.federation.common import assert_equal
-from tests.federation.spy import FILE
+from tests.simulator.common import assert_equal
+from tests.simulator.spy import FILE
 
 from .make import MEMBER, PASSPHRASE, SITES, opened, project_file
 from .processes import LIMIT_S, edit_json, logs, small_study, submit_all

@@ -21,15 +21,15 @@ from nvflare.private.fed.app.fl_conf import create_privacy_manager
 from nvflare.private.fed.utils.app_authz import AppAuthzService
 from nvflare.security.security import FLAuthorizer
 
+from fedfms.compression import CODECS, COMPRESSIONS, layout
 from fedfms.errors import StudyError
-from fedfms.flare.jobcheck import MAX_FILES, SmallJobs
-from fedfms.flare.scope import SharedOnly
-from fedfms.flare.wire import BASE
+from fedfms.flare.job_validator import MAX_FILES, JobValidator
+from fedfms.flare.messages import BASE
+from fedfms.flare.privacy_filter import SharedOnly
+from fedfms.reporting.cost.traffic import shared_tensors
 from fedfms.settings import SiteSettings, load_settings
 from fedfms.study import Study
-from fedfms.training.build import outline
-from fedfms.training.traffic import shared_tensors
-from fedfms.wire import CODECS, WIRES, layout
+from fedfms.training.build import build_on_meta
 from provisioning.policy import SCOPE, SERVER_CLASSES, SITE_CLASSES, allow, privacy, sizes_of, write_policy
 
 from .make import REPO
@@ -150,11 +150,11 @@ def test_a_site_takes_up_another_job_itself(kit: Path) -> None:
         allow(kit, [kit])
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", COMPRESSIONS)
 def test_an_update_of_a_study_leaves_in_every_form_of_the_wire(wire: str) -> None:
     job = REPO / "jobs" / "fedmsa"
     config = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())
-    built = outline(Study.from_dict(config["executors"][0]["executor"]["args"]["study"]))
+    built = build_on_meta(Study.from_dict(config["executors"][0]["executor"]["args"]["study"]))
     forms = layout(shared_tensors(built), CODECS.get(wire))
     data = {name: np.zeros(shape, dtype) for name, (shape, dtype) in forms.items()}
     own = SharedOnly(**privacy(sizes_of([job]))["scopes"][0]["task_result_filters"][0]["args"])
@@ -165,19 +165,19 @@ def test_an_update_of_a_study_leaves_in_every_form_of_the_wire(wire: str) -> Non
 
 
 def test_what_a_job_can_be(tmp_path: Path) -> None:
-    check, app = SmallJobs(0.001), tmp_path / "app"
+    check, app = JobValidator(0.001), tmp_path / "app"
     (app / "config").mkdir(parents=True)
     (app / "config" / "a.json").write_text("{}")
     assert check.validate(str(app)) == ("", {})
     (app / "b").write_bytes(bytes(1001))
     assert "1 kB (at most 1 kB)" in check.validate(str(app))[0]
-    assert SmallJobs(1).validate(str(app)) == ("", {})
+    assert JobValidator(1).validate(str(app)) == ("", {})
     (app / "c").symlink_to("/etc/hostname")
-    assert "links" in SmallJobs(1).validate(str(app))[0]
+    assert "links" in JobValidator(1).validate(str(app))[0]
     (app / "c").unlink()
     for index in range(MAX_FILES):
         (app / str(index)).touch()
-    assert "files" in SmallJobs(1).validate(str(app))[0]
+    assert "files" in JobValidator(1).validate(str(app))[0]
 
 
 @pytest.mark.parametrize(
@@ -198,10 +198,10 @@ def test_a_job_is_not_filled_in_from_the_sites_environment(
 ) -> None:
     """NVFLARE does so: what a site's error then says would leave it."""
     app = Path(shutil.copytree(REPO / "jobs" / "fedmsa" / "app", tmp_path / "app"))
-    assert SmallJobs(1).validate(str(app)) == ("", {})
+    assert JobValidator(1).validate(str(app)) == ("", {})
     (app / "config" / name).parent.mkdir(parents=True, exist_ok=True)
     (app / "config" / name).write_text(content)
-    assert reason in SmallJobs(1).validate(str(app))[0]
+    assert reason in JobValidator(1).validate(str(app))[0]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
@@ -210,7 +210,7 @@ def test_our_own_jobs_are_taken(job: Path, tmp_path: Path) -> None:
     for folder in (app, app / "config"):  # as NVFLARE signs what is submitted
         (folder / ".__nvfl_sig.json").write_text('{"config_fed_client.json": "bm8="}')
         (folder / ".__nvfl_submitter.crt").write_text("-----BEGIN CERTIFICATE-----")
-    assert SmallJobs(16).validate(str(app)) == ("", {})
+    assert JobValidator(16).validate(str(app)) == ("", {})
 
 
 def test_a_job_cannot_name_a_data_root_or_leave_it() -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from fedfms.errors import ProvisioningError
-from fedfms.flare.console import nvflare
+from fedfms.flare.nvflare_cli import nvflare
 from provisioning import federation
 from provisioning.federation import Running, free_port, local_project
 from provisioning.project import load_project

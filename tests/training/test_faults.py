@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from fedfms.errors import TrainingError, UpdateError
-from fedfms.methods import Server
+from fedfms.federation.memory_mapped import memory_mapped
+from fedfms.federation.state import ServerStateStore
+from fedfms.methods import ServerState
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import build
 from fedfms.training.prefix import PrefixCache
-from fedfms.training.server import ServerStore
 from fedfms.training.site import Site
-from fedfms.training.spool import spooled
 from fedfms.training.state import SiteState, StateStore
 from tests.disk import NO_ROOM, SmallDisk
 from tests.methods.common import SITES, run, same, study
@@ -61,7 +61,7 @@ def test_a_kill_at_any_write_of_a_round_loses_nothing(tmp_path: Path, monkeypatc
             _killed_at(number, renamed, patch)
             run(of, folder)
         run(of, folder)
-        server = ServerStore(folder / "server.pt").load()
+        server = ServerStateStore(folder / "server.pt").load()
         assert server is not None
         assert same(server.shared, whole.server.shared)
         for site in SITES:
@@ -73,10 +73,10 @@ def test_a_kill_at_any_write_of_a_round_loses_nothing(tmp_path: Path, monkeypatc
 
 def test_a_state_that_is_cut_anywhere_is_never_read_in_part(tmp_path: Path) -> None:
     """Neither the site's nor the server's; the file of the round before is as it was."""
-    states, server = StateStore(tmp_path / "state"), ServerStore(tmp_path / "server.pt")
+    states, server = StateStore(tmp_path / "state"), ServerStateStore(tmp_path / "server.pt")
     for round_ in range(2):
         states.save(SiteState(round_, {"w": torch.full((3,), float(round_))}, {"state": {}}))
-    server.save(Server({"w": torch.ones(3)}, 2))
+    server.save(ServerState({"w": torch.ones(3)}, 2))
     for path, load in ((tmp_path / "state" / "round_00001.pt", states.load), (tmp_path / "server.pt", server.load)):
         content = path.read_bytes()
         for length in (*range(0, len(content), 13), *range(len(content) - 30, len(content))):
@@ -161,11 +161,11 @@ def test_a_full_disk_under_what_a_site_keeps_for_itself_is_told(disk: SmallDisk)
 
 
 def test_a_full_disk_under_the_servers_state_is_told_and_loses_nothing(disk: SmallDisk) -> None:
-    store = ServerStore(disk.folder / "server.pt")
-    store.save(Server({"w": torch.zeros(10_000)}, 1))
+    store = ServerStateStore(disk.folder / "server.pt")
+    store.save(ServerState({"w": torch.zeros(10_000)}, 1))
     disk.fill()
     with pytest.raises(TrainingError, match=f"^the server's state cannot be written {NO_ROOM}; make room") as caught:
-        store.save(Server({"w": torch.ones(10_000)}, 2))
+        store.save(ServerState({"w": torch.ones(10_000)}, 2))
     assert str(disk.folder) not in caught.value.line()
     disk.free()
     before = store.load()
@@ -176,10 +176,10 @@ def test_a_full_disk_under_the_servers_state_is_told_and_loses_nothing(disk: Sma
 
 def test_a_full_disk_under_the_spool_is_told_and_leaves_nothing(disk: SmallDisk) -> None:
     tensors = [("w", torch.ones(10_000).numpy())]
-    kept = spooled(tensors, disk.folder / "spool")
+    kept = memory_mapped(tensors, disk.folder / "spool")
     disk.fill()
     with pytest.raises(UpdateError, match=f"the server cannot keep it {NO_ROOM}; make room"):
-        spooled(tensors, disk.folder / "spool")
+        memory_mapped(tensors, disk.folder / "spool")
     disk.free()
     assert list((disk.folder / "spool").iterdir()) == []
     assert float(kept["w"].sum()) == 10_000

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedfms.training.optimizers import Together
+from fedfms.methods.optimizers import Together
 
 
 def _made(values: tuple[float, float] = (1.0, 1.0)) -> tuple[nn.Parameter, nn.Parameter, Together]:

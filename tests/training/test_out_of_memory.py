@@ -16,7 +16,7 @@ from fedfms.models import SegmentationModel
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import build
-from fedfms.training.memory import out_of_memory
+from fedfms.training.micro_batch import out_of_memory
 from fedfms.training.site import Site
 from fedfms.training.state import StateStore
 from fedfms.training.trainer import Trainer

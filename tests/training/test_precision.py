@@ -7,10 +7,10 @@ import torch
 
 from fedfms.errors import StudyError, TrainingError
 from fedfms.inference.predictor import probabilities
+from fedfms.methods.optimizers import Scaled
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
-from fedfms.training.optimizers import Scaled
 from fedfms.training.precision import available
 from fedfms.training.trainer import Trainer
 from tests.training.make import batch_of, study_of

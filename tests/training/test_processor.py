@@ -12,9 +12,9 @@ import torch
 
 from fedfms.machine import maker_and_flags, multiplies_bfloat16
 from fedfms.settings import SiteSettings
-from fedfms.training import processor
+from fedfms.training import cpu_tuning
 from fedfms.training.build import build
-from fedfms.training.processor import float32_products, give_back, keep_freed_memory
+from fedfms.training.cpu_tuning import float32_products, give_back, keep_freed_memory
 from fedfms.training.trainer import Trainer
 from tests.training.make import batch_of, study_of
 
@@ -26,7 +26,7 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor that MKL keeps AVX-512 from, whatever this one is."""
     if not HAS_SWITCH:
         pytest.skip("this torch has no switch for oneDNN's products")
-    monkeypatch.setattr(processor, "_mkl_withholds_avx512", lambda: True)
+    monkeypatch.setattr(cpu_tuning, "_mkl_withholds_avx512", lambda: True)
 
 
 def setting() -> str:
@@ -37,7 +37,7 @@ def setting() -> str:
 @pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_switch_is_used_where_products_are_exact_and_put_back(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "products_are_exact", lambda: exact)
+    monkeypatch.setattr(cpu_tuning, "products_are_exact", lambda: exact)
     before = setting()
     with pytest.raises(ZeroDivisionError), float32_products():
         assert (setting() == "bf16") == exact
@@ -58,7 +58,7 @@ def test_a_look_tells_bfloat16s_digits_from_float32s(monkeypatch: pytest.MonkeyP
     if not HAS_SWITCH:
         pytest.skip("this torch has no switch for oneDNN's products")
     before = setting()
-    look = processor.products_are_exact.__wrapped__
+    look = cpu_tuning.products_are_exact.__wrapped__
     maker, flags = maker_and_flags()
     if maker in ("AuthenticAMD", "GenuineIntel") and "amx_bf16" not in flags:
         assert look()
@@ -75,7 +75,7 @@ def test_a_look_tells_bfloat16s_digits_from_float32s(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("forced")
 def test_those_who_enter_at_once_leave_it_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "products_are_exact", lambda: True)
+    monkeypatch.setattr(cpu_tuning, "products_are_exact", lambda: True)
     before, one, other = setting(), float32_products(), float32_products()
     one.__enter__()
     other.__enter__()
@@ -88,7 +88,7 @@ def test_those_who_enter_at_once_leave_it_as_it_was(monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize("way", ["plain", "auto"])
 def test_forward_and_backward_run_by_the_switch_and_plain_without(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "products_are_exact", lambda: True)
+    monkeypatch.setattr(cpu_tuning, "products_are_exact", lambda: True)
     study, seen = study_of("fedmsa"), dict[str, str]()
     built = build(study, SiteSettings(processor=way))
     trainer, before = Trainer(built, study.train, study.structure_names), setting()
@@ -144,10 +144,10 @@ def test_memory_is_kept_and_given_back_on_glibc_alone(monkeypatch: pytest.Monkey
             self.mallopt = lambda key, value: calls.append(("mallopt", key, value))
             self.malloc_trim = lambda pad: calls.append(("malloc_trim", pad, 0))
 
-    monkeypatch.setattr(processor.ctypes, "CDLL", Library)
-    monkeypatch.setattr(processor, "_kept", threading.Event())
+    monkeypatch.setattr(cpu_tuning.ctypes, "CDLL", Library)
+    monkeypatch.setattr(cpu_tuning, "_kept", threading.Event())
     for there, expected in ((False, 0), (True, 3)):
-        monkeypatch.setattr(processor, "_glibc", lambda there=there: there)
+        monkeypatch.setattr(cpu_tuning, "_glibc", lambda there=there: there)
         keep_freed_memory()
         give_back()
         assert len(calls) == expected
@@ -163,7 +163,7 @@ def test_a_processor_without_a_description_multiplies_no_bfloat16(monkeypatch: p
 
 FAULTS = """
 import resource, torch
-from fedfms.training.processor import give_back, keep_freed_memory
+from fedfms.training.cpu_tuning import give_back, keep_freed_memory
 def touched(mib):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(mib << 18)
@@ -179,7 +179,7 @@ print(left, kept, touched(64))
 """
 
 
-@pytest.mark.skipif(not processor._glibc(), reason="memory is kept on glibc alone")
+@pytest.mark.skipif(not cpu_tuning._glibc(), reason="memory is kept on glibc alone")
 def test_a_block_that_was_freed_is_taken_again_without_a_page_fault() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     left, kept, given_back = (int(number) for number in done.stdout.split())

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedfms.training.disclosure import suppress_small_cells
 from fedfms.training.metrics import Scores, fedfms, merge, standard
-from fedfms.training.told import withhold
 
 from .make import EMPTY, FULL, NO, YES, one_pixel, random_batch
 
@@ -183,7 +183,7 @@ def test_what_one_part_withholds_the_whole_does_not_give_away() -> None:
     few, many = Scores(["disc"]), Scores(["disc"])
     few.add(logits[:1], masks[:1])
     many.add(logits, masks)
-    told = merge([withhold(few.result(), 2), withhold(many.result(), 2)])
+    told = merge([suppress_small_cells(few.result(), 2), suppress_small_cells(many.result(), 2)])
     assert set(told["standard"]["disc"].values()) == {None}
     assert set(told["fedfms"]["disc"].values()) == {None}
     assert (told["images"], told["dice"]) == (5, None)

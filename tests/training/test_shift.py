@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedfms.training.shift import layer_of, mean_over_rounds, shift
+from fedfms.reporting.movement import layer_of, mean_over_rounds, shift
 
 
 @pytest.mark.parametrize(

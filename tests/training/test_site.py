@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from fedfms.errors import CheckpointError, FedfmsError, SettingsError
+from fedfms.federation.inprocess import rounds
 from fedfms.methods import POOL, Tensors
 from fedfms.settings import SiteSettings
-from fedfms.study import Study, load_study
-from fedfms.training import processor
+from fedfms.study import STUDIES, Study, load_study
+from fedfms.training import cpu_tuning
 from fedfms.training.build import build, checkpoint_path
-from fedfms.training.reference import rounds
 from fedfms.training.site import Site
 from fedfms.training.state import StateStore
 
-PHANTOM = Path(__file__).parents[2] / "jobs" / "studies" / "phantom.yaml"
+PHANTOM = STUDIES / "phantom.yaml"
 SMALL = [
     "data.phantom_images=10", "train.rounds=2", "train.local_epochs=1", "held_out=[unseen]", "federation.min_cases=1",
 ]  # fmt: skip
@@ -51,7 +51,7 @@ def test_a_round_scores_what_it_received_and_trains_it(tmp_path: Path) -> None:
 
 def test_a_task_gives_memory_and_gradients_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str] = []
-    monkeypatch.setattr(processor, "give_back", lambda: given.append("back"))
+    monkeypatch.setattr(cpu_tuning, "give_back", lambda: given.append("back"))
     study = _study()
     site = Site(study, "a", SiteSettings(), tmp_path)
     site.train_round(0, _shared(study))

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from fedfms.errors import TrainingError
-from fedfms.guard.gate import Message
+from fedfms.federation.gate import Message
+from fedfms.federation.inprocess import CompletedRound, Post, rounds
 from fedfms.methods import Tensors, Update
 from fedfms.rng import rng
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
-from fedfms.training.reference import Post, ReferenceRound, rounds
 from fedfms.training.result import RoundResult
 
 from ..methods.common import study
@@ -75,7 +75,7 @@ class BadPost:
         return {"replay": (before or message,), "duplicate": (message, message), "lost": ()}.get(fault, (message,))
 
 
-def _soak(folder: Path, post: Post, **federation: Any) -> Iterable[ReferenceRound]:
+def _soak(folder: Path, post: Post, **federation: Any) -> Iterable[CompletedRound]:
     overrides = [f"federation.{key}={value}" for key, value in {"min_sites": NEEDED, **federation}.items()]
     of = study("lat", f"sites=[{','.join(SITES)}]", "model.input_px=32", *overrides, rounds=ROUNDS)
     return rounds(of, SITES, SiteSettings(), folder, make_site=ToySite, post=post)  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ REFUSED = {"nan": "not finite", "shape": "not float32", "missing": "switched off
 def test_a_long_run_with_faults_ends_whole(combine: str, tmp_path: Path) -> None:
     accepted, peaks, last = 0, [], None
     tracemalloc.start()
-    for last in _soak(tmp_path, BadPost(), combine=combine, faulty_sites=3):
+    for last in _soak(tmp_path, BadPost(), aggregation=combine, byzantine_sites=3):
         for site in SITES:
             fault, row = _fault(site, last.round), last.rows.get(site)
             if fault in REFUSED:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedfms.errors import UpdateError
-from fedfms.training.spool import clear, spooled
+from fedfms.federation.memory_mapped import clear, memory_mapped
 
 ARRAYS = {
     "w": np.random.default_rng(0).standard_normal((3, 5), dtype=np.float32),
@@ -24,12 +24,12 @@ ARRAYS = {
 
 
 def test_values_shapes_dtypes_and_order_are_kept(tmp_path: Path) -> None:
-    kept = spooled(ARRAYS.items(), tmp_path / "spool")
+    kept = memory_mapped(ARRAYS.items(), tmp_path / "spool")
     assert list(kept) == list(ARRAYS)
     for name, array in ARRAYS.items():
         assert torch.equal(kept[name], torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape))
         assert kept[name].dtype == torch.from_numpy(array).dtype
-    assert spooled([], tmp_path) == {}
+    assert memory_mapped([], tmp_path) == {}
 
 
 def test_one_array_after_another_is_asked_for(tmp_path: Path) -> None:
@@ -39,12 +39,12 @@ def test_one_array_after_another_is_asked_for(tmp_path: Path) -> None:
             yield str(index), array
             array.fill(-1)  # it was written when the next is asked for
 
-    kept = spooled(one_by_one(), tmp_path)
+    kept = memory_mapped(one_by_one(), tmp_path)
     assert [float(tensor[0]) for tensor in kept.values()] == [0, 1, 2]
 
 
 def test_no_file_is_to_be_seen_and_what_writes_to_a_tensor_changes_no_other(tmp_path: Path) -> None:
-    first, second = spooled(ARRAYS.items(), tmp_path), spooled(ARRAYS.items(), tmp_path)
+    first, second = memory_mapped(ARRAYS.items(), tmp_path), memory_mapped(ARRAYS.items(), tmp_path)
     assert list(tmp_path.iterdir()) == []
     first["w"].zero_()
     assert torch.equal(second["w"], torch.from_numpy(ARRAYS["w"]))
@@ -53,8 +53,8 @@ def test_no_file_is_to_be_seen_and_what_writes_to_a_tensor_changes_no_other(tmp_
 def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
     code = (
         "import os, sys, signal, pathlib, numpy as np\n"
-        "from fedfms.training.spool import spooled\n"
-        "kept = spooled([('w', np.zeros(1000))], pathlib.Path(sys.argv[1]))\n"
+        "from fedfms.federation.memory_mapped import memory_mapped\n"
+        "kept = memory_mapped([('w', np.zeros(1000))], pathlib.Path(sys.argv[1]))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "spool")], check=False)
@@ -73,5 +73,5 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
 def test_no_room_is_told_in_one_line_without_a_path(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UpdateError, match="the server cannot keep it") as told:
-        spooled(ARRAYS.items(), tmp_path / "file" / "spool")
+        memory_mapped(ARRAYS.items(), tmp_path / "file" / "spool")
     assert str(tmp_path) not in told.value.line()

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from fedfms.methods import fitted, make_method
+from fedfms.compression import CODECS, DownlinkCompressor
+from fedfms.federation.inprocess import CompletedRound, final_scores, rounds
+from fedfms.federation.state import ServerStateStore
+from fedfms.methods import make_method, resolve_study
+from fedfms.reporting.cost.traffic import plan
 from fedfms.settings import SiteSettings
 from fedfms.study import Study, find_study, load_study
 from fedfms.training.build import build
-from fedfms.training.reference import ReferenceRound, final_scores, rounds
-from fedfms.training.server import ServerStore
 from fedfms.training.site import Site
 from fedfms.training.state import StateStore
-from fedfms.training.traffic import plan
-from fedfms.wire import CODECS, Downlink
 
 from ..methods.common import SITES, STUDIES, run, same, study
 
 ANY = pytest.mark.parametrize("wire", sorted(CODECS))
-MB = {"float32": 44.2, "bfloat16": 22.1, "float16": 22.1, "int8": 11.1}
+MB = {"none": 44.2, "bfloat16": 22.1, "float16": 22.1, "int8": 11.1}
 
 
 @pytest.mark.parametrize("name", ["polyp", "fundus"])
@@ -28,7 +28,7 @@ MB = {"float32": 44.2, "bfloat16": 22.1, "float16": 22.1, "int8": 11.1}
 def test_fedmsa_sends_what_the_wire_promises(name: str, wire: str) -> None:
     """ViT-B, one structure and two, a site, round and direction; the paper's is 58.86 MB."""
     sent = plan(load_study(
-        find_study(name), preset="paper", method="fedmsa", overrides=["train.rounds=1", f"federation.wire={wire}"]
+        find_study(name), preset="paper", method="fedmsa", overrides=["train.rounds=1", f"federation.compression={wire}"]
     ))  # fmt: skip
     assert sent.up_mb == sent.down_mb
     assert 0.95 * MB[wire] <= sent.up_mb <= MB[wire]
@@ -36,17 +36,17 @@ def test_fedmsa_sends_what_the_wire_promises(name: str, wire: str) -> None:
 
 def _begin_next(of: Study, folder: Path) -> None:
     """As a run that is killed once its first site has finished a round that the others have not."""
-    store, name = ServerStore(folder / "server.pt"), SITES[0]
+    store, name = ServerStateStore(folder / "server.pt"), SITES[0]
     server = store.load()
     assert server is not None
     site = Site(of, name, SiteSettings(), folder / name)
     assert site.link is not None
-    downlink = Downlink(site.link.codec, store.mirrors())
+    downlink = DownlinkCompressor(site.link.codec, store.mirrors())
     downlink.advance(site.built.method.dispatch(server, SITES), server.shared)
     site.train_round(server.round, *site.link.read(downlink.message(name, site.link.claim())))
 
 
-def _nbytes(done: list[ReferenceRound]) -> int:
+def _nbytes(done: list[CompletedRound]) -> int:
     coded = [result.coded for each in done for result in each.results.values()]
     return sum(array.nbytes for one in coded if one is not None for array in one.arrays.values())
 
@@ -54,7 +54,7 @@ def _nbytes(done: list[ReferenceRound]) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "wire"), [("fedra", "int8"), ("fedsca", "float16")])
 def test_a_stop_after_any_round_and_a_resume_give_the_same_bits(method: str, wire: str, tmp_path: Path) -> None:
-    of = study(method, f"federation.wire={wire}", rounds=3)
+    of = study(method, f"federation.compression={wire}", rounds=3)
     whole = run(of, tmp_path / "whole")
     for _ in range(2):
         run(of, tmp_path / "stopped", stop_after=1)
@@ -74,14 +74,14 @@ def test_a_stop_after_any_round_and_a_resume_give_the_same_bits(method: str, wir
 
 
 def test_where_nothing_is_sent_there_is_no_wire() -> None:
-    for method, wire in (("msa", "float32"), ("fedmsa", "int8")):
-        of = load_study(STUDIES / "phantom.yaml", method=method, overrides=["federation.wire=int8"])
-        assert fitted(of, make_method(method, {})).federation.wire == wire
+    for method, wire in (("msa", "none"), ("fedmsa", "int8")):
+        of = load_study(STUDIES / "phantom.yaml", method=method, overrides=["federation.compression=int8"])
+        assert resolve_study(of, make_method(method, {})).federation.compression == wire
 
 
 @ANY
 def test_a_round_is_of_float32s_numbers_but_for_rounding(wire: str, tmp_path: Path) -> None:
-    plain, coded = study("fedmsa", rounds=1), study("fedmsa", f"federation.wire={wire}", rounds=1)
+    plain, coded = study("fedmsa", rounds=1), study("fedmsa", f"federation.compression={wire}", rounds=1)
     (exact,), (near,) = run(plain, tmp_path / "plain"), run(coded, tmp_path / "coded")
     assert same(exact.received["a"], near.received["a"])  # the first download is of what both ends begin with
     start = build(plain, SiteSettings()).shared()
@@ -99,14 +99,14 @@ def test_a_round_is_of_float32s_numbers_but_for_rounding(wire: str, tmp_path: Pa
 def test_dice_after_some_rounds_is_float32s(tmp_path: Path) -> None:
     """Of the coarsest form; the table `wire` measures all of them, over seeds and 20 rounds."""
     told = {}
-    for wire in ("float32", "int8"):
+    for wire in ("none", "int8"):
         of = study(
-            "fedmsa", f"federation.wire={wire}", "data.phantom_images=16", "held_out=[unseen]", "train.batch_size=4",
+            "fedmsa", f"federation.compression={wire}", "data.phantom_images=16", "held_out=[unseen]", "train.batch_size=4",
             "train.local_epochs=2", rounds=5,
         )  # fmt: skip
         sites = (*SITES, "unseen")
         *_, last = rounds(of, sites, SiteSettings(), tmp_path / wire)
         scores = final_scores(of, sites, SiteSettings(), tmp_path / wire, last.server)
         told[wire] = scores["unseen"]["scores"]["dice"]
-    assert told["float32"] > 0.2
-    assert told == pytest.approx(dict.fromkeys(told, told["float32"]), abs=0.02)
+    assert told["none"] > 0.2
+    assert told == pytest.approx(dict.fromkeys(told, told["none"]), abs=0.02)

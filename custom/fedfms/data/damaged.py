@@ -1,6 +1,6 @@
 """Images of a site that cannot be used: found when its data are opened, and left out of the whole run.
 
-A study says how many a site may have (`data.max_bad_images`). Splits are made of the manifest before anything is left
+A study says how many a site may have (`data.max_unreadable_images`). Splits are made of the manifest before anything is left
 out: no patient changes sides because of a file. A run that has once left an image out goes on to do so, whatever
 becomes of the file, and keeps a record of it at the site: what it trains on does not change from round to round.
 """
@@ -46,7 +46,7 @@ def find_damaged(
     damaged = frozenset(found | {(item.case, item.slice) for item in items} & set(known))
     if len(damaged) > limit:
         raise DataError(
-            f"{len(damaged)} images are damaged or missing, data.max_bad_images is {limit}", where=f"site {site}",
+            f"{len(damaged)} images are damaged or missing, data.max_unreadable_images is {limit}", where=f"site {site}",
             do=CHECK,
         )  # fmt: skip
     if damaged:

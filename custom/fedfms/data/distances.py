@@ -32,12 +32,8 @@ def compare(profiles: Sequence[Profile]) -> dict[str, Any]:
         raise DataError("profiles of one site each are needed", where="sites", do="name the file of each once")
     names = [tuple(structure.name for structure in found.structures) for found in ordered]
     if len({(found.dataset, own) for found, own in zip(ordered, names, strict=True)}) > 1:
-        raise DataError(
-            "the profiles are of other data sets or structures", where="sites", do="make all of one study"
-        )
-    areas = {
-        name: [found.structures[index].area for found in ordered] for index, name in enumerate(names[0])
-    }
+        raise DataError("the profiles are of other data sets or structures", where="sites", do="make all of one study")
+    areas = {name: [found.structures[index].area for found in ordered] for index, name in enumerate(names[0])}
     return {
         "format": FORMAT,
         "dataset": ordered[0].dataset,

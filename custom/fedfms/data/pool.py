@@ -35,16 +35,14 @@ class PooledData:
         return self.members[0].scored_part
 
     @property
-    def bad_images(self) -> int:
+    def unreadable_images(self) -> int:
         """Number of the images that are left out because they are damaged, of all sites."""
-        return sum(member.bad_images for member in self.members)
+        return sum(member.unreadable_images for member in self.members)
 
     def dataset(self, part: str, **how: Any) -> Dataset[dict[str, Any]]:
         """See `SiteData.dataset`."""
         return ConcatDataset(
-            member.dataset(part, **how)
-            for member in self.members
-            if part == "all" or member.parts[part]
+            member.dataset(part, **how) for member in self.members if part == "all" or member.parts[part]
         )
 
 

@@ -48,7 +48,7 @@ class SiteData:
     damaged: frozenset[Place] = frozenset()
 
     @property
-    def bad_images(self) -> int:
+    def unreadable_images(self) -> int:
         """Number of the images that are left out because they are damaged."""
         return len(self.damaged)
 
@@ -131,8 +131,8 @@ def open_site(
         _log.warning("site %s: the data set of study %s is the embedded phantom", site, study.name)
     parts, scored = split_items(study, site, items)
     damaged: frozenset[Place] = frozenset()
-    if study.data.max_bad_images:
-        damaged = find_damaged(site, parts["all"], source, study.data.max_bad_images, known, go_on)
+    if study.data.max_unreadable_images:
+        damaged = find_damaged(site, parts["all"], source, study.data.max_unreadable_images, known, go_on)
         parts = {
             part: tuple(item for item in items if (item.case, item.slice) not in damaged)
             for part, items in parts.items()
@@ -163,7 +163,11 @@ def _open_phantom(study: Study, site: str) -> tuple[list[Item], Source]:
         )  # fmt: skip
     spec = study.data
     phantom = make_phantom(
-        study.seed, site, n=spec.phantom_images, size_px=spec.phantom_px, structures=2 if 2 in used else 1,
+        study.seed,
+        site,
+        n=spec.phantom_images,
+        size_px=spec.phantom_px,
+        structures=2 if 2 in used else 1,
         shift=spec.phantom_shift,
     )
     items: list[Item] = []
@@ -195,7 +199,7 @@ def _open_folder(study: Study, site: str, settings: SiteSettings) -> tuple[list[
     _check_manifest(study, site, manifest, folder)
     source = FolderSource(folder, site, cache=study.data.cache)
     items = list_items(manifest)
-    if not study.data.max_bad_images:
+    if not study.data.max_unreadable_images:
         for item in items:
             source.look(item)
     return items, source
@@ -208,7 +212,7 @@ def _check_manifest(study: Study, site: str, manifest: Manifest, folder: Path) -
     if not manifest.cases:
         raise DataError("the manifest lists no case", do=again)
     missing = missing_files(manifest, folder)
-    if missing and not study.data.max_bad_images:
+    if missing and not study.data.max_unreadable_images:
         more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
         raise DataError(missing[0] + more, do=again)
     for structure in study.data.structures:
@@ -223,9 +227,7 @@ def _check_manifest(study: Study, site: str, manifest: Manifest, folder: Path) -
         raise DataError(f"the splits are not those of rule {splits.RULE_VERSION}", do=again)
 
 
-def split_items(
-    study: Study, site: str, items: Sequence[Item]
-) -> tuple[dict[str, tuple[Item, ...]], str]:
+def split_items(study: Study, site: str, items: Sequence[Item]) -> tuple[dict[str, tuple[Item, ...]], str]:
     """Items by part and the part to score on; `max_images` is applied before the split, so proportions
     hold.
     """

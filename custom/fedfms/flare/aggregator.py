@@ -1,7 +1,7 @@
 """The server's side of a method: checks every update, combines them, and knows what each site is to get next.
 
 NVFLARE's own accepts NaN, wrong shapes and negative counts, counts an error reply as an answer, and adds in order
-of arrival; see `fedfms.guard`.
+of arrival; see `fedfms.federation`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 from nvflare.app_common.app_constant import AppConstants
 
+from fedfms.compression import CODECS, DownlinkCompressor, Download
 from fedfms.errors import UpdateError
+from fedfms.federation.gate import Expected, Guard, Message, agreed, decoded
+from fedfms.federation.memory_mapped import clear, memory_mapped
+from fedfms.federation.rows import line_of, one_line
+from fedfms.federation.state import Saved
+from fedfms.flare.messages import REASON, TRAIN, job_of, message_of, sender_of, to_arrays
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.resume import run_folder
-from fedfms.flare.wire import REASON, TRAIN, job_of, message_of, sender_of, to_arrays
-from fedfms.guard.gate import Expected, Guard, Message, agreed, decoded
-from fedfms.guard.rows import line_of, one_line
-from fedfms.methods import Method, Server, Tensors, trainers
+from fedfms.methods import Method, ServerState, Tensors, training_sites
 from fedfms.study import Study
-from fedfms.training.server import Saved
-from fedfms.training.spool import clear, spooled
-from fedfms.wire import CODECS, Downlink, Download
 
 
 class _Holder(NamedTuple):
@@ -43,7 +43,7 @@ class _Holder(NamedTuple):
     saved: Saved | None  # by a job that this one goes on from
 
 
-class CheckedAggregator(Aggregator):
+class RoundServerAggregator(Aggregator):
     """Accepts updates one by one, combines them in an order that does not depend on their arrival, and fails a round
     that is too thin.
 
@@ -57,9 +57,9 @@ class CheckedAggregator(Aggregator):
         self._min_sites = min_sites
         self._persistor_id = persistor_id
         self._guard = Guard(min_sites)
-        self._server: Server | None = None
+        self._server: ServerState | None = None
         self._sent: tuple[int, dict[str, Tensors]] = (-1, {})  # a round, and what the method has for each site in it
-        self._downlink: Downlink | None = None
+        self._downlink: DownlinkCompressor | None = None
         # NVFLARE calls `accept` from the threads that answer the sites, `aggregate` from the workflow's own.
         self._lock = threading.Lock()
         self._over = False  # the job is ending, for want of room: nothing more goes out or comes in
@@ -122,7 +122,7 @@ class CheckedAggregator(Aggregator):
     def _expected(self, site: str, round_: int, fl_ctx: FLContext) -> Expected:
         """What the message of a site must be: what the method says of the tensors that it was sent."""
         holder, downlink = self._holder(fl_ctx), self._wire(fl_ctx)
-        names = holder.method.upward(round_, tuple(self._to_send(site, round_, fl_ctx)))
+        names = holder.method.sent_names(round_, tuple(self._to_send(site, round_, fl_ctx)))
         codec = None if downlink is None else downlink.codec
         base = None if downlink is None else downlink.holds(site) if site in downlink else ""
         return Expected(
@@ -134,16 +134,16 @@ class CheckedAggregator(Aggregator):
         """The whole tensors of a good update, put by until the round is combined."""
         downlink = self._wire(fl_ctx)
         if downlink is None:
-            return spooled(arrays.items(), _spool(fl_ctx))
-        return spooled(decoded(arrays, downlink.received(site), downlink.codec), _spool(fl_ctx))
+            return memory_mapped(arrays.items(), _spool(fl_ctx))
+        return memory_mapped(decoded(arrays, downlink.received(site), downlink.codec), _spool(fl_ctx))
 
-    def _wire(self, fl_ctx: FLContext) -> Downlink | None:
+    def _wire(self, fl_ctx: FLContext) -> DownlinkCompressor | None:
         """The server's end of a compressed wire; None where tensors travel as they are."""
-        codec = CODECS.get(self._study(fl_ctx).federation.wire)
+        codec = CODECS.get(self._study(fl_ctx).federation.compression)
         if self._downlink is None and codec is not None:
             saved = self._holder(fl_ctx).saved
             mirrors, folder = {} if saved is None else saved.mirrors, _spool(fl_ctx)
-            self._downlink = Downlink(codec, mirrors, keep=lambda arrays: spooled(arrays, folder))
+            self._downlink = DownlinkCompressor(codec, mirrors, keep=lambda arrays: memory_mapped(arrays, folder))
         return self._downlink
 
     def download_for(self, site: str, round_: int, claim: str, fl_ctx: FLContext) -> Download | None:
@@ -185,7 +185,7 @@ class CheckedAggregator(Aggregator):
         of, sent = self._sent
         if of != round_:
             # All sites at once, and once a round: a method may draw for them together.
-            named, held_out = trainers(self._study(fl_ctx)), self._study(fl_ctx).held_out
+            named, held_out = training_sites(self._study(fl_ctx)), self._study(fl_ctx).held_out
             here = [client.name for client in fl_ctx.get_engine().get_clients() if client.name not in held_out]
             sent = self._holder(fl_ctx).method.dispatch(server, sorted(named or here))
             if of < round_:  # a slow site may still ask for a round that is over
@@ -213,10 +213,10 @@ class CheckedAggregator(Aggregator):
         with self._lock:
             return self._guard.told.get(site, "")
 
-    def _now(self, fl_ctx: FLContext) -> Server:
+    def _now(self, fl_ctx: FLContext) -> ServerState:
         if self._server is None:
             holder = self._holder(fl_ctx)
-            begun = Server(shared=holder.shared, seed=holder.study.seed)
+            begun = ServerState(shared=holder.shared, seed=holder.study.seed)
             self._server = begun if holder.saved is None else holder.saved.server
         return self._server
 
@@ -227,9 +227,9 @@ class CheckedAggregator(Aggregator):
         round_, holder = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)), self._holder(fl_ctx)
         server = replace(self._now(fl_ctx), round=round_)
         try:
-            after = self._guard.combine(
+            after = self._guard.aggregate(
                 holder.method, server, self._was_sent(round_, fl_ctx), holder.study.federation,
-                keep=lambda arrays: spooled(arrays, _spool(fl_ctx)),
+                keep=lambda arrays: memory_mapped(arrays, _spool(fl_ctx)),
             )  # fmt: skip
         except UpdateError as error:
             self.system_panic(f"fedfms: {error.line()}", fl_ctx)

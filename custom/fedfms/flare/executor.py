@@ -16,11 +16,8 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
 from fedfms.errors import FedfmsError, TrainingError, UpdateError
-from fedfms.flare.clock import LOADED
-from fedfms.flare.cores import share_cores
-from fedfms.flare.resume import job_ids, run_folder, take_over
-from fedfms.flare.tracking import numbers, stream
-from fedfms.flare.wire import (
+from fedfms.federation.gate import agreed
+from fedfms.flare.messages import (
     HOLDS,
     REPORT,
     SAMPLES,
@@ -34,18 +31,21 @@ from fedfms.flare.wire import (
     kind_of,
     model_name,
     nbytes,
+    public_line,
     to_arrays,
     to_tensors,
-    told_outside,
     update_dxo,
 )
-from fedfms.guard.gate import agreed
+from fedfms.flare.resume import job_ids, run_folder, take_over
+from fedfms.flare.threads import share_cores
+from fedfms.flare.timing import LOADED
+from fedfms.flare.tracking import numbers, stream
 from fedfms.settings import load_settings
 from fedfms.study import Study
-from fedfms.training.faults import placed
+from fedfms.training.disclosure import suppressed_text
+from fedfms.training.error_context import error_context
 from fedfms.training.link import Received
 from fedfms.training.site import Site
-from fedfms.training.told import withheld_text
 from fedfms.training.trainer import Aborted
 
 
@@ -95,9 +95,9 @@ class SiteExecutor(Executor):
         except FedfmsError as fault:
             error = fault.at(f"site {fl_ctx.get_identity_name()}")
             # NVFLARE's kits stream the log of errors to the server, so that the case is named below that level.
-            if told_outside(error) != error.line():
+            if public_line(error) != error.line():
                 self.log_info(fl_ctx, f"fedfms: {task_name} failed: {error.line()}", fire_event=False)
-            self.log_error(fl_ctx, f"fedfms: {told_outside(error)}", fire_event=False)
+            self.log_error(fl_ctx, f"fedfms: {public_line(error)}", fire_event=False)
             return error_reply(error)
         except Exception as error:  # noqa: BLE001 - a trace has paths of the site, and the reply would be without reason
             self.log_info(fl_ctx, f"fedfms: {task_name} failed\n{traceback.format_exc()}", fire_event=False)
@@ -121,7 +121,7 @@ class SiteExecutor(Executor):
             name = fl_ctx.get_identity_name()
             study = Study.from_dict(self._raw_study)
             ids = job_ids(self._resume)
-            with placed(f"site {name}"):
+            with error_context(f"site {name}"):
                 found = take_over(workspace, ids, folder, study)
             if not found and ids and name not in study.held_out:
                 told = "nothing of the earlier job is here; what the site keeps for itself begins anew"
@@ -158,7 +158,7 @@ class SiteExecutor(Executor):
             "train_loss": result.train_loss,
             "seconds": result.seconds,
             "bytes_down": bytes_down,
-            "bad_images": result.bad_images,
+            "unreadable_images": result.unreadable_images,
         }
         dice = result.scores["dice"] if result.scores else None
         dxo = update_dxo(
@@ -223,9 +223,9 @@ def _dice(scores: dict[str, Any] | None) -> str:
     if not scores:
         return "not scored (no image)"
     if scores["dice"] is None:
-        return withheld_text(scores)
+        return suppressed_text(scores)
     return f"Dice {scores['dice']:.3f} on {scores['images']} images"
 
 
 def _loss(value: float | None) -> str:
-    return "withheld" if value is None else f"{value:.4f}"
+    return "suppressed" if value is None else f"{value:.4f}"

@@ -16,10 +16,10 @@ from typing import Any
 import fedfms
 from fedfms.errors import StudyError
 from fedfms.files import replace_folder
+from fedfms.flare.messages import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
 from fedfms.flare.resume import CLIENT_CONFIG, job_ids, sent_study
 from fedfms.flare.tracking import receiver, sender
-from fedfms.flare.wire import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
-from fedfms.methods import fitted, has_best, make_method, needed_sites, trainers
+from fedfms.methods import make_method, required_updates, resolve_study, selects_best_model, training_sites
 from fedfms.study import Study
 
 APP = "app"
@@ -47,7 +47,7 @@ def build_job(study: Study, out: Path, *, bundle_code: bool = False, resume: Seq
             not installed; `out` holds something that is no job.
     """
     method = make_method(study.method, study.method_options)
-    study = fitted(study, method)
+    study = resolve_study(study, method)
     if method.centralised and not study.sites:
         raise StudyError(
             f"{study.method} pools the data of the sites, and the study names none", where=study.name,
@@ -133,11 +133,11 @@ def with_checkpoint(path: Path) -> dict[str, str]:
 
 
 def _meta(study: Study, name: str) -> dict[str, Any]:
-    named = [*trainers(study), *study.held_out] if study.sites else []
+    named = [*training_sites(study), *study.held_out] if study.sites else []
     return {
         "name": name,
         "resource_spec": {},
-        "min_clients": needed_sites(study),
+        "min_clients": required_updates(study),
         "deploy_map": {APP: ["server", *named] if named else ["@ALL"]},
     }
 
@@ -148,7 +148,7 @@ def _server(study: Study, resume: Sequence[str] = ()) -> dict[str, Any]:
         "task_data_filters": [
             {
                 "tasks": [TRAIN, VALIDATE],
-                "filters": [{"path": "fedfms.flare.personal.OwnModelFilter", "args": {}}],
+                "filters": [{"path": "fedfms.flare.dispatch.DispatchFilter", "args": {}}],
             }
         ],
         "workflows": _workflows(study, resume),
@@ -160,7 +160,9 @@ def _server(study: Study, resume: Sequence[str] = ()) -> dict[str, Any]:
                 "shareable_generator",
                 "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
             ),
-            _component("aggregator", "fedfms.flare.aggregator.CheckedAggregator", min_sites=needed_sites(study)),
+            _component(
+                "aggregator", "fedfms.flare.aggregator.RoundServerAggregator", min_sites=required_updates(study)
+            ),
             *_selector(study),
             _component(
                 "locator", "nvflare.app_opt.pt.file_model_locator.PTFileModelLocator", pt_persistor_id="persistor"
@@ -182,13 +184,13 @@ def _workflows(study: Study, resume: Sequence[str]) -> list[dict[str, Any]]:
     return [
         _component(
             "train",
-            "fedfms.flare.rounds.RoundsLeft" if resume else plain,
+            "fedfms.flare.controller.ResumedScatterAndGather" if resume else plain,
             # Every answer counts for NVFLARE, a held-out site's too, and starts the wait for the others.
-            min_clients=needed_sites(study) + (len(study.held_out) if study.sites else 0),
+            min_clients=required_updates(study) + (len(study.held_out) if study.sites else 0),
             ignore_result_error=True,  # the aggregator decides, and tells the reasons of all sites
             num_rounds=study.train.rounds,
             start_round=0,
-            wait_time_after_min_received=federation.wait_s,
+            wait_time_after_min_received=federation.straggler_timeout_s,
             train_timeout=federation.round_timeout_s,
             allow_empty_global_weights=True,  # method `local` shares nothing
             aggregator_id="aggregator",
@@ -200,13 +202,13 @@ def _workflows(study: Study, resume: Sequence[str]) -> list[dict[str, Any]]:
             "evaluate",
             "nvflare.app_common.workflows.global_model_eval.GlobalModelEval",
             model_locator_id="locator",
-            validation_timeout=federation.wait_s,
+            validation_timeout=federation.straggler_timeout_s,
         ),
     ]
 
 
 def _selector(study: Study) -> list[dict[str, Any]]:
-    if not has_best(study):
+    if not selects_best_model(study):
         return []
     return [_component("selector", "fedfms.flare.selector.AcceptedModelSelector", key_metric=VAL_DICE)]
 

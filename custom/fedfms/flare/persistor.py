@@ -17,7 +17,11 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 
 from fedfms.errors import FedfmsError, TrainingError
-from fedfms.flare.budget import limit_arrays
+from fedfms.federation.rows import line_of
+from fedfms.federation.state import Saved
+from fedfms.federation.validation import Schema
+from fedfms.flare.array_limit import limit_arrays
+from fedfms.flare.messages import to_tensors
 from fedfms.flare.resume import (
     BEST,
     MEND,
@@ -31,14 +35,10 @@ from fedfms.flare.resume import (
     saved_best,
     saved_server,
 )
-from fedfms.flare.wire import to_tensors
-from fedfms.guard.checks import Schema
-from fedfms.guard.rows import line_of
-from fedfms.methods import Method, Server, Tensors
+from fedfms.methods import Method, ServerState, Tensors
 from fedfms.settings import load_settings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
-from fedfms.training.server import Saved
 
 
 class SharedModel(torch.nn.Module):
@@ -142,7 +142,7 @@ class SharedModelPersistor(PTFileModelPersistor):
             if self.best.path != self.keeper.kept / BEST:
                 put(self.best.path, self.keeper.kept / BEST)
 
-    def keep(self, server: Server, mirrors: Mapping[str, Tensors], rows: Sequence[str]) -> None:
+    def keep(self, server: ServerState, mirrors: Mapping[str, Tensors], rows: Sequence[str]) -> None:
         """Keep the server after a round, with the rows of who took part in it: see `fedfms.flare.resume`."""
         if self.keeper is None:
             raise TypeError("the persistor must have been started")

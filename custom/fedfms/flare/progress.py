@@ -13,9 +13,9 @@ from typing import Any
 from nvflare.apis.fl_context import FLContext
 from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 
-from fedfms.methods import trainers
-from fedfms.report.records import ENDED, clean_reason
-from fedfms.report.scores import clean_number, clean_scores
+from fedfms.methods import training_sites
+from fedfms.reporting.records import ENDED, clean_reason
+from fedfms.reporting.scores import clean_number, clean_scores
 from fedfms.study import Study
 
 ASKED = InfoCollector.EVENT_TYPE_GET_STATS
@@ -38,7 +38,7 @@ class Progress:
         self._structures = study.structure_names
         self._of = {
             "planned": study.train.rounds,
-            "sites": list(trainers(study)),
+            "sites": list(training_sites(study)),
             "held_out": list(study.held_out),
         }
 

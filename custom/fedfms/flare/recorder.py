@@ -21,16 +21,16 @@ from nvflare.app_common.app_event_type import AppEventType
 
 import fedfms
 from fedfms.errors import FedfmsError
+from fedfms.federation.rows import line_of
 from fedfms.files import append_line, write_atomic
-from fedfms.flare.aggregator import CheckedAggregator
+from fedfms.flare.aggregator import RoundServerAggregator
+from fedfms.flare.messages import REPORT, model_name
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.flare.progress import ASKED, ENDED_FILE, Progress
 from fedfms.flare.resume import run_folder
-from fedfms.flare.wire import REPORT, model_name
-from fedfms.guard.rows import line_of
 from fedfms.machine import version_of
-from fedfms.report import make_report, render_text
-from fedfms.report.records import clean_reason
+from fedfms.reporting import make_report, render_text
+from fedfms.reporting.records import clean_reason
 
 
 class Recorder(FLComponent):
@@ -132,9 +132,9 @@ class Recorder(FLComponent):
         self._progress.add(new)
         self._written |= {row["round"] for row in aggregator.rows.values()}
 
-    def _aggregator(self, fl_ctx: FLContext) -> CheckedAggregator:
+    def _aggregator(self, fl_ctx: FLContext) -> RoundServerAggregator:
         aggregator = fl_ctx.get_engine().get_component(self._aggregator_id)
-        assert isinstance(aggregator, CheckedAggregator)
+        assert isinstance(aggregator, RoundServerAggregator)
         return aggregator
 
     def _note_final(self, fl_ctx: FLContext) -> None:

@@ -21,12 +21,12 @@ from nvflare.apis.workspace import Workspace
 
 from fedfms.data.damaged import RECORD
 from fedfms.errors import StudyError, TrainingError
+from fedfms.federation.state import FILE, Saved, ServerStateStore
+from fedfms.federation.validation import Schema
 from fedfms.files import replace_folder, write_atomic
-from fedfms.guard.checks import Schema
-from fedfms.methods import Server, Tensors
+from fedfms.methods import ServerState, Tensors
 from fedfms.study import Study
-from fedfms.training.faults import MAKE_ROOM
-from fedfms.training.server import FILE, Saved, ServerStore
+from fedfms.training.error_context import MAKE_ROOM
 from fedfms.training.state import read_tensors
 
 KEPT = "fedfms_runs"  # in a server's workspace: a folder a job that has not come to its end
@@ -112,7 +112,7 @@ class Keeper:
         self.resumed = [*saved.run["resumed"], saved.server.round]
 
     def save(
-        self, server: Server, mirrors: Mapping[str, Tensors], rows: Iterable[str], mixing: str | None = None
+        self, server: ServerState, mirrors: Mapping[str, Tensors], rows: Iterable[str], mixing: str | None = None
     ) -> None:
         """Keep the server as it is after a round.
 
@@ -125,7 +125,7 @@ class Keeper:
         run = {
             "study": self.study.to_dict(), "rounds": self.rounds, "mixing": self.mixing, "resumed": self.resumed,
         }  # fmt: skip
-        ServerStore(self.kept / FILE).save(server, mirrors, run)
+        ServerStateStore(self.kept / FILE).save(server, mirrors, run)
         put(self.kept / FILE, self.folder / FILE)
 
     def forget(self) -> None:
@@ -160,7 +160,7 @@ def saved_server(workspace: Workspace, ids: Sequence[str], study: Study, shared:
         TrainingError: what was kept is damaged, or of another study.
     """
     for job in reversed(ids):
-        saved = ServerStore(kept_folder(workspace, job) / FILE).read()
+        saved = ServerStateStore(kept_folder(workspace, job) / FILE).read()
         if saved is None:
             continue
         if not _same(saved.run.get("study"), study) or Schema.of(saved.server.shared) != Schema.of(shared):

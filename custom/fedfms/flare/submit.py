@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.errors import ProvisioningError
-from fedfms.flare.console import MAX_JOB_MB, TIMEOUT, ConsoleError, ask
 from fedfms.flare.job import APP, brings_code
-from fedfms.flare.jobcheck import SmallJobs
-from fedfms.flare.nextjob import described, next_job
+from fedfms.flare.job_validator import JobValidator
+from fedfms.flare.nvflare_cli import MAX_JOB_MB, TIMEOUT, ConsoleError, ask
 from fedfms.flare.progress import ENDED_FILE, Progress
 from fedfms.flare.resume import OURS
+from fedfms.flare.resume_job import described, next_job
 from fedfms.flare.watch import COMPLETED, Tell, Watch, refusals
-from fedfms.methods import trainers
-from fedfms.report.records import Records, ReportError, clean_reason, read_records
+from fedfms.methods import training_sites
+from fedfms.reporting.records import Records, ReportError, clean_reason, read_records
 
 _DIED = ("FINISHED:EXECUTION_EXCEPTION", "FINISHED:ABNORMAL")  # what a person stops is FINISHED:ABORTED
 _DOWNLOAD_S = 3600.0
@@ -79,7 +79,7 @@ def stage(job: Path, folder: Path, max_mb: float = MAX_JOB_MB) -> Path:
         custom = folder / APP / "custom"
         if custom.is_dir() and not custom.is_symlink() and not brings_code(folder):
             shutil.rmtree(custom)
-        reason, _ = SmallJobs(max_mb).validate(str(folder))
+        reason, _ = JobValidator(max_mb).validate(str(folder))
     except OSError:  # a pipe or a device, or no right to read
         reason = "it holds something that cannot be copied"
     if reason:
@@ -214,7 +214,7 @@ def absent(meta: Mapping[str, Any], records: Records | None) -> dict[str, str]:
     if records is None or not records.rounds:
         return found
     last = max(row["round"] for row in records.rounds)
-    for site in sorted({*trainers(records.study), *records.study.held_out} - set(found)):
+    for site in sorted({*training_sites(records.study), *records.study.held_out} - set(found)):
         rows = [row for row in records.rounds if row["site"] == site]
         good = [row for row in rows if row["accepted"] or row["held_out"]]
         if not rows:

@@ -2,7 +2,7 @@
 
 By NVFLARE's own analytics events and receivers at the server, which the job names by path. Filters of task results do
 not see these events: that is why they hold nothing but numbers of the site's report of the round, as far as they may
-leave it (`fedfms.training.told`), under tags made of words of the study; and why `Curves` sends them, not NVFLARE's
+leave it (`fedfms.training.disclosure`), under tags made of words of the study; and why `Curves` sends them, not NVFLARE's
 `ConvertToFedEvent`, which takes from the job which events leave: a site's errors, with its paths, are events too.
 """
 

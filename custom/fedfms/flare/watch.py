@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.errors import ProvisioningError
-from fedfms.flare.console import TIMEOUT, ConsoleError, ask, follow
+from fedfms.flare.nvflare_cli import TIMEOUT, ConsoleError, ask, follow
 from fedfms.flare.progress import KEY
-from fedfms.report.records import clean_reason
-from fedfms.report.scores import mean
+from fedfms.reporting.records import clean_reason
+from fedfms.reporting.scores import mean
 from fedfms.units import size_text
 
 Tell = Callable[[str], None]

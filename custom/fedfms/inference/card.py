@@ -7,8 +7,8 @@ from typing import Any
 
 from fedfms.inference.modelfile import ModelFile
 from fedfms.methods import METHODS
-from fedfms.report.records import read_records
-from fedfms.report.results import make_results
+from fedfms.reporting.records import read_records
+from fedfms.reporting.results import make_results
 
 _KINDS = {
     "final": "the global model after the last round",
@@ -40,7 +40,7 @@ def model_card(file: ModelFile, licence: str) -> str:
         f"- Kind: {file.kind}: {_KINDS[file.kind]}",
         f"- Structures: {', '.join(f'{s.name} (label values {list(s.values)})' for s in study.data.structures)}",
         f"- Method: {study.method} ({method.paper})",
-        f"- Backbone: {study.model.backbone} at {study.model.input_px} px, from {study.model.start}",
+        f"- Backbone: {study.model.backbone} at {study.model.input_px} px, from {study.model.initial_weights}",
         f"- Sites: {sites}",
         f"- Rounds: {'not told' if round_ is None else round_} of {study.train.rounds}",
         f"- Licence: {licence}", "",

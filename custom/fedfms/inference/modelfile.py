@@ -58,7 +58,7 @@ def read_model(
     """The model in a file, or in an export's folder; nothing in it is executed.
 
     Args:
-        study: what it is a model of, for a file that does not tell: a YAML, a name in jobs/studies, or a run.json.
+        study: what it is a model of, for a file that does not tell: a YAML file, the name of a study, or a run.json.
         overrides: `key=value` laid over the study.
         run: the run's folder, where it is not beside the file.
 

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedfms.data.overlay import prediction_png
 from fedfms.data.volume import to_nifti
 from fedfms.errors import DataError
 from fedfms.files import append_line, write_atomic
 from fedfms.inference.inputs import Native
 from fedfms.inference.predictor import SliceMasks
-from fedfms.report.overlay import prediction_png
 
 RECORD = "predictions.jsonl"
 _OVERLAY = "overlay"

@@ -7,9 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedfms.errors import StudyError
-from fedfms.methods.base import AtSite, Layout, Learner, Method, Partition, Server, Start, Tensors, Update
+from fedfms.methods.base import (
+    Layout,
+    LocalData,
+    LocalInit,
+    Method,
+    Partition,
+    ServerState,
+    SiteContext,
+    Tensors,
+    Update,
+)
 from fedfms.methods.centralised import Msa, Sam, UNet
-from fedfms.methods.families import fitted
+from fedfms.methods.families import resolve_study
 from fedfms.methods.fedala import FedALA
 from fedfms.methods.feddbe import FedDBE
 from fedfms.methods.fedheal import FedHEAL
@@ -78,7 +88,7 @@ def method_options(name: str) -> dict[str, Any]:
     }
 
 
-def twin(method: Method) -> str | None:
+def centralised_counterpart(method: Method) -> str | None:
     """The centralised method that trains on pooled data what `method` trains in a federation: its upper yardstick.
 
     What a method adds to the model beside that (FedDBE's shift) is its own. None where there is no such method, and
@@ -93,12 +103,12 @@ def twin(method: Method) -> str | None:
     return None
 
 
-def trainers(study: Study) -> tuple[str, ...]:
+def training_sites(study: Study) -> tuple[str, ...]:
     """The sites that train in a study's run: those that it names, or none where whoever takes part does."""
     return (POOL,) if study.method in METHODS and METHODS[study.method].centralised else study.sites
 
 
-def has_best(study: Study) -> bool:
+def selects_best_model(study: Study) -> bool:
     """Whether a run keeps the best of its global models, by validation Dice. Not in the personal protocol, whose only
     scored images are the test's, nor where a site's private tensors belong to the model: they are those of the last
     round.
@@ -106,12 +116,12 @@ def has_best(study: Study) -> bool:
     return study.data.protocol != "personal" and not METHODS[study.method].personal
 
 
-def needed_sites(study: Study) -> int:
+def required_updates(study: Study) -> int:
     """Sites whose update a round needs."""
-    return 1 if trainers(study) == (POOL,) else study.min_sites
+    return 1 if training_sites(study) == (POOL,) else study.min_sites
 
 
 __all__ = [
-    "METHODS", "POOL", "AtSite", "Layout", "Learner", "Method", "Partition", "Server", "Start", "Tensors", "Update",
-    "fitted", "has_best", "make_method", "method_options", "needed_sites", "trainers", "twin",
+    "METHODS", "POOL", "SiteContext", "Layout", "LocalData", "Method", "Partition", "ServerState", "LocalInit", "Tensors", "Update",
+    "resolve_study", "selects_best_model", "make_method", "method_options", "required_updates", "training_sites", "centralised_counterpart",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """What a method is: what is trained, what leaves the site, what a site does on receipt, and how updates combine.
 
 A method is pure: dicts of tensors and numbers in, dicts out; no files and no FLARE. The same object runs in the
-in-process reference loop (`fedfms.training.reference`) and in a federation (`fedfms.flare`), which is why the two
+in-process reference loop (`fedfms.federation.inprocess`) and in a federation (`fedfms.flare`), which is why the two
 give the same numbers. A new method is a subclass in a file of its own, a line in the registry, a card in
 `docs/methods/`; what it does not override is FedAvg over all that it trains.
 """
@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from fedfms.methods.losses import Loss, make_loss
 from fedfms.methods.schedule import SCHEDULES
 from fedfms.models.base import SegmentationModel
 from fedfms.study import Study, TrainSpec
-from fedfms.training.losses import Loss, make_loss
 
 Tensors = dict[str, torch.Tensor]
 
@@ -68,7 +68,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerState:
     """All that a server remembers before round `round`: enough to go on after a stop, with the same numbers.
 
     `shared` is the global model; `per_site` a site's own mixture where a method gives each its own; `state` is the
@@ -84,7 +84,7 @@ class Server:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Learner(Protocol):
+class LocalData(Protocol):
     """A site's training data, for methods that look at them before a round's training begins."""
 
     def batches(self, share: float, purpose: str) -> Iterable[Any]:
@@ -95,7 +95,7 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class AtSite:
+class SiteContext:
     """What a site has when a round's tensors arrive.
 
     `own`: all its trained tensors as it last left them (as they begin, before its first round); `memory`: what the
@@ -106,11 +106,11 @@ class AtSite:
     samples: int
     own: Tensors
     memory: Tensors
-    learner: Learner
+    learner: LocalData
 
 
 @dataclass(frozen=True)
-class Start:
+class LocalInit:
     """The trained tensors with which a site begins a round, and what the method asks it to keep."""
 
     tensors: Tensors
@@ -127,9 +127,9 @@ class Method:
     paper: ClassVar[str]
     family: ClassVar[str] = "sam"  # of the backbones that it trains
     personal: ClassVar[bool] = False  # every site ends with a model of its own
-    partial: ClassVar[bool] = False  # a site may be sent a part of the shared tensors
-    # `combine` takes the sample-weighted mean of whole updates: another rule may take its place (`fedfms.guard.rules`).
-    averages: ClassVar[bool] = False
+    sends_parts: ClassVar[bool] = False  # a site may be sent a part of the shared tensors
+    # `aggregate` takes the sample-weighted mean of whole updates: another rule may take its place (`fedfms.federation.robust`).
+    aggregates_by_mean: ClassVar[bool] = False
     centralised: ClassVar[bool] = False  # the data of all sites pooled in one process: a yardstick, no federation
     # These two may hang on an option, and are then set by `__init__`.
     trained_roles: frozenset[str]
@@ -154,16 +154,16 @@ class Method:
         """Which of the trained tensors leave the site."""
         return frozenset(trained)
 
-    def fit(self, study: Study) -> Study:
-        """The study with what the method sets beyond its backbone (`fedfms.methods.fitted`); as it is by default."""
+    def adapt_study(self, study: Study) -> Study:
+        """The study with what the method sets beyond its backbone (`fedfms.methods.resolve_study`); as it is by default."""
         return study
 
-    def attach(self, model: SegmentationModel) -> None:
+    def extend_model(self, model: SegmentationModel) -> None:
         """Give the freshly built model what the method adds to it (`model.extras`); nothing by default."""
 
-    def receive(self, site: AtSite, received: Tensors) -> Start:
+    def receive(self, site: SiteContext, received: Tensors) -> LocalInit:
         """What a site makes of a round's tensors: they replace its own, and the rest stays as it is."""
-        return Start({**site.own, **received}, site.memory)
+        return LocalInit({**site.own, **received}, site.memory)
 
     def personal_model(self, own: Tensors, memory: Tensors, received: Tensors) -> Tensors:
         """The trained tensors of the model that a site would use: as `receive`, without looking at training data."""
@@ -194,18 +194,18 @@ class Method:
         """The learning rate of a round (from 0), by the study's schedule."""
         return spec.lr * SCHEDULES[spec.lr_schedule](round_ / spec.rounds)
 
-    def pack(self, round_: int, trained: Tensors, received: Collection[str]) -> Tensors:
-        """What leaves the site after training: of all trained tensors, those of `upward`."""
-        return {name: trained[name] for name in self.upward(round_, received)}
+    def outgoing(self, round_: int, trained: Tensors, received: Collection[str]) -> Tensors:
+        """What leaves the site after training: of all trained tensors, those of `sent_names`."""
+        return {name: trained[name] for name in self.sent_names(round_, received)}
 
-    def upward(self, round_: int, received: Collection[str]) -> tuple[str, ...]:
+    def sent_names(self, round_: int, received: Collection[str]) -> tuple[str, ...]:
         """Names of what a site that received the tensors `received` sends back: the same."""
         return tuple(received)
 
-    def dispatch(self, server: Server, sites: Sequence[str]) -> dict[str, Tensors]:
+    def dispatch(self, server: ServerState, sites: Sequence[str]) -> dict[str, Tensors]:
         """What each of `sites` gets in round `server.round`: its own mixture, or else the global model."""
         return {site: server.per_site.get(site, server.shared) for site in sites}
 
-    def combine(self, updates: Sequence[Update], server: Server) -> Server:
+    def aggregate(self, updates: Sequence[Update], server: ServerState) -> ServerState:
         """The server after this round's accepted updates, whatever their order; its round is one higher."""
         raise NotImplementedError

@@ -10,12 +10,12 @@ from fedfms.models import FAMILIES, counterpart, family_of
 from fedfms.study import ModelSpec, Study
 
 
-def fitted(study: Study, method: Method) -> Study:
+def resolve_study(study: Study, method: Method) -> Study:
     """The study as its method takes it; of such a study, itself.
 
     Studies name SAM backbones. A method of another family takes its own in its place, without the study's checkpoint,
     which is SAM's: `unet` for any but `vit_tiny`, whose stand-in is `unet_tiny`. What else the method sets
-    (`Method.fit`) follows. Pooled data go over no wire and
+    (`Method.adapt_study`) follows. Pooled data go over no wire and
     combine with nothing: it is float32 there, and the mean. `fedfms job build` writes the result into
     the job.
 
@@ -25,17 +25,17 @@ def fitted(study: Study, method: Method) -> Study:
     """
     federation = study.federation
     if method.centralised:
-        federation = dataclasses.replace(federation, wire="float32", combine="mean")
-    elif federation.combine != "mean" and not method.averages:
+        federation = dataclasses.replace(federation, compression="none", aggregation="mean")
+    elif federation.aggregation != "mean" and not method.aggregates_by_mean:
         raise StudyError(
-            f"it takes no weighted mean, in whose place federation.combine puts {federation.combine}",
-            where=f"method {method.name}", do="set federation.combine to mean, or choose a method that averages",
+            f"it takes no weighted mean, in whose place federation.aggregation puts {federation.aggregation}",
+            where=f"method {method.name}", do="set federation.aggregation to mean, or choose a method that averages",
         )  # fmt: skip
-    return method.fit(dataclasses.replace(study, model=model_of(study.model, method), federation=federation))
+    return method.adapt_study(dataclasses.replace(study, model=model_of(study.model, method), federation=federation))
 
 
 def model_of(spec: ModelSpec, method: Method) -> ModelSpec:
-    """The model section that the method takes: see `fitted`."""
+    """The model section that the method takes: see `resolve_study`."""
     family = family_of(spec.backbone)
     if family == method.family:
         return spec

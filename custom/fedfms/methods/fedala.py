@@ -8,7 +8,7 @@ import statistics
 import torch
 
 from fedfms.errors import StudyError, TrainingError
-from fedfms.methods.base import AtSite, Layout, Partition, Start, Tensors
+from fedfms.methods.base import Layout, LocalInit, Partition, SiteContext, Tensors
 from fedfms.methods.fedmsa import FedMSA
 
 PASSES = "passes"  # in a site's memory: how often w's learning has gone over the site's sample so far
@@ -74,22 +74,22 @@ class FedALA(FedMSA):
         self._mixed = tuple(name for name in partition.shared if name in upper)
         return partition
 
-    def receive(self, site: AtSite, received: Tensors) -> Start:
+    def receive(self, site: SiteContext, received: Tensors) -> LocalInit:
         """The global model in the site's first round; later the mixture, with w learnt anew from where it was.
 
         Raises:
             TrainingError: the loss is not finite.
         """
         if not site.memory:
-            return Start({**site.own, **received}, {PASSES: torch.tensor(0)})
+            return LocalInit({**site.own, **received}, {PASSES: torch.tensor(0)})
         w, passes = self._learn(site, received)
-        return Start(_mixture(site.own, received, w), {**w, PASSES: site.memory[PASSES] + passes})
+        return LocalInit(_mixture(site.own, received, w), {**w, PASSES: site.memory[PASSES] + passes})
 
     def personal_model(self, own: Tensors, memory: Tensors, received: Tensors) -> Tensors:
         """The mixture by w as the site last learnt it; the global model where it has learnt none yet."""
         return _mixture(own, received, {name: memory[name] for name in self._mixed if name in memory})
 
-    def _learn(self, site: AtSite, received: Tensors) -> tuple[Tensors, int]:
+    def _learn(self, site: SiteContext, received: Tensors) -> tuple[Tensors, int]:
         """w of each mixed tensor, and the passes that it took."""
         first = int(site.memory[PASSES]) == 0
         w = {name: site.memory.get(name, torch.ones_like(received[name])) for name in self._mixed}
@@ -100,7 +100,7 @@ class FedALA(FedMSA):
                 break
         return w, len(losses)
 
-    def _pass(self, site: AtSite, received: Tensors, w: Tensors) -> float:
+    def _pass(self, site: SiteContext, received: Tensors, w: Tensors) -> float:
         """Move `w` by one pass over the sample; the mean loss of its batches."""
         losses = []
         # The same purpose in every pass of a round, thus the same sample.

@@ -8,8 +8,7 @@ from dataclasses import replace
 import torch
 
 from fedfms.errors import UpdateError
-from fedfms.methods import compiled
-from fedfms.methods.base import Method, Server, Tensors, Update
+from fedfms.methods.base import Method, ServerState, Tensors, Update
 
 # Elements that a thread takes at a time: the sum and one part of it, widened, are 1 MiB then, which stays in a core's
 # cache, and the calls that it takes weigh little.
@@ -24,26 +23,15 @@ def in_order(updates: Sequence[Update]) -> list[Update]:
 def weighted(parts: Sequence[Tensors], weights: Sequence[float], by: float = 1.0) -> Tensors:
     """sum_i w_i S_i / by, in float64 and in the order given, cast back to the tensors' own dtype.
 
-    To divide at the end leaves the mean of equal tensors equal to them, bit for bit. Each part is read once; beside
-    the result there are a few blocks in memory, whatever the number of parts.
+    Dividing at the end keeps the mean of equal tensors equal to them, bit for bit. Each part is read once; memory
+    holds the result and a few blocks, for any number of parts.
     """
     if len(weights) != len(parts):
         raise ValueError(f"{len(weights)} weights for {len(parts)} parts")
-    fast = [name for name in parts[0] if compiled.takes(name, parts)]
-    rest = [name for name in parts[0] if name not in set(fast)]
-    sums = compiled.weighted(fast, parts, weights, by) | weighted_by_torch(rest, parts, weights, by)
-    return {name: sums[name] for name in parts[0]}
-
-
-def weighted_by_torch(
-    names: Sequence[str], parts: Sequence[Tensors], weights: Sequence[float], by: float = 1.0
-) -> Tensors:
-    """`weighted` of the tensors of `names`, of any dtype: block by block, widened in one pass and added in the next."""
     block = _BLOCK * torch.get_num_threads()
     work = torch.empty(2, block, dtype=torch.float64)
     out: Tensors = {}
-    for name in names:
-        first = parts[0][name]
+    for name, first in parts[0].items():
         out[name] = torch.empty(first.shape, dtype=first.dtype)
         pieces = [part[name].reshape(-1).split(block) for part in parts]
         for index, target in enumerate(out[name].view(-1).split(block)):
@@ -79,8 +67,8 @@ def weighted_mean(updates: Sequence[Update]) -> Tensors:
 class FedAvg(Method):
     """Sample-weighted averaging of all that is shared."""
 
-    averages = True
+    aggregates_by_mean = True
 
-    def combine(self, updates: Sequence[Update], server: Server) -> Server:
+    def aggregate(self, updates: Sequence[Update], server: ServerState) -> ServerState:
         """See `weighted_mean`."""
         return replace(server, round=server.round + 1, shared=weighted_mean(updates), notes={})

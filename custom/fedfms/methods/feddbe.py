@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fedfms.errors import StudyError, TrainingError
-from fedfms.methods.base import AtSite, Layout, Server, Start, Tensors, Update
+from fedfms.methods.base import Layout, LocalInit, ServerState, SiteContext, Tensors, Update
 from fedfms.methods.fedmsa import ADAPTED, FedMSA
+from fedfms.methods.optimizers import Together
 from fedfms.models.base import EXTRAS, SegmentationModel
 from fedfms.study import TrainSpec
-from fedfms.training.optimizers import Together
 
 SHIFT = f"{EXTRAS}shift"  # v, the domain representation bias
 MEAN = f"{EXTRAS}mean"  # the global mean of the embedding; on its way up in round 0, the site's running mean
@@ -96,11 +96,11 @@ class FedDBE(FedMSA):
         """All but the shift."""
         return frozenset(trained) - {SHIFT}
 
-    def attach(self, model: SegmentationModel) -> None:
+    def extend_model(self, model: SegmentationModel) -> None:
         """A shift of zeros, and no mean yet."""
         model.extras = EmbeddingShift(model.embedding_shape(), self._momentum)
 
-    def receive(self, site: AtSite, received: Tensors) -> Start:
+    def receive(self, site: SiteContext, received: Tensors) -> LocalInit:
         """As every method; refuses to measure a mean that is of hardly more than one image.
 
         Raises:
@@ -129,13 +129,13 @@ class FedDBE(FedMSA):
         others = {name: parameter for name, parameter in parameters.items() if name != SHIFT}
         return Together(super().optimizer(others, spec), torch.optim.SGD([parameters[SHIFT]], lr=spec.lr))
 
-    def upward(self, round_: int, received: Collection[str]) -> tuple[str, ...]:
+    def sent_names(self, round_: int, received: Collection[str]) -> tuple[str, ...]:
         """What was received; after round 0 without the mean, which is fixed."""
         return tuple(name for name in received if round_ == 0 or name != MEAN)
 
-    def combine(self, updates: Sequence[Update], server: Server) -> Server:
+    def aggregate(self, updates: Sequence[Update], server: ServerState) -> ServerState:
         """The weighted mean of what was sent; the global mean, once it is there, stays."""
-        after = super().combine(updates, server)
+        after = super().aggregate(updates, server)
         return replace(after, shared={**server.shared, **after.shared})
 
 

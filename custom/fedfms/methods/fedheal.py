@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fedfms.errors import StudyError, UpdateError
-from fedfms.methods.base import Server, Tensors, Update
+from fedfms.methods.base import ServerState, Tensors, Update
 from fedfms.methods.fedavg import cast_back, in_order
 from fedfms.methods.fedmsa import FedMSA
 
@@ -49,7 +49,7 @@ class FedHEAL(FedMSA):
 
     name = "fedheal"
     paper = "FedHEAL, CVPR 2024"
-    averages = False
+    aggregates_by_mean = False
 
     def __init__(self, *, threshold: float = 0.3, beta: float = 0.4) -> None:
         if not 0 <= threshold < 1:
@@ -59,7 +59,7 @@ class FedHEAL(FedMSA):
         self._threshold = threshold
         self._beta = beta
 
-    def combine(self, updates: Sequence[Update], server: Server) -> Server:
+    def aggregate(self, updates: Sequence[Update], server: ServerState) -> ServerState:
         """theta_global - sum_i u_i mask_i Delta_i, u_i = p_i mask_i / sum_j p_j mask_j element by element.
 
         Raises:

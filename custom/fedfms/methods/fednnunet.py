@@ -11,10 +11,10 @@ from torch import nn
 
 from fedfms.errors import StudyError
 from fedfms.methods.fedavg import FedAvg
+from fedfms.methods.losses import Loss
 from fedfms.methods.schedule import SCHEDULES
 from fedfms.models.nnunet_plan import Plan
 from fedfms.study import Study, TrainSpec
-from fedfms.training.losses import Loss
 
 _BY_RULE: dict[str, Any] = {}
 _SMOOTH = 1e-5
@@ -52,7 +52,7 @@ class FedNNUNet(FedAvg):
         self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
         self._clip, self._augment = clip, augment
 
-    def fit(self, study: Study) -> Study:
+    def adapt_study(self, study: Study) -> Study:
         """The study with nnU-Net's augmentation, and with the plan's input size where there is a plan."""
         if self._augment == "nnunet":
             study = replace(study, data=replace(study.data, augment="nnunet"))

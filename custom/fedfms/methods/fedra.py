@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedfms.errors import StudyError, UpdateError
-from fedfms.methods.base import Layout, Server, Tensors, Update
+from fedfms.methods.base import Layout, ServerState, Tensors, Update
 from fedfms.methods.fedavg import weighted_mean
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.models.base import SegmentationModel
@@ -56,8 +56,8 @@ class FedRA(FedMSA):
 
     name = "fedra"
     paper = "FedRA, ECCV 2024"
-    averages = False
-    partial = True
+    aggregates_by_mean = False
+    sends_parts = True
 
     def __init__(
         self, *, fraction: float = 2 / 3, skip_unallocated: bool = True, weighting: str = "samples"
@@ -78,7 +78,7 @@ class FedRA(FedMSA):
         pairs = zip(layout.adapters[::2], layout.adapters[1::2], strict=True)
         self._blocks = tuple(frozenset(first + second) for first, second in pairs)
 
-    def dispatch(self, server: Server, sites: Sequence[str]) -> dict[str, Tensors]:
+    def dispatch(self, server: ServerState, sites: Sequence[str]) -> dict[str, Tensors]:
         """The global model without the adapters of the blocks that were not drawn for the site."""
         stream = rng(server.seed, "", server.round, "fedra")
         drawn = draw_blocks(sites, len(self._blocks), self._fraction, stream)
@@ -98,7 +98,7 @@ class FedRA(FedMSA):
         if self._skip:
             model.skip_blocks(())
 
-    def combine(self, updates: Sequence[Update], server: Server) -> Server:
+    def aggregate(self, updates: Sequence[Update], server: ServerState) -> ServerState:
         """Of each tensor the mean over those who trained it, as `weighting` says; what nobody trained stays.
 
         Raises:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from fedfms.errors import StudyError
-from fedfms.methods.base import Method, Server, Tensors, Update
+from fedfms.methods.base import Method, ServerState, Tensors, Update
 from fedfms.methods.fedavg import in_order, weighted, weighted_mean
 from fedfms.methods.fedmsa import ADAPTED
 from fedfms.methods.similarity import KINDS, SCALES, pairwise, scaled
@@ -93,7 +93,7 @@ class SGCA(Method):
             return None
         return -self._beta * cosine_similarity(own, sent, dim=0)
 
-    def combine(self, updates: Sequence[Update], server: Server) -> Server:
+    def aggregate(self, updates: Sequence[Update], server: ServerState) -> ServerState:
         """A mixture for each site that answered or once did; `shared`, for any other, is the sample-weighted mean.
 
         W is over the sites that answered. One that was absent keeps its last row of W, of which what falls on these

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fedfms.models.base import ROLES, SegmentationModel
-from fedfms.models.registry import BACKBONES, FAMILIES, build_model, counterpart, family_of, outline_model
+from fedfms.models.registry import BACKBONES, FAMILIES, build_model, counterpart, family_of, meta_model
 
 __all__ = [
-    "BACKBONES", "FAMILIES", "ROLES", "SegmentationModel", "build_model", "counterpart", "family_of", "outline_model",
+    "BACKBONES", "FAMILIES", "ROLES", "SegmentationModel", "build_model", "counterpart", "family_of", "meta_model",
 ]  # fmt: skip

@@ -29,7 +29,7 @@ class SegmentationModel(nn.Module, abc.ABC):
     # Whether a step runs in torch's training mode: for a batch's own statistics, or for deep supervision.
     train_mode: ClassVar[bool] = False
 
-    # What a method adds (`Method.attach`): embedding -> embedding of the same shape, before the decoder.
+    # What a method adds (`Method.extend_model`): embedding -> embedding of the same shape, before the decoder.
     extras: nn.Module | None
 
     def __init__(self, backbone: str, *, input_px: int, mask_px: int, n_structures: int) -> None:

@@ -54,9 +54,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, dim: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.seq = nn.Sequential(
-            ConvBN(3, dim // 2, kernel, stride), nn.GELU(), ConvBN(dim // 2, dim, kernel, stride)
-        )
+        self.seq = nn.Sequential(ConvBN(3, dim // 2, kernel, stride), nn.GELU(), ConvBN(dim // 2, dim, kernel, stride))
 
     def forward(self, x: Tensor, plain: bool) -> Tensor:
         """(B, 3, S, S) -> (B, dim, s, s)."""

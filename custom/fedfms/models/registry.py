@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from fedfms.errors import CheckpointError, StudyError
 from fedfms.models.base import SegmentationModel
 from fedfms.models.checkpoints import load_checkpoint
+from fedfms.models.meta_device import on_meta_device
 from fedfms.models.nnunet import build_nnunet
-from fedfms.models.outline import without_values
 from fedfms.models.sam import DecoderShape, build_sam
 from fedfms.models.tiny_vit import TinyViTEncoder
 from fedfms.models.unet import UNetShape, build_unet
@@ -81,9 +81,7 @@ def family_of(backbone: str) -> str:
     for family, members in FAMILIES.items():
         if backbone in members:
             return family
-    raise StudyError(
-        f"unknown backbone {backbone!r}", where="model", do=f"known ones: {', '.join(sorted(BACKBONES))}"
-    )
+    raise StudyError(f"unknown backbone {backbone!r}", where="model", do=f"known ones: {', '.join(sorted(BACKBONES))}")
 
 
 def counterpart(family: str, backbone: str) -> str:
@@ -128,7 +126,7 @@ def build_model(
     return model
 
 
-def outline_model(
+def meta_model(
     spec: ModelSpec, n_structures: int, *, adapters: bool, plan: Mapping[str, Any] | None = None
 ) -> SegmentationModel:
     """The network of a study without values or memory: its tensors' names, shapes and roles.
@@ -136,7 +134,7 @@ def outline_model(
     Raises:
         StudyError: as `build_model`.
     """
-    with without_values():
+    with on_meta_device():
         return _builder(spec)(spec, n_structures, adapters=adapters, seed=0, blank=True, plan=plan or {})
 
 

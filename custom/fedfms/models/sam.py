@@ -15,7 +15,7 @@ from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import build_adapters
 from fedfms.models.attention import without_autocast
 from fedfms.models.base import EXTRAS, ImageEncoder, SegmentationModel
-from fedfms.models.outline import without_values
+from fedfms.models.meta_device import on_meta_device
 from fedfms.rng import seeded
 from fedfms.study import ModelSpec
 
@@ -230,7 +230,7 @@ def build_sam(
     Raises:
         StudyError: input size, head and structures do not go together.
     """
-    with without_values() if blank else nullcontext():
+    with on_meta_device() if blank else nullcontext():
         with seeded(seed, "encoder"):
             image_encoder = encoder(spec)
         with seeded(seed, "decoder"):

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from fedfms.errors import CheckpointError, SettingsError
-from fedfms.methods import Layout, Method, Partition, Tensors, fitted, make_method
-from fedfms.models import SegmentationModel, build_model, outline_model
+from fedfms.methods import Layout, Method, Partition, Tensors, make_method, resolve_study
+from fedfms.models import SegmentationModel, build_model, meta_model
 from fedfms.models.checkpoints import check_accepted, check_checkpoint
-from fedfms.models.outline import without_values
+from fedfms.models.meta_device import on_meta_device
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 
@@ -25,7 +25,7 @@ class BuiltModel:
     """A model, the method that trains it, and what becomes of each of its parameters.
 
     `micro_batch`: slices that this site works off at a time; 0 = a batch as a whole. `tuned`: whether the processor is
-    used as `fedfms.training.processor` has it.
+    used as `fedfms.training.cpu_tuning` has it.
     """
 
     model: SegmentationModel
@@ -70,7 +70,7 @@ class BuiltModel:
             CheckpointError: a name differs from the model's; `load` looks at the shapes.
         """
         odd = set(tensors) - set(self.partition.shared)
-        if not self.method.partial:
+        if not self.method.sends_parts:
             odd |= set(self.partition.shared) - set(tensors)
         if odd:
             raise CheckpointError(f"{len(odd)} tensors of the received model are not those of this study's", do=_ONE)
@@ -93,10 +93,10 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
     """The study's model on the site's device, in evaluation mode, with gradients for its trained tensors only.
 
     Raises:
-        StudyError, CheckpointError, SettingsError: see `fitted`, `build_model` and `checkpoint_path`.
+        StudyError, CheckpointError, SettingsError: see `resolve_study`, `build_model` and `checkpoint_path`.
     """
     method = make_method(study.method, study.method_options)
-    study = fitted(study, method)
+    study = resolve_study(study, method)
     model = build_model(
         study.model,
         len(study.data.structures),
@@ -105,11 +105,11 @@ def build(study: Study, settings: SiteSettings) -> BuiltModel:
         checkpoint=checkpoint_path(study, settings),
         plan=method.plan,
     )
-    method.attach(model)
+    method.extend_model(model)
     return _bound(model.to(settings.torch_device), method, study.model, settings)
 
 
-def outline(study: Study, settings: SiteSettings = _DEFAULTS) -> BuiltModel:
+def build_on_meta(study: Study, settings: SiteSettings = _DEFAULTS) -> BuiltModel:
     """As `build`, on torch's meta device: names and shapes, without values, memory or a file of weights.
 
     Args:
@@ -119,10 +119,10 @@ def outline(study: Study, settings: SiteSettings = _DEFAULTS) -> BuiltModel:
         StudyError: the model or the method of the study cannot be.
     """
     method = make_method(study.method, study.method_options)
-    study = fitted(study, method)
-    model = outline_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
-    with without_values():
-        method.attach(model)
+    study = resolve_study(study, method)
+    model = meta_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
+    with on_meta_device():
+        method.extend_model(model)
     return _bound(model.to("meta"), method, study.model, settings)
 
 
@@ -142,9 +142,9 @@ def check_weights(study: Study, settings: SiteSettings) -> None:
         StudyError, CheckpointError, SettingsError: as `build`.
     """
     method = make_method(study.method, study.method_options)
-    study = fitted(study, method)
+    study = resolve_study(study, method)
     if (path := checkpoint_path(study, settings)) is not None:
-        model = outline_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
+        model = meta_model(study.model, len(study.data.structures), adapters=method.adapters, plan=method.plan)
         check_checkpoint(model, path, sha256=study.model.checkpoint_sha256)
 
 

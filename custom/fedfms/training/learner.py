@@ -1,4 +1,4 @@
-"""What a method may ask of a site's training data before a round's training begins (`fedfms.methods.Learner`)."""
+"""What a method may ask of a site's training data before a round's training begins (`fedfms.methods.LocalData`)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class SiteLearner:
         self._round = round_
 
     def batches(self, share: float, purpose: str) -> Iterable[Any]:
-        """See `Learner.batches`."""
+        """See `LocalData.batches`."""
         return self._trainer.until_stopped(self._sample(share, self._round, purpose))
 
     def gradients(self, tensors: Tensors, names: Collection[str], batch: Any) -> tuple[float, Tensors]:
-        """See `Learner.gradients`; the model keeps `tensors`."""
+        """See `LocalData.gradients`; the model keeps `tensors`."""
         self._built.load(tensors)
         return self._trainer.gradients(batch, names)

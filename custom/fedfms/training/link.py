@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from fedfms.compression import Arrays, Codec, Download, digest, read_download, upload
 from fedfms.errors import UpdateError
 from fedfms.methods import Tensors
 from fedfms.training.build import BuiltModel
 from fedfms.training.state import SiteState, StateStore
-from fedfms.wire import Arrays, Codec, Download, digest, read_download, upload
 
 
 class Received(NamedTuple):

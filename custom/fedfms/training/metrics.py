@@ -119,7 +119,7 @@ class Scores:
 
     def result(self) -> dict[str, Any]:
         """{"standard": {structure: row}, "fedfms": ..., "images": n, "dice": mean over structures of the standard
-        one}, "volume" where a case has more than one image, and for `fedfms.training.told` "shown": {"image" | "case":
+        one}, "volume" where a case has more than one image, and for `fedfms.training.disclosure` "shown": {"image" | "case":
         {structure: number of those whose truth has it}}.
 
         A row is {"dice", "iou", "dice_sd", "iou_sd", "images"}: means, sample s.d. and number of the images (of
@@ -190,7 +190,7 @@ def merge(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`Scores.result()` over the union of the images behind `results`, which must have no case in common.
 
     Equal to the result of one `Scores` that saw all images, to the last digits of a float64. What one of them
-    withholds (`fedfms.training.told`) is withheld of all: by the others and the whole it could be worked out. By
+    withholds (`fedfms.training.disclosure`) is suppressed of all: by the others and the whole it could be worked out. By
     volume there is something where all of them have it.
 
     Raises:
@@ -202,8 +202,7 @@ def merge(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return dict(results[0])
     modes = [mode for mode in (*MODES, VOLUME) if all(mode in result for result in results)]
     merged: dict[str, Any] = {
-        mode: {name: _merged([result[mode][name] for result in results]) for name in results[0][mode]}
-        for mode in modes
+        mode: {name: _merged([result[mode][name] for result in results]) for name in results[0][mode]} for mode in modes
     }
     images = sum(result["images"] for result in results)
     merged |= {"images": images, "dice": mean_over_structures(merged["standard"], "dice")}

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fedfms.errors import TrainingError
 from fedfms.models import SegmentationModel
+from fedfms.training.cpu_tuning import float32_products, keep_freed_memory
 from fedfms.training.prefix import PrefixCache
-from fedfms.training.processor import float32_products, keep_freed_memory
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,7 +26,7 @@ class Forward:
     """A model's logits in a study's precision; `available` tells whether the device can.
 
     Args:
-        tuned: use the processor as `fedfms.training.processor` has it, where it is the device.
+        tuned: use the processor as `fedfms.training.cpu_tuning` has it, where it is the device.
 
     Raises:
         TrainingError: it cannot.

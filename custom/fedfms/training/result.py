@@ -12,7 +12,7 @@ from fedfms.training.link import Coded
 @dataclass(frozen=True)
 class RoundResult:
     """What a site has to say after a round: its update, and how the model that it received did on its own data, as far
-    as that may leave the site (`fedfms.training.told`).
+    as that may leave the site (`fedfms.training.disclosure`).
     """
 
     update: Update
@@ -20,5 +20,5 @@ class RoundResult:
     train_loss: float | None
     seconds: float
     load_s: float = 0.0  # of these: opening data and model, waiting for batches
-    bad_images: int = 0  # left out because they are damaged
+    unreadable_images: int = 0  # left out because they are damaged
     coded: Coded | None = None  # the update as a compressed wire has it

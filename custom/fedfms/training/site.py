@@ -16,34 +16,34 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
+from fedfms.compression import CODECS
 from fedfms.data import SiteData, open_site
 from fedfms.data.damaged import RECORD, read_record, write_record
 from fedfms.data.pool import PooledData, open_pool
 from fedfms.errors import DataError, TrainingError
-from fedfms.methods import METHODS, AtSite, Tensors, Update, fitted, make_method
+from fedfms.methods import METHODS, SiteContext, Tensors, Update, make_method, resolve_study
 from fedfms.rng import rng, torch_rng
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
-from fedfms.training.faults import placed
-from fedfms.training.kept import OVERLAYS, draw, save_scores
+from fedfms.training.cpu_tuning import giving_back
+from fedfms.training.disclosure import suppress_small_cells
+from fedfms.training.error_context import error_context
 from fedfms.training.learner import SiteLearner
 from fedfms.training.link import Link, Received
 from fedfms.training.metrics import Scores, merge
 from fedfms.training.prefix import PrefixCache
-from fedfms.training.processor import giving_back
 from fedfms.training.result import RoundResult
+from fedfms.training.site_outputs import OVERLAYS, draw, save_scores
 from fedfms.training.state import SiteState, StateStore, save_model
-from fedfms.training.told import withhold
 from fedfms.training.trainer import Aborted, Stop, Trainer, batches, never
-from fedfms.wire import CODECS
 
 
 class Site:
     """A study's site with its data, its model and its memory in `folder` (the run's own folder at the site)."""
 
     def __init__(self, study: Study, name: str, settings: SiteSettings, folder: Path, stop: Stop = never) -> None:
-        self.study = fitted(study, make_method(study.method, study.method_options))
+        self.study = resolve_study(study, make_method(study.method, study.method_options))
         self.name = name
         self.held_out = name in study.held_out
         self.pooled = METHODS[study.method].centralised and not self.held_out
@@ -85,7 +85,7 @@ class Site:
     @cached_property
     def link(self) -> Link | None:
         """The site's end of a compressed wire; None where tensors travel as they are."""
-        codec = CODECS.get(self.study.federation.wire)
+        codec = CODECS.get(self.study.federation.compression)
         return None if codec is None else Link(codec, self.built, self._initial, self._store)
 
     @property
@@ -115,9 +115,9 @@ class Site:
 
     @contextmanager
     def _told(self, where: str) -> Iterator[None]:
-        """Faults inside are told with their place (`placed`); after one of the data, the next task opens them anew."""
+        """Faults inside are told with their place (`error_context`); after one of the data, the next task opens them anew."""
         try:
-            with giving_back(), placed(where):
+            with giving_back(), error_context(where):
                 yield
         except DataError:
             self.__dict__.pop("data", None)
@@ -146,19 +146,21 @@ class Site:
         best = max((value for value in dice if value is not None), default=None)
         most = self._trainer.most
         state = SiteState(round_, trained, optimizer.state_dict(), best, start.memory, micro_batch=most)
-        packed, coded = self.built.method.pack(round_, trained, received), None
+        packed, coded = self.built.method.outgoing(round_, trained, received), None
         if self.link is not None:
             coded, packed, state = self.link.write(packed, message, state, before)
         self._store.save(state)
-        told = self._together([withhold(part, self._min_cases) for part in scores])
+        told = self._together([suppress_small_cells(part, self._min_cases) for part in scores])
         told_loss = loss if self.samples >= self._min_cases else None
         seconds, loaded = time.monotonic() - started, opened + self._trainer.waited_s - waited
         update = Update(self.name, packed, self.samples)
-        return RoundResult(update, told, told_loss, seconds, loaded, self.data.bad_images, coded)
+        return RoundResult(update, told, told_loss, seconds, loaded, self.data.unreadable_images, coded)
 
-    def _at_site(self, round_: int, before: SiteState | None) -> AtSite:
+    def _at_site(self, round_: int, before: SiteState | None) -> SiteContext:
         own, memory = (self._initial, {}) if before is None else (before.trained, before.memory)
-        return AtSite(round_, self.samples, own, memory, SiteLearner(self._trainer, self.built, self._sample, round_))
+        return SiteContext(
+            round_, self.samples, own, memory, SiteLearner(self._trainer, self.built, self._sample, round_)
+        )
 
     def _sample(self, share: float, round_: int, purpose: str) -> Iterable[Any]:
         """Batches of a random share of the training slices, as they lie on disk."""
@@ -202,9 +204,9 @@ class Site:
                 such.
 
         Returns:
-            {"scores": ..., "part": "val" | "test" | "all", "images": n, "bad_images": left out, "held_out": bool}, and
+            {"scores": ..., "part": "val" | "test" | "all", "images": n, "unreadable_images": left out, "held_out": bool}, and
             where the data of several sites are pooled "by_site": the same of each. As far as it may leave the site
-            (`fedfms.training.told`).
+            (`fedfms.training.disclosure`).
 
         Raises:
             FedfmsError: with the site in `where`.
@@ -242,19 +244,19 @@ class Site:
         return self._tell(scores)
 
     def _tell(self, scores: Mapping[str, Scores]) -> dict[str, Any]:
-        told = {site: withhold(part.result(), self._min_cases) for site, part in scores.items()}
+        told = {site: suppress_small_cells(part.result(), self._min_cases) for site, part in scores.items()}
         whole = self._report(self.data, self._together(list(told.values())))
         each = {member.site: self._report(member, told.get(member.site)) for member in _members(self.data)}
         return whole | ({"by_site": each} if self.pooled else {})
 
     def _report(self, data: SiteData | PooledData, told: dict[str, Any] | None) -> dict[str, Any]:
         part = data.scored_part
-        counts = {"images": len(data.parts[part]), "bad_images": data.bad_images}
+        counts = {"images": len(data.parts[part]), "unreadable_images": data.unreadable_images}
         return {"scores": told, "part": part, **counts, "held_out": self.held_out}
 
     def _together(self, told: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        """All members' scores, as far as they may leave: where one's are withheld, the whole would give them away."""
-        return withhold(merge(told), self._min_cases) if told else None
+        """All members' scores, as far as they may leave: where one's are suppressed, the whole would give them away."""
+        return suppress_small_cells(merge(told), self._min_cases) if told else None
 
     def local_model(self) -> Tensors:
         """The shared tensors as this site last trained them.

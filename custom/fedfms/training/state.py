@@ -20,7 +20,7 @@ from fedfms.errors import TrainingError
 from fedfms.files import write_atomic
 from fedfms.methods import Tensors
 from fedfms.study import Study
-from fedfms.training.faults import MAKE_ROOM
+from fedfms.training.error_context import MAKE_ROOM
 
 _FORMAT = 5
 _KEEP = 2

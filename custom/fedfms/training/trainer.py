@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fedfms.errors import FedfmsError, TrainingError
 from fedfms.methods import Tensors
+from fedfms.methods.optimizers import Scaled
 from fedfms.study import TrainSpec
 from fedfms.training.build import BuiltModel
-from fedfms.training.memory import AtOnce
 from fedfms.training.metrics import Scores
-from fedfms.training.optimizers import Scaled
+from fedfms.training.micro_batch import MicroBatcher
 from fedfms.training.precision import Forward
 from fedfms.training.prefix import PrefixCache
 
@@ -70,9 +70,9 @@ class Trainer:
     """Runs a built model over batches of {"image": (B,3,H,W), "label": (B,C,m,m), "key": [str], "case": [str]}.
 
     With `built.micro_batch`, a step's batch is worked off in parts and their gradients are summed, each by its share of
-    the slices: the same numbers, as the losses of `fedfms.training.losses` are means over slices. A model that needs
+    the slices: the same numbers, as the losses of `fedfms.methods.losses` are means over slices. A model that needs
     its batch whole (it trains in training mode, or buffers move with each batch) is not split in training. Where memory
-    runs out, the batch is worked off again in smaller parts, in training and in scoring (`fedfms.training.memory`).
+    runs out, the batch is worked off again in smaller parts, in training and in scoring (`fedfms.training.micro_batch`).
 
     Raises:
         TrainingError: the model's device cannot compute in the study's precision.
@@ -95,8 +95,8 @@ class Trainer:
         self._forward.store_frozen(built.partition.trained)
         self._device = self._forward.device
         whole = bool(built.model.train_mode or built.model.moving_buffers())
-        self._training = AtOnce(0 if whole else built.micro_batch, whole=whole)
-        self._scoring = AtOnce(built.micro_batch)
+        self._training = MicroBatcher(0 if whole else built.micro_batch, whole=whole)
+        self._scoring = MicroBatcher(built.micro_batch)
         self.waited_s = 0.0  # for batches, in all
 
     @property

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedfms.cli import main
-from fedfms.commands.preflight import line, table, teller
+from fedfms.cli.preflight import line, table, teller
 from fedfms.flare import preflight as module
 from fedfms.flare.preflight import Row
 
@@ -72,6 +72,6 @@ def test_the_first_preflight_is_a_table_and_the_others_are_lines(capsys: pytest.
 
 
 def test_help_loads_no_nvflare_and_no_torch() -> None:
-    script = "import sys, fedfms.commands.preflight; print([m for m in ('nvflare', 'torch') if m in sys.modules])"
+    script = "import sys, fedfms.cli.preflight; print([m for m in ('nvflare', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -21,9 +21,9 @@ from fedfms.flare.job import build_job, with_checkpoint
 from fedfms.flare.preflight import CHECKS, Context, Row, failed, host, preflight
 from fedfms.flare.preflight import data as files
 from fedfms.flare.preflight import server as way
+from fedfms.reporting.cost.traffic import shared_bytes
 from fedfms.settings import ENV
 from fedfms.study import PHANTOM, Study, load_study
-from fedfms.training.traffic import shared_bytes
 from provisioning.policy import allow
 from tests.conftest import REPO
 from tests.data.make import make_site, make_study
@@ -150,7 +150,7 @@ def _other_pixels(world: World) -> None:
 def _cut(world: World, *, images: int, most: int) -> None:
     """Images that are not of the sample are cut short; the study leaves so many out at most."""
     world.patch.setattr(files, "_SAMPLE", 1)
-    world.study(**{"data.max_bad_images": most})
+    world.study(**{"data.max_unreadable_images": most})
     for path in sorted((world.data / "eyes" / SITE / "images").iterdir())[-images:]:
         path.write_bytes(path.read_bytes()[:20])
 
@@ -268,7 +268,7 @@ WARNING: list[tuple[str, Spoil, str]] = [
     ("data", lambda w: w.settings(min_cases=3), "no score of under 3 images leaves"),
     ("data", lambda w: _cut(w, images=1, most=1), "1 of 20 slices looked at are damaged and will be left out"),
     ("job", lambda w: w.edit("local/resources.json", lambda r: r.pop("app_validator")), "no app_validator of ours"),
-    ("link", lambda w: w.study(**{"federation.wait_s": 1}), "not measured"),
+    ("link", lambda w: w.study(**{"federation.straggler_timeout_s": 1}), "not measured"),
 ]  # fmt: skip
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from fedfms.errors import FedfmsError
+from fedfms.flare.messages import public_line
 from fedfms.flare.preflight import data, host, job, kit, server
 from fedfms.flare.preflight.context import FAIL, Context, Finding, fail
-from fedfms.flare.wire import told_outside
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _found(check: Check, context: Context) -> Finding:
     try:
         return check.look(context)
     except FedfmsError as error:
-        told = told_outside(type(error)(error.what, where=error.where))
+        told = public_line(type(error)(error.what, where=error.where))
         return fail(told, error.do)
     except OSError as error:  # its own text would name the path
         why = error.strerror or type(error).__name__

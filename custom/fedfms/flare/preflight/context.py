@@ -14,11 +14,11 @@ from fedfms.errors import FedfmsError, ProvisioningError
 from fedfms.flare.job import read_study
 from fedfms.flare.kit import certificate, common_name
 from fedfms.flare.preflight.tls import Answer, ask
-from fedfms.methods import METHODS, fitted, make_method
-from fedfms.report.cost.live import estimate
+from fedfms.methods import METHODS, make_method, resolve_study
+from fedfms.reporting.cost.live import estimate
+from fedfms.reporting.cost.traffic import Traffic, plan
 from fedfms.settings import SiteSettings, load_settings
 from fedfms.study import Study
-from fedfms.training.traffic import Traffic, plan
 
 PASS, WARN, FAIL = "pass", "warn", "FAIL"
 _FULL = 0.8  # of what is free: what is estimated may be more
@@ -137,7 +137,7 @@ class Context:
         """
         assert self.job is not None, "a check that needs a study runs with a job"
         study = read_study(self.job)
-        return fitted(study, make_method(study.method, study.method_options))
+        return resolve_study(study, make_method(study.method, study.method_options))
 
     @property
     def held_out(self) -> bool:

@@ -24,12 +24,14 @@ def images(context: Context) -> Finding:
             parts[part] = parts.get(part, 0) + len(items)
         chosen = site.items if context.full else _spread(site.items)
         bad, looked = bad + _bad(chosen, site.source.read), looked + len(chosen)
-        if study.data.max_bad_images and isinstance(site.source, FolderSource):  # else opening it has looked at all
+        if study.data.max_unreadable_images and isinstance(
+            site.source, FolderSource
+        ):  # else opening it has looked at all
             rest = [item for item in site.parts["all"] if item not in chosen]
             bad, looked = bad + _bad(rest, site.source.look), looked + len(rest)
     scored = context.images[0].scored
     seen = ", ".join(f"{part} {count}" for part, count in parts.items())
-    if bad > study.data.max_bad_images:
+    if bad > study.data.max_unreadable_images:
         return fail(f"{bad} of {looked} slices looked at are damaged, or not those of the manifest", _CHECK)
     if not parts["train"] and not context.held_out:
         return fail(f"no image to train on; {seen}", "convert more cases; or the lead holds this site out")

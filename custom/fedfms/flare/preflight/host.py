@@ -17,7 +17,7 @@ from fedfms.files import nearest
 from fedfms.flare.kit import spoken
 from fedfms.flare.preflight.context import Context, Finding, fail, ok, room
 from fedfms.machine import free_memory, version_of
-from fedfms.training.build import outline
+from fedfms.training.build import build_on_meta
 from fedfms.training.prefix import PrefixCache
 
 _CODE = (".py", ".json", ".csv", ".jinja")  # what the package runs and reads; an installer may leave out other files
@@ -75,13 +75,13 @@ def _gb(nbytes: float) -> str:
 def _state_bytes(context: Context) -> float:
     """Of a site's saved states: tensors, the optimizer's two numbers for each, what a wire's differences need."""
     traffic = context.traffic
-    wire = 0 if context.study.federation.wire == "float32" else 2 * traffic.shared
+    wire = 0 if context.study.federation.compression == "none" else 2 * traffic.shared
     return 4 * (_STATES * (3 * traffic.trained + wire) + traffic.trained)  # and a model of the site's own
 
 
 def _cache_bytes(context: Context) -> float:
     """Of a frozen prefix's outputs, one for each slice that is not augmented."""
-    study, built = context.study, outline(context.study)
+    study, built = context.study, build_on_meta(context.study)
     if not (study.data.cache and PrefixCache.applies(built)):
         return 0.0
     image = torch.empty(1, 3, built.model.input_px, built.model.input_px, device="meta")

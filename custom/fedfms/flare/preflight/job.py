@@ -15,18 +15,18 @@ from nvflare.apis.workspace import Workspace
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 from nvflare.private.fed.app.fl_conf import create_privacy_manager
 
+from fedfms.compression import CODECS, layout
 from fedfms.errors import ProvisioningError, StudyError
 from fedfms.flare.job import APP, brings_code
-from fedfms.flare.jobcheck import SmallJobs
+from fedfms.flare.job_validator import JobValidator
 from fedfms.flare.preflight.context import Context, Finding, fail, ok, read_kit, read_object, warn
+from fedfms.flare.privacy_filter import SharedOnly
 from fedfms.flare.resume import CLIENT_CONFIG
-from fedfms.flare.scope import SharedOnly
-from fedfms.training.build import outline
-from fedfms.training.traffic import shared_tensors
+from fedfms.reporting.cost.traffic import shared_tensors
+from fedfms.training.build import build_on_meta
 from fedfms.units import size_text
-from fedfms.wire import CODECS, layout
 
-_VALIDATOR = f"{SmallJobs.__module__}.{SmallJobs.__name__}"
+_VALIDATOR = f"{JobValidator.__module__}.{JobValidator.__name__}"
 _ALLOW = "if the site agrees: `python -m provisioning allow JOB --kit KIT`, then restart the client"
 
 
@@ -39,7 +39,7 @@ def taken(context: Context) -> Finding:
     validator = read_kit(context.kit, "local/resources.json").get("app_validator", {})
     ours = validator.get("path") == _VALIDATOR
     if ours:
-        reason, _ = SmallJobs(**validator.get("args", {})).validate(str(folder / APP))
+        reason, _ = JobValidator(**validator.get("args", {})).validate(str(folder / APP))
         if reason:
             return fail(reason, "the site refuses it; ask the lead for another")
     code = brings_code(folder)
@@ -104,7 +104,7 @@ def leaves(context: Context) -> Finding:
     own = [each for each in filters if isinstance(each, SharedOnly)]
     if not own:
         return fail("local/privacy.json has no filter of ours in the job's scope", "take the kit's own file again")
-    forms = layout(shared_tensors(outline(context.study)), CODECS.get(context.study.federation.wire))
+    forms = layout(shared_tensors(build_on_meta(context.study)), CODECS.get(context.study.federation.compression))
     # Zeros that take no memory, whatever size they are said to have.
     update = {name: np.broadcast_to(np.zeros((), dtype), shape) for name, (shape, dtype) in forms.items()}
     for each in own:

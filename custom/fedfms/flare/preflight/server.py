@@ -77,10 +77,10 @@ def link(context: Context) -> Finding:
     slowest_s = 60 * max(minutes.values())
     if context.mbit is None:
         # At a tenth of the time for which the others wait, nobody needs to know the speed.
-        fast = slowest_s <= federation.wait_s / 10
+        fast = slowest_s <= federation.straggler_timeout_s / 10
         return ok(seen) if fast else warn(f"{seen}; not measured", "measure the link, and give --mbit")
     if slowest_s > federation.round_timeout_s:
-        return fail(seen, "a round ends before: a faster link, federation.wire=int8, or another method")
-    return ok(seen) if slowest_s <= federation.wait_s else warn(
-        seen, "the others may not wait so long: tell the lead (federation.wait_s, federation.wire)"
+        return fail(seen, "a round ends before: a faster link, federation.compression=int8, or another method")
+    return ok(seen) if slowest_s <= federation.straggler_timeout_s else warn(
+        seen, "the others may not wait so long: tell the lead (federation.straggler_timeout_s, federation.compression)"
     )  # fmt: skip

@@ -1,1 +1,0 @@
-"""Subcommands of `fedfms` that have a file of their own; each run returns the text to print."""

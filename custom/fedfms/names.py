@@ -1,0 +1,10 @@
+"""The rule for names of sites and data sets."""
+
+from __future__ import annotations
+
+NAME_RULE = "a name has no blanks and no separators, and begins with no dot"
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` can name a site or a data set: one folder, and one word of a command line."""
+    return bool(text) and text[0] != "." and not any(c in "/\\\0" or c.isspace() for c in text)

@@ -1,0 +1,167 @@
+"""Typed parsing of JSON and YAML: pydantic checks the types, and a fault becomes one line for a person."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import pydantic
+import yaml
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from fedfms.errors import FedfmsError
+
+T = TypeVar("T")
+
+# Frozen, no unknown keys, no conversion between types; the text under a field is its description.
+STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Float = Annotated[float, BeforeValidator(_number), pydantic.Field(allow_inf_nan=False)]
+"""A finite number; a whole one and YAML's `1e-4` are accepted."""
+
+
+def parse(kind: type[T], raw: Any, error: type[FedfmsError], *, where: str = "", do: str = "", key: str = "") -> T:
+    """An object of `kind` from plain data (dicts, lists, texts, numbers, None).
+
+    Args:
+        error: what to raise.
+        where: the file or study, for the error.
+        do: advice for faults that need no advice of their own.
+        key: dotted key under which `raw` stands, for the error.
+
+    Raises:
+        FedfmsError: of type `error`, with the first fault; or whatever a check of `kind` raises.
+    """
+    try:
+        # As JSON, a strict check takes a list for a tuple and a text for a path, and still no "3" for 3.
+        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as found:
+        what, advice = _line(found.errors()[0], kind, key)
+        raise error(what, where=where, do=advice or do) from None
+    except FedfmsError as fault:  # of a check that the type makes by itself
+        raise fault.at(where) from None
+    except (RecursionError, TypeError):
+        raise error("the data are not plain: nested too deeply, or a key is not text", where=where, do=do) from None
+
+
+def read_json(path: Path, error: type[FedfmsError], *, where: str = "", do: str = "") -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FedfmsError: of type `error`: the file cannot be read or is not JSON.
+    """
+    return parse_json(_read(path, error, where, do), error, what=path.name, where=where, do=do)
+
+
+def parse_json(
+    text: str | bytes, error: type[FedfmsError], *, what: str = "the text", where: str = "", do: str = ""
+) -> Any:
+    """The content of JSON text, which may come from outside: depth is limited.
+
+    Raises:
+        FedfmsError: of type `error`.
+    """
+    try:
+        return from_json(text)
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{what} is not valid JSON ({str(fault).splitlines()[0]})", where=where, do=do) from None
+
+
+def read_yaml(path: Path, error: type[FedfmsError], *, where: str = "", do: str = "") -> Any:
+    """The content of a YAML file, read by the safe loader; None for an empty one.
+
+    Raises:
+        FedfmsError: of type `error`: the file cannot be read or is not YAML; the line is named.
+    """
+    try:
+        return yaml.safe_load(_read(path, error, where, do))
+    except yaml.MarkedYAMLError as fault:
+        line = f" (line {fault.problem_mark.line + 1}: {fault.problem})" if fault.problem_mark else ""
+        raise error(f"{path.name} is not valid YAML{line}", where=where, do=do) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        raise error(f"{path.name} is not valid YAML", where=where, do=do) from None
+
+
+def mapping(raw: Any, error: type[FedfmsError], *, what: str, where: str = "", do: str = "") -> dict[str, Any]:
+    """`raw`, if it is a mapping.
+
+    Raises:
+        FedfmsError: of type `error`.
+    """
+    if not isinstance(raw, Mapping):
+        raise error(f"{what} must be a mapping", where=where, do=do)
+    return dict(raw)
+
+
+def _read(path: Path, error: type[FedfmsError], where: str, do: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise error(f"cannot read {path.name} ({fault.strerror})", where=where, do=do) from None
+
+
+_BOUNDS: Mapping[str, str] = {
+    "greater_than": "above {gt:g}", "greater_than_equal": "{ge:g} or more",
+    "less_than": "below {lt:g}", "less_than_equal": "{le:g} at most",
+    "finite_number": "a finite number",
+}  # fmt: skip
+_KINDS = {"string": "str", "tuple": "list", "dict": "mapping", "dataclass": "mapping"}  # others: as they are
+
+
+def _line(fault: ErrorDetails, of: Any, key: str) -> tuple[str, str]:
+    """What is wrong, and what to do where the fault tells that by itself."""
+    kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
+    parts = [str(part) for part in (*filter(None, key.split(".")), *fault["loc"])]
+    name = ".".join(parts)
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        inside = f" in {'.'.join(parts[:-1])}" if parts[:-1] else ""
+        return f"unknown key {parts[-1]!r}{inside}", did_you_mean(parts[-1], _keys(of, fault["loc"][:-1]))
+    if kind == "missing":
+        return f"missing key {name!r}", ""
+    if kind in _BOUNDS:
+        return f"{name} is {value!r}", f"it must be {_BOUNDS[kind].format(**context)}"
+    if kind == "literal_error":
+        return f"{name} is {value!r}", f"one of {context['expected'].replace(' or ', ', ')}"
+    stem = kind.partition("_")[0]
+    if kind.endswith(("_type", "_parsing", "_from_float")):
+        expected = f"expected {_KINDS.get(stem, stem)}, got {value!r}"
+        return f"{name}: {expected}" if name else expected, ""
+    return f"{name}: {fault['msg']}" if name else fault["msg"], ""
+
+
+def _keys(of: Any, loc: Sequence[str | int]) -> Iterable[str]:
+    """Names of the fields of the type at `loc` inside the type `of`."""
+    for part in loc:
+        of = next((one for one in _inside(of) if is_dataclass(one) or get_origin(one)), None)
+        if is_dataclass(of):
+            of = get_type_hints(of)[str(part)]
+        else:  # a list or a mapping: `part` is an index or a key
+            of = get_args(of)[-1 if get_origin(of) is not tuple else 0]
+    return next((get_type_hints(one) for one in _inside(of) if is_dataclass(one)), {})
+
+
+def _inside(of: Any) -> list[Any]:
+    """The members of a union, or the type itself."""
+    return list(get_args(of)) if get_origin(of) in (Union, UnionType) else [of]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Advice on an unknown word: the nearest known one, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known ones: {names}"

@@ -1,0 +1,101 @@
+"""Going on with a simulator's run waits for the workers that outlive its kill, and for nobody else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedfms.errors import TrainingError
+from fedfms.flare import simulator_runs
+from fedfms.flare.simulator_runs import wait_for_end
+
+pytestmark = pytest.mark.federation
+
+WORKER = "nvflare.private.fed.app.simulator.simulator_worker"
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a process that has such a command line, and sleeps."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def begin(*line: str, seconds: float = 60, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+        sleeps = f"import time; print('up', flush=True); time.sleep({seconds})"
+        process = subprocess.Popen([sys.executable, "-c", sleeps, *line], stdout=subprocess.PIPE, cwd=cwd)
+        begun.append(process)
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        return process
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def test_a_worker_without_its_simulator_is_waited_for(start: Start, tmp_path: Path) -> None:
+    process = start("-m", WORKER, "-o", str(tmp_path / "ws" / "a"), "--parent_pid", "4194304", seconds=3)
+    assert list(simulator_runs._at_work(tmp_path / "ws")) == [True]
+    assert process.poll() is None
+    wait_for_end(tmp_path / "ws")
+    assert process.wait(10) == 0
+    assert list(simulator_runs._at_work(tmp_path / "ws")) == []
+
+
+def test_a_worker_that_does_not_end_is_told(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulator_runs, "_GRACE_S", 0.3)
+    start("-m", WORKER, "-o", str(tmp_path / "ws" / "a"), "--parent_pid", "4194304")
+    with pytest.raises(TrainingError, match="ws: the run still goes on"):
+        wait_for_end(tmp_path / "ws")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("-m", WORKER, "-o", "{ws}/a", "--parent_pid", str(os.getpid())),
+        ("/opt/bin/nvflare", "simulator", "jobs/fedmsa", "-w", "ws"),
+        ("-m", "nvflare.cli", "simulator", "jobs/fedmsa", "--workspace=../{name}/ws"),
+        ("-m", "fedfms.flare.simulator", "job", "-w", "{ws}"),
+    ],
+)
+def test_a_run_is_not_waited_for(line: tuple[str, ...], start: Start, tmp_path: Path) -> None:
+    start(*(part.format(ws=tmp_path / "ws", name=tmp_path.name) for part in line), cwd=tmp_path)
+    begun = time.monotonic()
+    with pytest.raises(TrainingError, match="ws: the run still goes on"):
+        wait_for_end(tmp_path / "ws")
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("fedfms", "resume", "simulator", "-w", "{ws}"),
+        ("grep", WORKER, "{ws}/simulator.log"),
+        ("nvflare", "simulator", "{ws}/job", "-w", "{ws}-2"),
+        ("-m", WORKER, "-o", "/ws/a", "--parent_pid", "1"),
+        ("-m", WORKER, "--parent_pid"),
+    ],
+)
+def test_others_do_not_count(line: tuple[str, ...], start: Start, tmp_path: Path) -> None:
+    (tmp_path / "ws").mkdir()
+    start(*(part.format(ws=tmp_path / "ws") for part in line), cwd=tmp_path / "ws")
+    wait_for_end(tmp_path / "ws")
+
+
+def test_another_users_run_is_seen_by_what_it_names(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(self: psutil.Process) -> str:
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "cwd", denied)
+    start("nvflare", "simulator", "job", "-w", str(tmp_path / "ws"))
+    with pytest.raises(TrainingError, match="ws: the run still goes on"):
+        wait_for_end(tmp_path / "ws")
