@@ -34,11 +34,13 @@ test-federation: $(READY)  ## the tests over a server and sites that are process
 test-fast: $(READY)  ## the tests that take under a minute together
 	$(BIN)/python -m pytest -m "not slow and not federation"
 
-lint: $(READY)  ## ruff and mypy
-	@$(BIN)/python -c "import ruff, mypy" 2>/dev/null || \
+lint: $(READY)  ## ruff, its formatter, mypy and the import contracts
+	@$(BIN)/python -c "import ruff, mypy, importlinter" 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
 jobs: $(READY)  ## make the committed jobs again from their studies
 	$(BIN)/fedfms job build all --study phantom --out jobs

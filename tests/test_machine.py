@@ -58,7 +58,7 @@ def test_sites_at_once_are_all_or_one_a_core(
     _limit(free, str(left * GIB), GIB)
     monkeypatch.setattr(simulator_runs, "usable_cores", lambda: 4)
     monkeypatch.setattr(simulator_runs, "estimate", lambda *_: GIB // 10)
-    assert simulator_runs._at_once(Study(name="s"), SiteSettings(device="cpu", threads=threads), sites) == at_once
+    assert simulator_runs.sites_at_once(Study(name="s"), SiteSettings(device="cpu", threads=threads), sites) == at_once
 
 
 def test_threads_are_what_is_asked_or_what_the_environment_says_or_a_share(monkeypatch: pytest.MonkeyPatch) -> None:

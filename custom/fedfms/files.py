@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from fedfms.errors import TrainingError
 
 _BLOCK = 4096
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -117,3 +121,30 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[int]:
+    """Lock `folder` against other processes that ask for its lock; gives the lock's file descriptor.
+
+    The lock lasts as long as any process holds the descriptor open.
+
+    Args:
+        wait: wait for another process to release the lock.
+
+    Raises:
+        TrainingError: another process holds the lock, and `wait` is false; the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise TrainingError(f"cannot use {folder.name} ({error.strerror})", do="name another folder") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            raise TrainingError(
+                "another process works in this folder", where=folder.name, do="wait for it, or stop it"
+            ) from None
+        yield file.fileno()

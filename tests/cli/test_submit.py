@@ -12,7 +12,7 @@ import pytest
 
 from fedfms.cli import main
 from fedfms.flare.watch import COMPLETED
-from tests.flare.console import ID, Fake, ok, row, runs, state
+from tests.flare.fake_nvflare import ID, Fake, ok, row, runs, state
 from tests.reporting.make import make_row, make_run
 
 REPO = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from fedfms.flare.executor import SiteExecutor
 from fedfms.flare.messages import REASON, TRAIN
 from fedfms.flare.resume import KEPT, Keeper, take_over
 from fedfms.flare.simulator import SIMULATED, aside, put_aside, put_back
-from fedfms.flare.simulator_runs import _simulate
+from fedfms.flare.simulator_runs import simulate
 from fedfms.methods import ServerState
 from fedfms.settings import SiteSettings
 from fedfms.training.site import Site
@@ -181,7 +181,7 @@ def test_a_start_that_fails_before_the_job_is_laid_out_loses_nothing(tmp_path: P
     files = _workspace_of_a_simulator(root)
     lock = os.open(tmp_path, os.O_RDONLY)
     try:
-        returned = _simulate(tmp_path / "no-job", root, ["a", "b"], 1, {}, lock)
+        returned = simulate(tmp_path / "no-job", root, ["a", "b"], 1, {}, lock)
     finally:
         os.close(lock)
     assert returned and not list(root.rglob("*.pt"))

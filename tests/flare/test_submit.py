@@ -22,7 +22,7 @@ from fedfms.flare.watch import COMPLETED, StillRunningError
 from fedfms.reporting.records import read_records
 from tests.reporting.make import make_row, make_run
 
-from .console import ID, Fake, error, ok, state
+from .fake_nvflare import ID, Fake, error, ok, state
 
 REPO = Path(__file__).parents[2]
 JOB = REPO / "jobs" / "fedmsa"

@@ -23,7 +23,7 @@ from fedfms.flare.recorder import Recorder
 from fedfms.flare.watch import COMPLETED, StillRunningError, Watch, round_lines
 from tests.reporting.make import make_row, make_scores, make_study
 
-from .console import ID, Fake, error, ok, row, runs, state
+from .fake_nvflare import ID, Fake, error, ok, row, runs, state
 from .make import Server
 
 BOTH = [row(0, "site-1"), row(0, "site-2", dice=0.25, seconds=12.0)]

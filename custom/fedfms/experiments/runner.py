@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedfms.errors import FedfmsError, StudyError, TrainingError
+from fedfms.errors import FedfmsError, StudyError
 from fedfms.experiments.plan import Cell
 from fedfms.experiments.run import RESULT, ROUNDS, run_cell
-from fedfms.files import write_atomic
+from fedfms.files import locked, write_atomic
 from fedfms.machine import THREADS
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
@@ -155,29 +154,6 @@ def rounds_done(folder: Path, of: int) -> int:
     return 0
 
 
-@contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[int]:
-    """No other process works in `folder` meanwhile; gives the lock's descriptor, which keeps it as long as any process
-    has it.
-
-    Raises:
-        TrainingError: one does, and it is not waited for; the folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise TrainingError(f"cannot use {folder.name} ({error.strerror})", do="name another folder") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            raise TrainingError(
-                "another process works in this folder", where=folder.name, do="wait for it, or stop it"
-            ) from None
-        yield file.fileno()
-
-
 def _main(folder: Path, parent: int) -> int:
     """The process of one run, which process `parent` has asked for."""
     import torch
@@ -204,7 +180,7 @@ def _main(folder: Path, parent: int) -> int:
 def _run(task: dict[str, Any], folder: Path, go_on: Callable[[], None], lock: int) -> None:
     study, settings = Study.from_dict(task["study"]), SiteSettings.from_dict(task["settings"])
     if task["engine"] == "simulator":
-        from fedfms.flare.simulator_runs import run_simulated
+        from fedfms.experiments.simulator_engine import run_simulated
 
         run_simulated(task["cell"], study, settings, folder, lock)
     else:

@@ -15,7 +15,8 @@ import pytest
 
 from fedfms.errors import StudyError, TrainingError
 from fedfms.experiments.run import RESULT, ROUNDS, curve
-from fedfms.experiments.runner import CELLS, check, locked, prepare
+from fedfms.experiments.runner import CELLS, check, prepare
+from fedfms.files import locked
 from fedfms.settings import SiteSettings
 
 from .make import grid, run
