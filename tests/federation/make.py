@@ -1,4 +1,4 @@
-"""A toy model's schema and messages about it."""
+"""A toy model, a round server for it, and messages about it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ import numpy as np
 import torch
 
 from fedfms.compression import in_memory
-from fedfms.federation.gate import WEIGHTS, Expected, Guard, Message, agreed
+from fedfms.federation.messages import WEIGHTS, Expected, Message
+from fedfms.federation.server import RoundServer
+from fedfms.federation.update_schema import Schema
 from fedfms.methods import ServerState, Tensors, make_method
-from fedfms.study import FederationSpec
+from fedfms.study import FederationSpec, Study
 
 MODEL = {"a": np.zeros((2, 3), np.float32), "b": np.zeros((4,), np.float32)}
 TENSORS: Tensors = in_memory(MODEL.items())
-AGREED = agreed(TENSORS, list(TENSORS), None)
+SCHEMA = Schema.of_payload(TENSORS, TENSORS, None)
 ROUND = 3
-EXPECTED = Expected("job", ROUND, AGREED, AGREED)
+EXPECTED = Expected("job", ROUND, SCHEMA, SCHEMA)
+
+
+def round_server(min_updates: int = 1, sites: str = "abcd", **federation: Any) -> RoundServer:
+    """A FedAvg server whose model is zero before round 3."""
+    study = Study(name="toy", sites=("a", "b"), held_out=("h",), federation=FederationSpec(**federation))
+    state = ServerState(TENSORS, ROUND)
+    return RoundServer(study, make_method("fedmsa", {}), state, lambda: sites, min_updates=min_updates, job="job")
 
 
 def message(site: str = "a", arrays: Mapping[str, Any] | None = None, **change: Any) -> Message:
-    """What an honest site sends, but for the change."""
+    """An honest site's message, except for the change."""
     honest: dict[str, Any] = {
-        "sender": site, "names": (site, site), "job": "job", "rounds": (ROUND, ROUND), "kind": WEIGHTS,
-        "schema": AGREED.hash(), "samples": 10, "arrays": MODEL if arrays is None else arrays,
+        "sender": site, "round": ROUND, "names": (site, site), "job": "job", "rounds": (ROUND, ROUND), "kind": WEIGHTS,
+        "schema": SCHEMA.hash(), "samples": 10, "arrays": MODEL if arrays is None else arrays,
     }  # fmt: skip
     return Message(**{**honest, **change})
 
@@ -33,18 +42,7 @@ def filled(value: float) -> dict[str, np.ndarray]:
     return {name: np.full_like(array, value) for name, array in MODEL.items()}
 
 
-def take(guard: Guard, sent: Message, expected: Expected = EXPECTED) -> str | None:
-    return guard.take(sent, expected, lambda: in_memory(sent.arrays.items()))
-
-
-def aggregate(guard: Guard, sites: str, **federation: Any) -> ServerState:
-    """The toy model after a round that began at zero, by FedAvg or by what `federation` says."""
-    sent = dict.fromkeys(sites, TENSORS)
-    start = ServerState(TENSORS, ROUND)
-    return guard.aggregate(make_method("fedmsa", {}), start, sent, FederationSpec(**federation))
-
-
 def value(server: ServerState) -> float:
-    """Of a model all of whose elements are alike."""
+    """The one value of all elements of the model."""
     (one,) = torch.cat([tensor.flatten() for tensor in server.shared.values()]).unique().tolist()
     return float(one)

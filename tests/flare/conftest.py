@@ -1,4 +1,4 @@
-"""A site's context, just enough of one."""
+"""A minimal NVFLARE context of a site."""
 
 from __future__ import annotations
 

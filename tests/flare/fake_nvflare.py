@@ -1,4 +1,4 @@
-"""A stand-in for the `nvflare` command: it answers from a script, in a process of its own, as the real one does."""
+"""A stand-in for the `nvflare` command: a separate process that gives scripted answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ sys.exit(1 if answer and isinstance(answer, dict) and answer.get("status") == "e
 
 
 class Fake:
-    """A kit whose `nvflare` is scripted: each command's answers in turn, the last one again and again."""
+    """A kit with a scripted `nvflare`: each call of a command gets its next answer; the last answer repeats."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kit = folder / "kit"
@@ -50,7 +50,7 @@ class Fake:
         (self.kit / "startup" / "fed_admin.json").write_text("{}")
         script = folder / "fake.py"
         script.write_text(_FAKE)
-        monkeypatch.setattr(nvflare_cli, "_nvflare", lambda form: [sys.executable, str(script), "--format", form])
+        monkeypatch.setattr(nvflare_cli, "_command", lambda form: [sys.executable, str(script), "--format", form])
         self._answers: dict[str, list[Any]] = {
             "job submit": [ok(job_id=ID)], "job meta": [ok()], "job abort": [ok()],
             "job download": [error("JOB_NOT_FOUND")],
@@ -59,12 +59,12 @@ class Fake:
         self._write()
 
     def answers(self, command: str, *turns: Any) -> None:
-        """What a command answers, the first time and so on; of `job monitor`, a list of events each time."""
+        """Set the answers of a command in order; for `job monitor`, each answer is a list of events."""
         self._answers[command] = list(turns)
         self._write()
 
     def calls(self, command: str = "") -> list[str]:
-        """What was asked, in order."""
+        """The calls so far, in order."""
         path = self.kit / "calls.txt"
         lines = path.read_text().splitlines() if path.is_file() else []
         return [line for line in lines if line.startswith(command)]
@@ -74,30 +74,30 @@ class Fake:
 
 
 def ok(**data: Any) -> dict[str, Any]:
-    """What `nvflare --format json` answers where all is well."""
+    """A successful reply of `nvflare --format json`."""
     return {"schema_version": "1", "status": "ok", "exit_code": 0, "data": data}
 
 
-def error(code: str, message: str = "not so") -> dict[str, Any]:
-    """What it answers where it is not; as an event, the last one."""
+def error(code: str, message: str = "rejected") -> dict[str, Any]:
+    """A reply or last event that reports an error."""
     return {"status": "error", "exit_code": 1, "error_code": code, "message": message, "event": "terminal",
             "terminal": True}  # fmt: skip
 
 
 def runs(*rows: dict[str, Any], **of: Any) -> dict[str, Any]:
-    """An event of a job that runs, with the rounds that its recorder tells."""
-    told = {"planned": 3, "sites": ["site-1", "site-2"], "held_out": [], "rows": list(rows)} | of
-    return state("RUNNING", metrics={"round": 0, KEY: json.dumps(told)})
+    """An event of a running job, with the rounds that its recorder reports."""
+    progress = {"planned": 3, "sites": ["site-1", "site-2"], "held_out": [], "rows": list(rows)} | of
+    return state("RUNNING", metrics={"round": 0, KEY: json.dumps(progress)})
 
 
 def state(status: str, **more: Any) -> dict[str, Any]:
-    """An event of a job in that state."""
+    """An event that reports a job's state."""
     ended = status.startswith("FINISHED:")
     return {"event": "terminal" if ended else "progress", "job_status": status, "terminal": ended} | more
 
 
 def row(round_: int, site: str, **more: Any) -> dict[str, Any]:
-    """A row as the recorder tells it: an update that was accepted, unless said otherwise."""
+    """A row as the recorder reports it, by default of an accepted update."""
     return {
         "round": round_, "site": site, "accepted": True, "held_out": False, "reason": "", "dice": 0.5, "seconds": 9.0,
         "bytes_up": 1_000_000, "bytes_down": 2_000_000, "samples": 10, "train_loss": 1.0,

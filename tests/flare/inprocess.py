@@ -1,6 +1,6 @@
-"""A job's own parts around nothing: persistor, aggregator, filter and executors, driven round by round, job by job.
+"""The server's and sites' components of a job in one process, without NVFLARE's runtime, driven round by round.
 
-What a kill leaves is what is on disk: another `Job` of the same folder has nothing else.
+A second `Job` on the same folders sees only what is on disk, as after a kill.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from nvflare.app_common.app_constant import AppConstants
 from fedfms.flare.aggregator import RoundServerAggregator
 from fedfms.flare.dispatch import DispatchFilter
 from fedfms.flare.executor import SiteExecutor
-from fedfms.flare.messages import HOLDS, TRAIN, to_arrays
+from fedfms.flare.messages import HELD_DIGEST, TRAIN, to_arrays
 from fedfms.flare.persistor import SharedModelPersistor
 from fedfms.methods import ServerState, required_updates, training_sites
 from fedfms.study import Study
 
 
 def workspace(root: Path, site: str) -> Any:
-    """NVFLARE's folders of a server or site."""
+    """NVFLARE's workspace of a server or site."""
     return SimpleNamespace(
         get_root_dir=lambda: str(root / site), get_run_dir=lambda job: str(root / site / job),
         get_app_config_dir=lambda job: str(root / site / job / f"app_{site}" / "config"),
@@ -37,7 +37,7 @@ def workspace(root: Path, site: str) -> Any:
 
 
 def same(one: object, other: object) -> bool:
-    """The same bits, in whatever plain containers."""
+    """Whether two plain structures hold the same bits."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):
@@ -48,7 +48,7 @@ def same(one: object, other: object) -> bool:
 
 
 class Job:
-    """A job on the folders below `root`: `id_`, going on from `resume`."""
+    """Job `id_` on the folders below `root`; it resumes the jobs `resume`."""
 
     def __init__(self, study: Study, root: Path, id_: str, resume: Sequence[str] = ()) -> None:
         self.study, self.root, self.id_ = study, root, id_
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def done(self) -> int:
-        """Rounds that an earlier job has done."""
+        """Rounds that earlier jobs have completed."""
         return 0 if self.persistor.saved is None else self.persistor.saved.server.round
 
     def ask(self, site: str, round_: int) -> Shareable:
@@ -85,11 +85,10 @@ class Job:
         self.executors[site].handle_event(EventType.START_RUN, own)
         peer = FLContext()
         peer.put(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
-        peer.put(HOLDS, own.get_prop(HOLDS, ""), private=False, sticky=False)
+        peer.put(HELD_DIGEST, own.get_prop(HELD_DIGEST, ""), private=False, sticky=False)
         self.context.set_peer_context(peer)
         self.context.set_prop(FLContextKey.TASK_NAME, TRAIN)
-        shared = self.aggregator._now(self.context).shared
-        task: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(shared)).to_shareable()
+        task: Shareable = DXO(DataKind.WEIGHTS, data=to_arrays(self.server.shared)).to_shareable()
         task.set_header(AppConstants.CURRENT_ROUND, round_)
         sent = self.filter.process_dxo(from_shareable(task), task, self.context)
         if sent is not None:
@@ -101,7 +100,7 @@ class Job:
         return reply
 
     def round(self, round_: int) -> None:
-        """A whole round."""
+        """Run a whole round."""
         self.context.set_prop(AppConstants.CURRENT_ROUND, round_)
         for site in training_sites(self.study):
             assert self.aggregator.accept(self.ask(site, round_), self.context), self.aggregator.rows
@@ -110,6 +109,5 @@ class Job:
 
     @property
     def server(self) -> ServerState:
-        """What the server remembers."""
-        assert self.aggregator._server is not None
-        return self.aggregator._server
+        """The server state before the next round."""
+        return self.aggregator.server(self.context).state

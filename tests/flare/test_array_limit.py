@@ -1,4 +1,4 @@
-"""The limit on arrays: by what they say of themselves, before they are made."""
+"""The limit on arrays applies to their declared size, before they are allocated."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fedfms.flare import array_limit
 
 @pytest.fixture(autouse=True)
 def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A budget of 1 MB; NVFLARE's own methods come back after the test."""
+    """A limit of 1 MB; NVFLARE's methods are restored after the test."""
     for owner, name in (
         (NumpyArrayDecomposer, "native_recompose"), (ArrayConsumer, "consume_items"),
         (TensorDecomposer, "native_recompose"), (TensorDecomposer, "download"),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, getattr(owner, name))
-    monkeypatch.setattr(array_limit, "MORE", 0)
+    monkeypatch.setattr(array_limit, "EXTRA_BYTES", 0)
     array_limit.limit_arrays(250_000)
     yield
 
@@ -45,22 +45,22 @@ def _npz(**arrays: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_what_fits_comes_through() -> None:
+def test_arrays_within_the_limit_are_decoded() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert np.array_equal(NumpyArrayDecomposer().native_recompose(_npy(array)), array)
     assert np.array_equal(ArrayConsumer(None, {}).consume_items([_npz(w=array)], None)["w"], array)
 
 
-def test_an_array_in_the_message_that_promises_more_is_not_made() -> None:
+def test_an_array_that_declares_a_larger_size_is_not_allocated() -> None:
     small = _npy(np.zeros(10, np.float32))
-    liar = small.replace(b"(10,)", b"(10000000000,)")  # as long as it needs: the header is padded
-    with pytest.raises(ValueError, match="MB in a message, at most 1 are taken|header"):
+    liar = small.replace(b"(10,)", b"(10000000000,)")  # of the same length: the header is padded
+    with pytest.raises(ValueError, match="MB; the limit is 1 MB|header"):
         NumpyArrayDecomposer().native_recompose(liar)
-    with pytest.raises(ValueError, match="arrays of 4 MB in a message, at most 1 are taken"):
+    with pytest.raises(ValueError, match="a message holds arrays of 4 MB; the limit is 1 MB"):
         NumpyArrayDecomposer().native_recompose(_npy(np.zeros(1_000_000, np.float32)))
 
 
-def test_a_small_zip_of_a_large_array_is_not_unpacked() -> None:
+def test_a_small_zip_file_of_a_large_array_is_not_unpacked() -> None:
     item = _npz(w=np.zeros(50_000_000, np.uint8))
     assert len(item) < 100_000
     tracemalloc.start()
@@ -71,37 +71,37 @@ def test_a_small_zip_of_a_large_array_is_not_unpacked() -> None:
     assert peak < 1_000_000
 
 
-def test_pieces_count_together() -> None:
-    consumer, had = ArrayConsumer(None, {}), None
+def test_chunks_are_summed() -> None:
+    consumer, decoded = ArrayConsumer(None, {}), None
     for index in range(2):
-        had = consumer.consume_items([_npz(**{str(index): np.zeros(400_000, np.uint8)})], had)
-    with pytest.raises(ValueError, match="at most 1 are taken"):
-        consumer.consume_items([_npz(last=np.zeros(400_000, np.uint8))], had)
+        decoded = consumer.consume_items([_npz(**{str(index): np.zeros(400_000, np.uint8)})], decoded)
+    with pytest.raises(ValueError, match="the limit is 1 MB"):
+        consumer.consume_items([_npz(last=np.zeros(400_000, np.uint8))], decoded)
 
 
-def test_objects_are_refused() -> None:
+def test_arrays_of_objects_are_rejected() -> None:
     file = io.BytesIO()
     np.save(file, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="objects"):
         NumpyArrayDecomposer().native_recompose(file.getvalue())
 
 
-def test_no_tensor_is_made_of_a_message() -> None:
+def test_torch_tensors_are_not_decoded() -> None:
     fobs.register(TensorDecomposer)  # as NVFLARE's persistor does at the server
     message = fobs.dumps({"w": torch.zeros(2)})
-    with pytest.raises(ValueError, match="a tensor in a message"):
+    with pytest.raises(ValueError, match="a message holds a torch tensor"):
         fobs.loads(message)
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
-def test_no_tensor_is_fetched(to_disk: bool) -> None:
-    """Not the first piece of it, wherever NVFLARE is told to put them."""
+def test_torch_tensors_are_not_downloaded(to_disk: bool) -> None:
+    """Not even the first chunk, whether NVFLARE stores them in memory or on disk."""
     reference = SimpleNamespace(dot=0, value=json.dumps({"fqcn": "site-1.job", "ref_id": "1"}))
-    fetched: list[object] = []
+    requests: list[object] = []
     cell = SimpleNamespace(
         get_fobs_context=lambda: {FOBSContextKey.TENSOR_DISK_OFFLOAD: to_disk},
-        send_request=lambda *args, **_: fetched.append(args),
+        send_request=lambda *args, **_: requests.append(args),
     )
-    with pytest.raises(ValueError, match="a tensor in a message"):
+    with pytest.raises(ValueError, match="a message holds a torch tensor"):
         TensorDecomposer().process_datum(reference, SimpleNamespace(fobs_ctx={FOBSContextKey.CELL: cell}))
-    assert not fetched
+    assert not requests

@@ -1,4 +1,4 @@
-"""A kit's certificate that has ended, or is about to, is told when the kit is started."""
+"""Starting a kit logs that its certificate has expired or will soon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedfms.flare.certificate_expiry import CertificateEnds
+from fedfms.flare.certificate_expiry import CertificateExpiryCheck
 
 
 def _certificate(path: Path, left: timedelta) -> Path:
@@ -25,41 +25,41 @@ def _certificate(path: Path, left: timedelta) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("left", "level", "told"),
+    ("left", "level", "message"),
     [
-        (timedelta(minutes=-1), logging.ERROR, "ended on"),
+        (timedelta(minutes=-1), logging.ERROR, "expired on"),
         (timedelta(minutes=1), logging.WARNING, "in 0 days"),
         (timedelta(days=29, hours=1), logging.WARNING, "in 29 days"),
     ],
 )
-def test_the_end_is_told(
-    left: timedelta, level: int, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_expiry_is_logged(
+    left: timedelta, level: int, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    CertificateEnds(str(_certificate(tmp_path / "client.crt", left)))
+    CertificateExpiryCheck(str(_certificate(tmp_path / "client.crt", left)))
     ((_, found, line),) = caplog.record_tuples
-    assert found == level and told in line and line.endswith("ask the lead for a new kit")
+    assert found == level and message in line and line.endswith("ask the lead for a new kit")
 
 
-def test_a_place_in_the_kit_is_found_from_the_kits_folder(
+def test_a_relative_path_starts_at_the_kits_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "startup").mkdir()
     _certificate(tmp_path / "startup" / "client.crt", timedelta(days=29, hours=1))
     monkeypatch.chdir(tmp_path)
-    CertificateEnds("startup/client.crt")
+    CertificateExpiryCheck("startup/client.crt")
     assert "in 29 days" in caplog.text
 
 
-def test_of_one_that_is_good_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    CertificateEnds(str(_certificate(tmp_path / "client.crt", timedelta(days=31))))
+def test_a_certificate_with_enough_days_left_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    CertificateExpiryCheck(str(_certificate(tmp_path / "client.crt", timedelta(days=31))))
     assert not caplog.records
 
 
-@pytest.mark.parametrize("content", [None, b"no certificate"])
-def test_one_that_cannot_be_read_stops_nothing(
+@pytest.mark.parametrize("content", [None, b"not a certificate"])
+def test_an_unreadable_certificate_is_only_a_warning(
     content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     if content is not None:
         (tmp_path / "client.crt").write_bytes(content)
-    CertificateEnds(str(tmp_path / "client.crt"))
+    CertificateExpiryCheck(str(tmp_path / "client.crt"))
     assert "cannot be read" in caplog.text and str(tmp_path) not in caplog.text

@@ -1,4 +1,4 @@
-"""The executor on real shareables, without a federation: what it answers, and what an error log may hold."""
+"""The executor on real shareables, without a federation: its replies, and what its error log may hold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STUDY = load_study(PHANTOM, overrides=SMALL)
 
 
 def _streamed(context: FLContext) -> dict[str, tuple[int, float]]:
-    """Round and value by tag of what was sent live."""
+    """Round and value, by tag, of the live curves that were sent."""
     engine = context.get_engine()
     assert {kind for kind, _ in engine.streamed} <= {ANALYTIC_EVENT_TYPE}
     sent = [AnalyticsData.from_dxo(from_shareable(data)) for _, data in engine.streamed]
@@ -48,23 +48,23 @@ def test_the_three_tasks_and_an_unknown_one(context: FLContext) -> None:
     assert do(executor, "dance", Shareable(), context).get_return_code() == ReturnCode.TASK_UNKNOWN
 
 
-def test_what_is_withheld_chooses_no_model(context: FLContext) -> None:
-    """By the selector's key too, no score of two images leaves."""
-    told = from_shareable(do(SiteExecutor(STUDY.to_dict()), TRAIN, task_of(STUDY), context))
-    assert told.get_meta_prop(MetaKey.INITIAL_METRICS) == {VAL_DICE: told.get_meta_prop(REPORT)["scores"]["dice"]}
-    kept = from_shareable(do(_with(min_cases=3), TRAIN, task_of(STUDY), context))
-    assert kept.get_meta_prop(MetaKey.INITIAL_METRICS) is None
-    assert kept.get_meta_prop(REPORT)["scores"]["dice"] is None
+def test_suppressed_scores_do_not_select_a_model(context: FLContext) -> None:
+    """A score of two images does not leave the site under the selector's key either."""
+    sent = from_shareable(do(SiteExecutor(STUDY.to_dict()), TRAIN, task_of(STUDY), context))
+    assert sent.get_meta_prop(MetaKey.INITIAL_METRICS) == {VAL_DICE: sent.get_meta_prop(REPORT)["scores"]["dice"]}
+    suppressed = from_shareable(do(_with(min_cases=3), TRAIN, task_of(STUDY), context))
+    assert suppressed.get_meta_prop(MetaKey.INITIAL_METRICS) is None
+    assert suppressed.get_meta_prop(REPORT)["scores"]["dice"] is None
 
 
 def _with(**federation: object) -> SiteExecutor:
     return SiteExecutor(replace(STUDY, federation=replace(STUDY.federation, **federation)).to_dict())
 
 
-def test_a_rounds_numbers_are_sent_live(context: FLContext) -> None:
+def test_the_numbers_of_a_round_are_sent_as_live_curves(context: FLContext) -> None:
     task = task_of(STUDY)
     task.set_header(AppConstants.CURRENT_ROUND, 3)
-    told = from_shareable(do(SiteExecutor(STUDY.to_dict()), TRAIN, task, context)).get_meta_prop(REPORT)
+    report = from_shareable(do(SiteExecutor(STUDY.to_dict()), TRAIN, task, context)).get_meta_prop(REPORT)
     found = _streamed(context)
     assert {step for step, _ in found.values()} == {3}
     assert set(found) == {
@@ -72,12 +72,12 @@ def test_a_rounds_numbers_are_sent_live(context: FLContext) -> None:
         *(f"validation/{metric}{kind}/{structure}" for metric in ("dice", "iou") for kind in ("", "_fedfms")
           for structure in ("disc", "cup")),
     }  # fmt: skip
-    assert found["train/loss"][1] == told["train_loss"]
-    assert found["validation/iou/cup"][1] == told["scores"]["standard"]["cup"]["iou"]
-    assert found["bytes/down"][1] == told["bytes_down"] == found["bytes/up"][1]
+    assert found["train/loss"][1] == report["train_loss"]
+    assert found["validation/iou/cup"][1] == report["scores"]["standard"]["cup"]["iou"]
+    assert found["bytes/down"][1] == report["bytes_down"] == found["bytes/up"][1]
 
 
-def test_what_is_withheld_is_not_sent_live_either(context: FLContext) -> None:
+def test_suppressed_scores_are_not_sent_as_live_curves(context: FLContext) -> None:
     do(_with(min_cases=5), TRAIN, task_of(STUDY), context)  # four images train, two validate
     assert set(_streamed(context)) == {"bytes/up", "bytes/down", "seconds/round"}
 
@@ -87,48 +87,46 @@ def test_a_study_without_live_curves_sends_nothing(context: FLContext) -> None:
     assert not context.get_engine().streamed
 
 
-def test_a_quiet_site_sends_no_live_curves_whatever_the_study_says(context: FLContext) -> None:
+def test_a_sites_own_setting_turns_live_curves_off(context: FLContext) -> None:
     settings = Path(context.get_workspace().get_root_dir()) / "local" / FILE_NAME
     settings.parent.mkdir()
-    settings.write_text("quiet: true\n")
+    settings.write_text("live_metrics: false\n")
     reply = do(SiteExecutor(STUDY.to_dict()), TRAIN, task_of(STUDY), context)
     assert reply.get_return_code() == ReturnCode.OK
     assert not context.get_engine().streamed
 
 
-def test_a_stop_is_answered_as_aborted(context: FLContext) -> None:
+def test_an_abort_is_answered_as_aborted(context: FLContext) -> None:
     reply = do(SiteExecutor(STUDY.to_dict()), TRAIN, task_of(STUDY), context, stop=True)
     assert reply.get_return_code() == ReturnCode.TASK_ABORTED
 
 
 @pytest.mark.parametrize(
-    ("shareable", "says"),
+    ("shareable", "reason"),
     [
-        (Shareable(), "site a: the task came without a model"),
-        (DXO(DataKind.METRICS, data={"x": 1}).to_shareable(), "the task came with METRICS"),
+        (Shareable(), "site a: the task has no model"),
+        (DXO(DataKind.METRICS, data={"x": 1}).to_shareable(), "the task has METRICS, not weights"),
         (DXO(DataKind.WEIGHTS, data={}).to_shareable(), "are not those of this study"),
     ],
-    ids=["nothing", "metrics", "a model with no tensors"],
+    ids=["nothing", "metrics", "a model without tensors"],
 )
-def test_a_task_that_cannot_be_done_is_answered_with_the_reason(
-    shareable: Shareable, says: str, context: FLContext
-) -> None:
+def test_an_invalid_task_is_answered_with_the_reason(shareable: Shareable, reason: str, context: FLContext) -> None:
     reply = do(SiteExecutor(STUDY.to_dict()), TRAIN, shareable, context)
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
-    assert says in reply.get_header(REASON)
+    assert reason in reply.get_header(REASON)
 
 
-def test_an_unexpected_fault_tells_its_kind_and_no_path(
+def test_an_unexpected_error_is_answered_with_its_class_and_no_path(
     context: FLContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def burst(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "/data/StMary/smith.png")
 
-    monkeypatch.setattr(Site, "train_round", burst)
+    monkeypatch.setattr(Site, "train_round", fail)
     with caplog.at_level(logging.INFO):
         reply = do(SiteExecutor(STUDY.to_dict()), TRAIN, task_of(STUDY), context)
     assert reply.get_header(REASON) == "site a: an unexpected OSError; its cause is in the site's log.txt"
     streamed = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert streamed
     assert not any("smith" in message or "Traceback" in message for message in streamed)
-    assert any("smith" in record.getMessage() for record in caplog.records)  # at the site, to look it up
+    assert any("smith" in record.getMessage() for record in caplog.records)  # in the site's own log

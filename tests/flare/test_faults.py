@@ -1,4 +1,4 @@
-"""What a site answers in trouble: to a stop within one batch, to a full disk, to too little memory, to bad images."""
+"""A site's replies to an abort, a full disk, too little memory and unreadable images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReturnCode, Shareable
 from nvflare.apis.signal import Signal
 
-from fedfms.federation.rows import numbers
+from fedfms.federation.rows import report_columns
 from fedfms.flare.executor import SiteExecutor
 from fedfms.flare.messages import REASON, REPORT, TRAIN, VALIDATE
 from fedfms.study import load_study
@@ -27,7 +27,7 @@ STUDY = load_study(PHANTOM, overrides=[*SMALL, "train.batch_size=1"])
 
 
 def _stopped_in(task: str, batch: int, executor: SiteExecutor, context: FLContext) -> tuple[str, int]:
-    """The answer to a task that is told to stop in its batch of this number (from 1), and the batches done."""
+    """The reply to a task that is aborted in batch number `batch` (from 1), and the number of batches computed."""
     signal, done = Signal(), 0
     model = executor._open(context).built.model
     real = type(model).from_prefix
@@ -48,12 +48,12 @@ def _stopped_in(task: str, batch: int, executor: SiteExecutor, context: FLContex
 @pytest.mark.parametrize(
     ("task", "held_out", "batch"),
     [(TRAIN, "[]", 1), (TRAIN, "[]", 4), (VALIDATE, "[]", 1), (VALIDATE, "[]", 3), (TRAIN, "[a]", 2)],
-    ids=["scoring in a round", "training", "scoring a final model", "drawing it", "held-out scoring"],
+    ids=["scoring in a round", "training", "scoring a final model", "drawing its overlays", "held-out scoring"],
 )
 def test_abort_is_honoured_within_one_batch(
     task: str, held_out: str, batch: int, context: FLContext, tmp_path: Path
 ) -> None:
-    """Nothing is kept of what was stopped: the next task is done as by a site that was never stopped."""
+    """An aborted task stores nothing: the next task gives what a site that was never stopped gives."""
     study = load_study(PHANTOM, overrides=[*SMALL, "train.batch_size=1", f"held_out={held_out}"])
     executor = SiteExecutor(study.to_dict())
     assert _stopped_in(task, batch, executor, context) == (ReturnCode.TASK_ABORTED, batch)
@@ -71,7 +71,7 @@ def _reason(reply: Shareable) -> str:
     return str(reply.get_header(REASON))
 
 
-def test_a_full_disk_is_answered_with_what_and_no_path(context: FLContext, disk: SmallDisk) -> None:
+def test_a_full_disk_is_answered_with_the_reason_and_no_path(context: FLContext, disk: SmallDisk) -> None:
     context.get_workspace().get_run_dir = lambda _: str(disk.folder / "run")
     executor, task = SiteExecutor(STUDY.to_dict()), task_of(STUDY)
     executor._open(context)
@@ -83,21 +83,21 @@ def test_a_full_disk_is_answered_with_what_and_no_path(context: FLContext, disk:
     assert do(executor, TRAIN, task_of(STUDY), context).get_return_code() == ReturnCode.OK
 
 
-def test_out_of_memory_with_one_slice_is_answered_and_the_site_goes_on(context: FLContext) -> None:
+def test_out_of_memory_with_one_slice_is_answered_and_the_site_continues(context: FLContext) -> None:
     executor = SiteExecutor(STUDY.to_dict())
     model = executor._open(context).built.model
 
-    def burst(_: torch.Tensor) -> Any:
+    def fail(_: torch.Tensor) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    model.from_prefix = burst  # type: ignore[method-assign]
+    model.from_prefix = fail  # type: ignore[method-assign]
     reason = _reason(do(executor, TRAIN, task_of(STUDY), context))
-    assert reason.startswith("site a, round 0: memory ran out with one slice at a time")
+    assert reason.startswith("site a, round 0: out of memory with a micro-batch of one slice")
     del model.from_prefix
     assert do(executor, TRAIN, task_of(STUDY), context).get_return_code() == ReturnCode.OK
 
 
-def test_bad_images_are_counted_in_the_rounds_row_and_never_named(
+def test_unreadable_images_are_counted_in_the_rounds_row_and_never_named(
     context: FLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_site(tmp_path / "data", n=6)
@@ -110,9 +110,9 @@ def test_bad_images_are_counted_in_the_rounds_row_and_never_named(
         study = load_study(PHANTOM, overrides=SMALL, **values)
         reply = do(SiteExecutor(study.to_dict()), TRAIN, task_of(STUDY), context)
         if limit == 2:
-            told = from_shareable(reply).get_meta_prop(REPORT)
-            assert numbers(told)["unreadable_images"] == 2
-            assert "case" not in str({key: told[key] for key in told if key != "scores"})
+            report = from_shareable(reply).get_meta_prop(REPORT)
+            assert report_columns(report)["unreadable_images"] == 2
+            assert "case" not in str({key: report[key] for key in report if key != "scores"})
         else:
             assert _reason(reply).startswith(
                 "site a, round 0: 2 images are damaged or missing, data.max_unreadable_images"

@@ -1,4 +1,4 @@
-"""Job folders: what is committed is what the builder makes, and what NVFLARE's own validator takes."""
+"""Job folders: the committed ones equal the builder's, and NVFLARE's own validator accepts them."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_the_committed_job_is_what_the_builder_makes(method: str, tmp_path: Path) -> None:
+def test_the_committed_job_equals_the_built_one(method: str, tmp_path: Path) -> None:
     assert main(["job", "build", method, "--study", "phantom", "--out", str(tmp_path / method)]) == 0
     assert _tree(tmp_path / method) == _tree(ROOT / "jobs" / method), "run `make jobs`"
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_the_admin_consoles_validator_takes_it(method: str, tmp_path: Path) -> None:
+def test_the_admin_consoles_validator_accepts_it(method: str, tmp_path: Path) -> None:
     assert main(["job", "build", method, "--study", "phantom", "--out", str(tmp_path / method)]) == 0
     valid, error, meta = JobMetaValidator().validate(method, zip_directory_to_bytes(str(tmp_path), method))
     assert valid, error
     assert meta["min_clients"] == (1 if METHODS[method].centralised else 2)
 
 
-def test_named_sites_are_deployed_by_name_and_held_out_ones_do_not_train(tmp_path: Path) -> None:
+def test_named_sites_are_deployed_by_name_and_held_out_sites_do_not_train(tmp_path: Path) -> None:
     out = tmp_path / "job"
     code = main(
         ["job", "build", "fedmsa", "--study", "polyp", "--held-out", "polypgen_c5_oxford_uk", "--out", str(out)]
@@ -58,7 +58,7 @@ def test_named_sites_are_deployed_by_name_and_held_out_ones_do_not_train(tmp_pat
     assert meta["min_clients"] == 6
 
 
-def test_a_checkpoint_leaves_its_name_and_hash_and_nothing_of_its_folder(tmp_path: Path) -> None:
+def test_a_job_contains_a_checkpoints_name_and_hash_but_not_its_folder(tmp_path: Path) -> None:
     weights = tmp_path / "secret-folder" / "weights.pth"
     weights.parent.mkdir()
     _write_weights(weights)
@@ -69,7 +69,7 @@ def test_a_checkpoint_leaves_its_name_and_hash_and_nothing_of_its_folder(tmp_pat
     assert not any(b"secret-folder" in content for content in _tree(out).values())
 
 
-def test_a_checkpoint_that_does_not_fit_is_told_before_a_job_is_written(
+def test_a_checkpoint_that_does_not_fit_is_an_error_before_a_job_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, out = tmp_path / "w.pth", tmp_path / "job"
@@ -83,7 +83,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_before_a_job_is_written(
     assert not out.exists()
 
 
-def test_every_option_of_the_command_arrives(tmp_path: Path) -> None:
+def test_every_option_reaches_the_study(tmp_path: Path) -> None:
     out = tmp_path / "job"
     a, b, c = "cvc_clinicdb_barcelona_es", "polypgen_c1_paris_fr", "polypgen_c5_oxford_uk"
     command = f"job build fedsam --study polyp --preset paper --backbone vit_l --rounds 3 --seed 5 --sites {a},{b} "
@@ -96,45 +96,45 @@ def test_every_option_of_the_command_arrives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
-    [(["data.max_images=24"], "of 24 images a site scores on about 2, "),
-     (["data.phantom_images=35"], "or --set federation.min_cases=3 "),  # a tenth is 3.5, and never the larger
+    ("settings", "expected"),
+    [(["data.max_images=24"], "of 24 images a site scores about 2, "),
+     (["data.phantom_images=35"], "or use --set federation.min_cases=3 "),  # a tenth is 3.5, rounded down
      (["data.max_images=24", "federation.min_cases=2"], ""),
      (["data.max_images=24", "data.protocol=personal"], ""), ([], "")],
-    ids=["few", "small phantom", "may be told", "a fifth", "the study's own"],
+    ids=["few", "small phantom", "low minimum", "a fifth", "the study's own"],
 )  # fmt: skip
-def test_scores_that_no_site_will_tell_are_told_beforehand(
-    settings: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_note_warns_of_scores_that_will_be_suppressed(
+    settings: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = [word for one in settings for word in ("--set", one)]
     assert main(["job", "build", "fedmsa", "--study", "phantom", *sets, "--out", str(tmp_path / "job")]) == 0
     _, *notes = capsys.readouterr().out.splitlines()
-    assert len(notes) == (told != "")
-    assert all(told in note for note in notes)
+    assert len(notes) == (expected != "")
+    assert all(expected in note for note in notes)
 
 
-def test_jobs_of_one_study_tell_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_jobs_of_one_study_print_the_note_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = f"job build all --study phantom --set data.max_images=24 --out {tmp_path}"
     assert main(command.split()) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    assert len(told) == 1
-    assert "--set" not in told[0]  # a mean of two is nearly each of them
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "--set" not in notes[0]  # a mean over two images nearly discloses each
 
 
-def test_bundled_code_is_the_package(tmp_path: Path) -> None:
+def test_bundled_code_is_this_package(tmp_path: Path) -> None:
     out = build_job(load_study(PHANTOM), tmp_path / "job", bundle_code=True)
     bundled = out / "app" / "custom" / "fedfms"
     assert (bundled / "flare" / "executor.py").is_file()
-    assert not [path for path in bundled.rglob("*") if path.suffix in (".pyc", ".so")]  # made on this machine
+    assert not [path for path in bundled.rglob("*") if path.suffix in (".pyc", ".so")]  # compiled on this machine
 
 
 def _write_weights(path: Path) -> None:
-    """Such as the phantom's study can start from."""
+    """Weights that fit the phantom study."""
     model = build_model(load_study(PHANTOM).model, 1, adapters=False, seed=9)
     torch.save(model.state_dict(), path)
 
 
-def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command, says in [
         ("job build fedmagic --study phantom", "unknown method 'fedmagic'; one of"),
         ("job build fedmsa --study nowhere", "no study 'nowhere'"),
@@ -154,14 +154,14 @@ def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert error.count("\n") == 1
 
 
-def test_sites_of_ones_own_are_given_as_the_refusal_says(tmp_path: Path) -> None:
+def test_other_sites_can_be_named_as_the_error_suggests(tmp_path: Path) -> None:
     out = tmp_path / "job"
     own = ["--set", "sites=[a,b]", "--set", "held_out=[c]"]
     assert main(["job", "build", "fedmsa", "--study", "polyp", *own, "--backbone", "vit_tiny", "--out", str(out)]) == 0
     assert (read_study(out).sites, read_study(out).held_out) == (("a", "b"), ("c",))
 
 
-def test_what_a_study_starts_from_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_initial_weights_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "w.pth"
     _write_weights(weights)
     command = ["job", "build", "fedmsa", "--study", "phantom", "--out", str(tmp_path / "job")]
@@ -170,21 +170,21 @@ def test_what_a_study_starts_from_is_told(tmp_path: Path, capsys: pytest.Capture
         assert f"fedmsa on phantom, vit_tiny at 128 px from {start}; 8 rounds" in capsys.readouterr().out
 
 
-def test_a_round_waits_for_held_out_sites_too_and_ends() -> None:
-    """NVFLARE counts any answer: were `min_clients` the training sites', a held-out one's would close a round early."""
+def test_a_round_also_waits_for_held_out_sites_and_ends() -> None:
+    """NVFLARE counts all answers: with `min_clients` of the training sites, a held-out site could end a round early."""
     study = load_study(POLYP, held_out=["d"], sites=["a", "b", "c"], **{"federation.min_sites": 2})
-    (train, _) = _server(study)["workflows"]
+    (train, _) = _server(study, {})["workflows"]
     assert train["args"]["min_clients"] == 3
     assert train["args"]["train_timeout"] == 86_400
 
 
-def test_no_best_model_is_chosen_on_test_images(tmp_path: Path) -> None:
+def test_no_best_model_is_selected_on_test_images(tmp_path: Path) -> None:
     for protocol, chosen in (("held-out", True), ("personal", False)):
         job = build_job(load_study(PHANTOM, overrides=[f"data.protocol={protocol}"]), tmp_path / protocol)
         assert ("AcceptedModelSelector" in (job / "app" / "config" / "config_fed_server.json").read_text()) == chosen
 
 
-def test_live_curves_are_nvflares_own_and_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_curves_are_nvflares_and_can_be_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def components(tracking: str) -> list[str]:
         folder = build_job(load_study(PHANTOM, overrides=[f"federation.tracking={tracking}"]), tmp_path / tracking)
         configs = [json.loads(path.read_text()) for path in sorted((folder / "app" / "config").iterdir())]
@@ -200,17 +200,17 @@ def test_live_curves_are_nvflares_own_and_can_be_left_out(tmp_path: Path, monkey
         components("mlflow")
 
 
-def test_every_site_held_out_is_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_with_all_sites_held_out_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sites = ",".join(load_study(POLYP).sites)
     assert main(["job", "build", "fedmsa", "--study", "polyp", "--held-out", sites, "--out", str(tmp_path / "job")])
     assert "every site is held out" in capsys.readouterr().err
 
 
-def test_nothing_but_a_job_of_ours_is_replaced(tmp_path: Path) -> None:
+def test_only_a_job_of_this_package_is_replaced(tmp_path: Path) -> None:
     study = load_study(PHANTOM)
     for name, others in (("thesis", {}), ("foreign", {"meta.json": "{}"}), ("touched", None)):
         folder = tmp_path / name
-        if others is None:  # a job of ours, to which somebody has added
+        if others is None:  # our job with an additional file
             build_job(study, folder)
         else:
             folder.mkdir()
@@ -218,14 +218,14 @@ def test_nothing_but_a_job_of_ours_is_replaced(tmp_path: Path) -> None:
                 (folder / file).write_text(content)
         mine = folder / ("app/custom/thesis.txt" if others is None else "thesis.txt")
         mine.write_text("keep me")
-        with pytest.raises(StudyError, match="no job of ours"):
+        with pytest.raises(StudyError, match="other than a job of this package"):
             build_job(study, folder)
         assert mine.read_text() == "keep me"
 
 
-def test_a_job_is_replaced_whole_and_where_a_link_leads(tmp_path: Path) -> None:
+def test_a_job_is_replaced_completely_and_links_are_followed(tmp_path: Path) -> None:
     out = build_job(load_study(PHANTOM), tmp_path / "job", bundle_code=True)
-    (out / ".__nvfl_sig.json").write_text("{}")  # NVFLARE's, of an earlier submission
+    (out / ".__nvfl_sig.json").write_text("{}")  # NVFLARE writes it at submission
     (tmp_path / "link").symlink_to(out)
     build_job(load_study(PHANTOM, seed=3), tmp_path / "link")
     assert _study(out)["seed"] == 3
@@ -234,7 +234,7 @@ def test_a_job_is_replaced_whole_and_where_a_link_leads(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["job", "link"]
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "job"):
         with pytest.raises(StudyError, match="job build: ") as caught:
@@ -248,7 +248,7 @@ def _study(job: Path) -> dict[str, object]:
     return study
 
 
-def test_a_pool_on_the_phantom_leaves_the_held_out_site_apart(tmp_path: Path) -> None:
+def test_pooled_data_of_the_phantom_exclude_the_held_out_site(tmp_path: Path) -> None:
     out = tmp_path / "job"
     assert main(["job", "build", "msa", "--study", "phantom", "--held-out", "site-3", "--out", str(out)]) == 0
     study = Study.from_dict(_study(out))

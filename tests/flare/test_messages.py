@@ -1,4 +1,4 @@
-"""What an error reply tells outside a site."""
+"""The text of an error reply, which leaves the site."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedfms.flare.messages import REASON, error_reply
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (
             DataError("the image of slice 0 is damaged", where="site c, case ff04af5f14389a4f", do="run the check"),
@@ -20,5 +20,5 @@ from fedfms.flare.messages import REASON, error_reply
         (DataError("the loss is nan", where="site in case").at("round 2"), "round 2, site in case: the loss is nan"),
     ],
 )  # fmt: skip
-def test_no_case_is_named_outside_its_site(error: DataError, told: str) -> None:
-    assert error_reply(error).get_header(REASON) == told
+def test_an_error_reply_names_no_case(error: DataError, expected: str) -> None:
+    assert error_reply(error).get_header(REASON) == expected

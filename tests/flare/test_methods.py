@@ -1,6 +1,6 @@
-"""Every registered method through a job's own parts, against the in-process reference loop: to the same numbers.
+"""Every registered method in a job's components and in the in-process loop gives the same bits.
 
-NVFLARE's simulator around those parts is in tests/simulator, for one method of each kind.
+tests/simulator runs the components in NVFLARE's simulator, for one method of each kind.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ SMALL = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_a_job_equals_the_reference(method: str, tmp_path: Path) -> None:
+def test_a_job_equals_the_in_process_loop(method: str, tmp_path: Path) -> None:
     study = load_study(PHANTOM, method=method, overrides=SMALL)
     job = Job(study, tmp_path / "job", "one")
     for round_ in range(study.train.rounds):
         job.round(round_)
-    *_, last = rounds(study, study.sites, SiteSettings(), tmp_path / "reference")
+    *_, last = rounds(study, study.sites, SiteSettings(), tmp_path / "inprocess")
     assert job.server.round == last.server.round == 2
-    for name in ("shared", "per_site", "state"):
+    for name in ("shared", "per_site", "state", "notes"):
         assert same(getattr(job.server, name), getattr(last.server, name)), name
     for site in training_sites(study):
-        places = tmp_path / "job" / site / "one" / "fedfms", tmp_path / "reference" / site
+        places = tmp_path / "job" / site / "one" / "fedfms", tmp_path / "inprocess" / site
         one, other = (StateStore(place / "state").load() for place in places)
         assert one is not None and other is not None
         assert same(vars(one), vars(other)), site

@@ -1,4 +1,4 @@
-"""The server's model: what a run goes on from is what the method starts with."""
+"""The server's model: the method starts with the checkpoint that the job names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _persistor(saved: dict[str, torch.Tensor], folder: Path) -> SharedModelPersi
     return persistor
 
 
-def test_a_checkpoint_to_go_on_from_is_what_the_method_starts_with(context: FLContext, tmp_path: Path) -> None:
+def test_the_method_starts_with_the_tensors_of_a_source_checkpoint(context: FLContext, tmp_path: Path) -> None:
     persistor = _persistor({"decoder.w": torch.full((2, 2), 7.0)}, tmp_path)
     learnable = persistor.load_model(context)
     assert float(learnable[ModelLearnableKey.WEIGHTS]["decoder.w"][0, 0]) == 7.0
@@ -47,17 +47,17 @@ def test_a_checkpoint_of_another_study_ends_the_job(context: FLContext, tmp_path
     panics: list[str] = []
     persistor.system_panic = lambda reason, fl_ctx: panics.append(reason)
     assert persistor.load_model(context) is None
-    assert panics == ["fedfms: server: the saved model is not of this study; name another one"]
+    assert panics == ["fedfms: server: the saved model belongs to another study; name another one"]
 
 
-def test_what_it_saves_tells_study_kind_and_rounds(context: FLContext, tmp_path: Path) -> None:
+def test_a_saved_model_has_the_study_its_kind_and_its_rounds(context: FLContext, tmp_path: Path) -> None:
     persistor = _persistor(SHARED, tmp_path)
     persistor.study = Study(name="test")
     persistor._initialize(context)
     learnable = persistor.load_model(context)
     context.set_prop(AppConstants.CURRENT_ROUND, 4)
-    persistor.handle_event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE, context)  # received in round 4: of four rounds
+    persistor.handle_event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE, context)  # the result of 4 rounds
     persistor.save_model(learnable, context)
-    told = [torch.load(tmp_path / f"{name}FL_global_model.pt", weights_only=True) for name in ("best_", "")]
-    assert [(file["kind"], file["round"]) for file in told] == [("best", 4), ("final", 5)]
-    assert all(Study.from_dict(file["study"]) == persistor.study for file in told)
+    saved = [torch.load(tmp_path / f"{name}FL_global_model.pt", weights_only=True) for name in ("best_", "")]
+    assert [(file["kind"], file["round"]) for file in saved] == [("best", 4), ("final", 5)]
+    assert all(Study.from_dict(file["study"]) == persistor.study for file in saved)

@@ -1,4 +1,4 @@
-"""The server's list of blocked certificates, on NVFLARE's own verifier and client manager."""
+"""Certificate revocation, with NVFLARE's own verifier and client manager."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nvflare.lighter.utils import Identity, generate_cert, generate_keys, sign_c
 from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.private.fed.utils.identity_utils import CNMismatch, IdentityVerifier, InvalidAsserterCert
 
-from fedfms.flare.revocation import RevokedCertificates
+from fedfms.flare.revocation import CertificateRevocation
 
 Keyed = tuple[x509.Certificate, Any]
 
@@ -32,12 +32,12 @@ def root(tmp_path: Path) -> Keyed:
 
 
 @pytest.fixture
-def blocked(root: Keyed, tmp_path: Path) -> Iterator[Path]:
-    """The list's file, of a server that has it; NVFLARE's classes are as they were afterwards."""
+def revoked(root: Keyed, tmp_path: Path) -> Iterator[Path]:
+    """The revocation list of a server that checks it; NVFLARE's classes are restored afterwards."""
     verify, heartbeat = IdentityVerifier.verify_common_name, ClientManager.heartbeat
-    (tmp_path / "blocked.json").write_text('{"serials": {}}')
-    RevokedCertificates(str(tmp_path / "blocked.json"))
-    yield tmp_path / "blocked.json"
+    (tmp_path / "revoked.json").write_text('{"serials": {}}')
+    CertificateRevocation(str(tmp_path / "revoked.json"))
+    yield tmp_path / "revoked.json"
     IdentityVerifier.verify_common_name, ClientManager.heartbeat = verify, heartbeat
 
 
@@ -54,28 +54,28 @@ def _verify(site: Keyed, folder: Path, name: str = "site-1") -> bool:
     )
 
 
-def _block(path: Path, site: Keyed, name: str = "site-1") -> None:
+def _revoke(path: Path, site: Keyed, name: str = "site-1") -> None:
     path.write_text(json.dumps({"serials": {format(site[0].serial_number, "x").upper(): name}}))
 
 
-def test_nvflare_alone_takes_a_certificate_for_as_long_as_it_lasts(root: Keyed, tmp_path: Path) -> None:
-    """What the list is for: nothing in NVFLARE asks whether a certificate was given up."""
+def test_nvflare_alone_accepts_a_certificate_until_it_expires(root: Keyed, tmp_path: Path) -> None:
+    """Why the list is needed: NVFLARE has no revocation."""
     assert _verify(_site(root, "site-1"), tmp_path)
     assert not hasattr(IdentityVerifier.verify_common_name, "__wrapped__")
 
 
-def test_a_blocked_serial_is_refused_at_once_and_a_new_one_of_the_same_name_is_not(
-    root: Keyed, blocked: Path, tmp_path: Path
+def test_a_revoked_serial_is_rejected_at_once_but_a_new_certificate_of_the_same_name_is_accepted(
+    root: Keyed, revoked: Path, tmp_path: Path
 ) -> None:
     lost, new = _site(root, "site-1"), _site(root, "site-1")
     assert _verify(lost, tmp_path)
-    _block(blocked, lost)
-    with pytest.raises(InvalidAsserterCert, match="of site-1 is blocked"):
+    _revoke(revoked, lost)
+    with pytest.raises(InvalidAsserterCert, match="of site-1 is revoked"):
         _verify(lost, tmp_path)
     assert _verify(new, tmp_path)
 
 
-def test_another_ca_and_another_name_are_refused_as_before(root: Keyed, blocked: Path, tmp_path: Path) -> None:
+def test_another_root_and_another_name_are_still_rejected(root: Keyed, revoked: Path, tmp_path: Path) -> None:
     foreign = (None, generate_keys()[0])
     with pytest.raises(InvalidAsserterCert):
         _verify(_site(foreign, "site-1"), tmp_path)  # type: ignore[arg-type]
@@ -83,32 +83,33 @@ def test_another_ca_and_another_name_are_refused_as_before(root: Keyed, blocked:
         _verify(_site(root, "site-2"), tmp_path)
 
 
-def test_a_list_that_cannot_be_read_lets_nobody_in(root: Keyed, blocked: Path, tmp_path: Path) -> None:
+def test_an_unreadable_list_rejects_everyone(root: Keyed, revoked: Path, tmp_path: Path) -> None:
     for content in ("", "{}", '{"serials": []}'):
-        blocked.write_text(content)
+        revoked.write_text(content)
         with pytest.raises(ValueError, match="cannot be read"):
             _verify(_site(root, "site-1"), tmp_path)
     with pytest.raises(ValueError, match="cannot be read"):
-        RevokedCertificates(str(tmp_path / "none"))
+        CertificateRevocation(str(tmp_path / "none"))
 
 
-def test_a_site_that_is_in_already_is_put_out_until_it_shows_a_certificate_that_is_not_blocked(
-    root: Keyed, blocked: Path, tmp_path: Path
+def test_a_registered_site_is_removed_until_it_shows_a_valid_certificate(
+    root: Keyed, revoked: Path, tmp_path: Path
 ) -> None:
     lost, new = _site(root, "site-1"), _site(root, "site-1")
     manager = ClientManager(project_name="study")
 
-    def beats(name: str = "site-1") -> str | None:
+    def heartbeat(name: str = "site-1") -> str | None:
+        """The rejection message, if any."""
         context = FLContext()
         manager.heartbeat(f"token of {name}", name, name, context)
-        told: str | None = context.get_prop(FLContextKey.UNAUTHENTICATED)
-        return told
+        message: str | None = context.get_prop(FLContextKey.UNAUTHENTICATED)
+        return message
 
     _verify(lost, tmp_path)
-    assert beats() is None and "token of site-1" in manager.clients
-    _block(blocked, lost)
-    assert "a certificate of site-1 is blocked" in str(beats())
+    assert heartbeat() is None and "token of site-1" in manager.clients
+    _revoke(revoked, lost)
+    assert "a certificate of site-1 is revoked" in str(heartbeat())
     assert manager.clients == {}
-    assert beats("site-2") is None
+    assert heartbeat("site-2") is None
     _verify(new, tmp_path)
-    assert beats() is None
+    assert heartbeat() is None

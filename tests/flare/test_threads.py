@@ -1,4 +1,4 @@
-"""Sites of one machine share its cores, unless somebody has said otherwise."""
+"""Sites on one machine share its cores, unless the settings or the environment set the threads."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from fedfms.machine import THREADS
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> object:
+def _restore_threads() -> object:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("machine", "sites", "share"), [(16, 1, 16), (16, 3, 5), (2, 4, 1)])
-def test_a_share_each(machine: int, sites: int, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_site_gets_an_equal_share(machine: int, sites: int, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(THREADS, raising=False)
     monkeypatch.setattr("fedfms.machine.usable_cores", lambda: machine)
-    monkeypatch.setattr(threads, "_sites_here", lambda: sites)
+    monkeypatch.setattr(threads, "_local_sites", lambda: sites)
     assert threads.share_cores(0) == share
 
 
-def test_the_site_and_the_environment_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_sites_here", lambda: 1)
+def test_settings_and_environment_take_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_local_sites", lambda: 1)
     monkeypatch.setenv(THREADS, "1")
     torch.set_num_threads(1)
     assert threads.share_cores(0) == 1
     assert threads.share_cores(3) == 3
 
 
-def test_processes_of_one_module_are_counted(tmp_path: Path) -> None:
+def test_processes_with_the_same_module_are_counted(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(
         textwrap.dedent(
             """
@@ -45,7 +45,7 @@ def test_processes_of_one_module_are_counted(tmp_path: Path) -> None:
             from fedfms.flare import threads
             print("up", flush=True)
             sys.stdin.readline()
-            print(threads._sites_here(), flush=True)
+            print(threads._local_sites(), flush=True)
             sys.stdin.readline()
             """
         )

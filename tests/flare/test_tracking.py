@@ -1,4 +1,4 @@
-"""Live curves pass no filter of task results: what sends them sends numbers alone, whatever a job asks for."""
+"""Live curves bypass filters of task results: their sender sends only numbers, whatever a job asks for."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _fire(event: str, tag: str, value: Any, kind: AnalyticsDataType, scope: str 
     context = FLContext()
     more = {} if kind == AnalyticsDataType.SCALAR else {"path": "/data/patients"}
     data: Shareable = create_analytic_dxo(tag, value, kind, global_step=3, **more).to_shareable()
-    data["beside"] = "/data/patients"
+    data["more"] = "/data/patients"
     context.set_prop(FLContextKey.EVENT_DATA, data, private=True, sticky=False)
     context.set_prop(FLContextKey.EVENT_SCOPE, scope, private=True, sticky=False)
     Curves().handle_event(event, context)
 
 
-def test_a_number_is_sent_with_its_tag_and_step_and_nothing_else(sent: list[tuple[str, dict[str, Any]]]) -> None:
+def test_a_number_is_sent_with_its_tag_and_step_only(sent: list[tuple[str, dict[str, Any]]]) -> None:
     _fire(ANALYTIC_EVENT_TYPE, "validation/dice/left ventricle", 0.5, AnalyticsDataType.SCALAR)
     ((kind, data),) = sent
     assert kind == f"fed.{ANALYTIC_EVENT_TYPE}"
@@ -53,18 +53,18 @@ def test_a_number_is_sent_with_its_tag_and_step_and_nothing_else(sent: list[tupl
         (EventType.ERROR_LOG_AVAILABLE, "error", 0.5, AnalyticsDataType.SCALAR),
     ],
 )
-def test_nothing_else_is(
+def test_no_other_event_is_sent(
     event: str, tag: str, value: Any, kind: AnalyticsDataType, sent: list[tuple[str, dict[str, Any]]]
 ) -> None:
     _fire(event, tag, value, kind)
     assert not sent
 
 
-def test_what_came_from_elsewhere_is_not_sent_on(sent: list[tuple[str, dict[str, Any]]]) -> None:
+def test_an_event_from_another_site_is_not_forwarded(sent: list[tuple[str, dict[str, Any]]]) -> None:
     _fire(ANALYTIC_EVENT_TYPE, "a", 0.5, AnalyticsDataType.SCALAR, EventScope.FEDERATION)
     assert not sent
 
 
-def test_a_job_has_no_say_in_it() -> None:
+def test_a_job_cannot_choose_the_events() -> None:
     with pytest.raises(TypeError):
         Curves(events_to_convert=[EventType.ERROR_LOG_AVAILABLE])  # type: ignore[call-arg]

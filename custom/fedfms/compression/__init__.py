@@ -1,21 +1,20 @@
-"""How shared tensors travel: whole in float32, or as differences in two bytes or one an element. Pure: no FLARE, no
-files.
+"""Compression of the shared tensors in transit: differences in bfloat16, float16 or int8, with error feedback.
 
-A compressed sender keeps what rounding took and adds it the next time: the site in its residual, the server by sending
-differences to what a site holds rather than to what it was meant to hold. A new form: a `Codec`, and a line in
+Pure: no NVFLARE, no files. Each sender adds what rounding lost to its next message: the site through its residual, the
+server by sending differences to what a site holds rather than to the last target. A new form is a `Codec` and a line in
 `CODECS`.
 """
 
 from __future__ import annotations
 
-from fedfms.compression.codecs import CODECS, Arrays, Codec, Keep, Layout, in_memory, layout, nbytes
-from fedfms.compression.digest import digest
+from fedfms.compression.codecs import CODECS, Arrays, ArrayStore, Codec, Layout, Tensors, in_memory, layout, nbytes
+from fedfms.compression.digests import digest
 from fedfms.compression.download import DownlinkCompressor, Download, read_download
-from fedfms.compression.upload import Upload, read_upload, upload
+from fedfms.compression.upload import Payload, Upload, read_upload, upload
 
 COMPRESSIONS = ("none", *CODECS)
 
 __all__ = [
-    "CODECS", "COMPRESSIONS", "Arrays", "Codec", "Download", "DownlinkCompressor", "Keep", "Layout", "Upload", "digest",
-    "in_memory", "layout", "nbytes", "read_download", "read_upload", "upload",
+    "CODECS", "COMPRESSIONS", "ArrayStore", "Arrays", "Codec", "DownlinkCompressor", "Download", "Layout", "Payload",
+    "Tensors", "Upload", "digest", "in_memory", "layout", "nbytes", "read_download", "read_upload", "upload",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
-"""The compressed forms of one float32 tensor, and what a dict of tensors looks like in them.
+"""Codecs: compressed forms of one float32 tensor, and the layout of a payload of tensors.
 
-Other dtypes (counts, flags) travel as they are, and so do a batch norm's statistics: they are few, and a variance that
-rounding takes below 0 makes every output NaN. An array on the wire bears its tensor's own name in every form, so that a
-site's filters by name see what they expect.
+Other dtypes (counters, flags) travel whole. So do the statistics of batch normalisation: they are small, and a variance
+that rounding takes below 0 makes every output NaN. An array has its tensor's own name in every form, so that a site's
+filters by name see what they expect.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 Arrays = dict[str, np.ndarray]
-Keep = Callable[[Iterable[tuple[str, np.ndarray]]], dict[str, torch.Tensor]]  # where arrays stay, made one by one
-Layout = dict[str, tuple[tuple[int, ...], str]]  # of a message: name -> (shape, dtype) of the array on the wire
+Tensors = dict[str, torch.Tensor]
+ArrayStore = Callable[[Iterable[tuple[str, np.ndarray]]], Tensors]  # stores arrays one by one, in memory or on disk
+Layout = dict[str, tuple[tuple[int, ...], str]]  # of a payload: name -> (shape, dtype) of its array
 
 _STATISTICS = ("running_mean", "running_var")  # torch's names, at the end of a tensor's
 _LEVELS = 127  # of int8 on either side of 0
@@ -27,8 +28,12 @@ _SMALLEST, _LARGEST = 0x0080, 0x7F7F  # bfloat16: the smallest normal, and the l
 
 @dataclass(frozen=True)
 class Codec:
-    """One form. `encode`: float32 tensor -> array; `decode`: (array, the tensor's shape) -> float32 tensor;
-    `layout`: the tensor's shape -> (shape, dtype) of the array. `encode` takes finite values only.
+    """One compressed form.
+
+    Attributes:
+        encode: float32 tensor of finite values -> array.
+        decode: (array, the tensor's shape) -> float32 tensor.
+        layout: the tensor's shape -> (shape, dtype) of the array.
     """
 
     name: str
@@ -37,8 +42,8 @@ class Codec:
     layout: Callable[[tuple[int, ...]], tuple[tuple[int, ...], str]]
 
 
-def in_memory(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """The arrays as tensors, as they are: a `Keep` for little."""
+def in_memory(arrays: Iterable[tuple[str, np.ndarray]]) -> Tensors:
+    """The arrays as tensors that share their memory: the default `ArrayStore`."""
     return {name: torch.from_numpy(array) for name, array in arrays}
 
 
@@ -48,7 +53,7 @@ def compressed(name: str, tensor: torch.Tensor) -> bool:
 
 
 def layout(like: Mapping[str, torch.Tensor], codec: Codec | None) -> Layout:
-    """What `like` (values do not matter) is on the wire; without a codec, itself."""
+    """Layout of a payload of the tensors `like` (values do not matter); without a codec, of the tensors themselves."""
     return {
         name: codec.layout(tuple(tensor.shape)) if codec is not None and compressed(name, tensor)
         else (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -57,12 +62,12 @@ def layout(like: Mapping[str, torch.Tensor], codec: Codec | None) -> Layout:
 
 
 def nbytes(of: Layout) -> int:
-    """Bytes of a message of that layout."""
+    """Bytes of a payload of that layout."""
     return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in of.values())
 
 
 def _to_half(dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
-    """Rounded to the nearest number of a narrow dtype; what is beyond its range becomes the last number in it."""
+    """Round to the nearest number of a narrow dtype; clamp to its range."""
     largest = torch.finfo(dtype).max
     return tensor.clamp(-largest, largest).to(dtype)
 
@@ -91,7 +96,7 @@ def _same_shape(dtype: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], st
 
 
 def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(rows, their length): one row an output channel of a matrix or kernel, all of a vector in one."""
+    """(rows, their length): one row per output channel of a matrix or kernel, one row for a vector."""
     rows = shape[0] if len(shape) > 1 else 1
     return rows, math.prod(shape) // rows
 
@@ -102,10 +107,10 @@ def _layout_int8(shape: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
 
 
 def _encode_int8(tensor: torch.Tensor) -> np.ndarray:
-    """Each row: its scale, a bfloat16 (little end first), then -127..127 in one byte an element.
+    """Each row: its scale as bfloat16 (little-endian), then -127..127 in one byte per element.
 
-    The scale is rounded up, so that the largest value of a row fits; of two bytes, since four of 35,000 rows are 0.6 %
-    of FedMSA's message, and so short that a level times a scale is exact in float32.
+    The scale is rounded up, so that a row's largest value fits. It has two bytes: four bytes for 35,000 rows would be
+    0.6 % of FedMSA's payload, and with two, a level times a scale is exact in float32.
     """
     flat = tensor.detach().reshape(_rows(tuple(tensor.shape)))
     largest = flat.abs().amax(dim=1)

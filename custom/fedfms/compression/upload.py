@@ -1,40 +1,46 @@
-"""From a site to its server: what training changed, and what earlier rounds lost to rounding."""
+"""From a site to the server: what training changed, plus the error-feedback residual of earlier rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fedfms.compression.codecs import Arrays, Codec, compressed
+from fedfms.compression.codecs import Arrays, Codec, Tensors, compressed
 from fedfms.errors import UpdateError
 
-Tensors = dict[str, torch.Tensor]
+
+class Payload(NamedTuple):
+    """Arrays that leave a site. `base`: digest of the tensors that differences refer to; None: whole tensors."""
+
+    arrays: Arrays
+    base: str | None = None
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A site's message, the tensors that the server makes of it, and what the site keeps for its next one."""
+    """A site's arrays, the tensors that the server decodes from them, and the new residual."""
 
     arrays: Arrays
     tensors: Tensors
     residual: Tensors = field(default_factory=dict)
 
 
-def upload(packed: Tensors, received: Tensors, residual: Tensors, codec: Codec) -> Upload:
-    """Code packed - received + residual, and keep what the code lost (error feedback).
+def upload(outgoing: Tensors, received: Tensors, residual: Tensors, codec: Codec) -> Upload:
+    """Encode outgoing - received + residual; what rounding loses is the new residual (error feedback).
 
     Args:
-        packed: what the method sends; each of its names was received.
+        outgoing: what the method sends; each of its names was received.
         residual: of earlier rounds, by name; names that are not sent now keep theirs.
 
     Raises:
         UpdateError: a value is not finite; it would stay in the residual for ever.
     """
     arrays, tensors, lost = {}, {}, dict(residual)
-    for name, tensor in packed.items():
+    for name, tensor in outgoing.items():
         if not compressed(name, tensor):
             arrays[name], tensors[name] = tensor.numpy(), tensor
             continue
@@ -50,7 +56,7 @@ def upload(packed: Tensors, received: Tensors, residual: Tensors, codec: Codec) 
 
 
 def read_upload(arrays: Mapping[str, np.ndarray], received: Tensors, codec: Codec) -> Tensors:
-    """The whole tensors of a site's message, of the layout of `received`, in which its names are: `Upload.tensors`."""
+    """Decode a site's valid arrays: `Upload.tensors`. `received` has each of their names."""
     return {
         name: received[name] + codec.decode(array, tuple(received[name].shape)) if compressed(name, received[name])
         else torch.from_numpy(array.copy())

@@ -1,6 +1,6 @@
-"""Updates element by element, block by block: what looks at all of a round's updates takes no memory for it.
+"""Element-wise reductions over a round's updates, block by block: memory does not grow with their size or number.
 
-The updates may lie on disk (`fedfms.federation.memory_mapped`); each is read once, in float64.
+Updates may be memory-mapped (`fedfms.federation.memory_mapped`); each is read once, in float64.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from fedfms.methods import Tensors
 from fedfms.methods.fedavg import cast_back
 
-_ELEMENTS = 1 << 17  # of all updates at a time: 1 MiB of float64, whatever their number
+_ELEMENTS = 1 << 17  # per block, of all updates together: 1 MiB of float64
 
 
-def columns(parts: Sequence[Tensors], name: str) -> Iterator[tuple[slice, torch.Tensor]]:
-    """A tensor of all parts as blocks (parts, B), each with its place in the flat tensor; the next takes its memory."""
+def blocks(parts: Sequence[Tensors], name: str) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Blocks (parts, B) of a tensor of all parts, each with its slice of the flat tensor; one buffer serves all."""
     flat = [part[name].reshape(-1) for part in parts]
     width = max(1, _ELEMENTS // len(parts))
     work = torch.empty(len(parts), min(width, flat[0].numel()), dtype=torch.float64)
@@ -33,27 +33,27 @@ def reduced(parts: Sequence[Tensors], reduce: Callable[[torch.Tensor], torch.Ten
     out: Tensors = {}
     for name, first in parts[0].items():
         out[name] = torch.empty(first.shape, dtype=first.dtype)
-        for place, block in columns(parts, name):
+        for place, block in blocks(parts, name):
             out[name].view(-1)[place] = cast_back(reduce(block), first.dtype)
     return out
 
 
 def norm(tensors: Tensors, start: Tensors) -> float:
-    """Euclidean length of tensors - start, over all that are of floats: counts of steps are no move."""
+    """Euclidean length of tensors - start over all floating-point tensors; counters are not part of a move."""
     total = 0.0
     for name, tensor in tensors.items():
         if tensor.dtype.is_floating_point:
-            for _, (new, old) in columns([tensors, start], name):
+            for _, (new, old) in blocks([tensors, start], name):
                 total += float(new.sub_(old).square_().sum())
     return total**0.5
 
 
 def distances(parts: Sequence[Tensors]) -> torch.Tensor:
-    """Squared Euclidean distances (parts, parts), float64, over all tensors of floats."""
+    """Squared Euclidean distances (parts, parts), float64, over all floating-point tensors."""
     squared = torch.zeros(len(parts), len(parts), dtype=torch.float64)
     for name, first in parts[0].items():
-        for _, block in columns(parts, name) if first.dtype.is_floating_point else ():
-            for index in range(len(parts) - 1):  # differences, not products: near updates would lose their digits
+        for _, block in blocks(parts, name) if first.dtype.is_floating_point else ():
+            for index in range(len(parts) - 1):  # differences, not inner products: close updates keep their digits
                 apart = (block[index + 1 :] - block[index]).square_().sum(dim=1)
                 squared[index, index + 1 :] += apart
     return squared + squared.T

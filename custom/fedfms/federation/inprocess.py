@@ -1,18 +1,22 @@
-"""The in-process reference: a whole federation in one loop, with no FLARE. What a FLARE run must equal to 1e-6."""
+"""A whole federation in one process: a loop over `Site` and `RoundServer`, without NVFLARE.
+
+A run under NVFLARE must equal it to 1e-6.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedfms.compression import CODECS, Codec, DownlinkCompressor, in_memory
+from fedfms.compression import CODECS
 from fedfms.errors import FedfmsError, TrainingError
-from fedfms.federation.gate import DIFFERENCES, WEIGHTS, Expected, Guard, Message, agreed, decoded
+from fedfms.federation.messages import DIFFERENCES, WEIGHTS, Message
+from fedfms.federation.server import RoundServer
 from fedfms.federation.state import ServerStateStore
-from fedfms.methods import METHODS, POOL, Method, ServerState, Tensors, resolve_study
+from fedfms.federation.update_schema import Schema
+from fedfms.methods import METHODS, POOL, ServerState, Tensors, resolve_study
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import build
@@ -23,10 +27,14 @@ from fedfms.training.state import StateStore
 
 @dataclass(frozen=True)
 class CompletedRound:
-    """A round: the tensors that each site received, what it made of them, and the server after that.
+    """A round that is over.
 
-    `rows`: what became of each site's update, as the guard has it; `results` of a site whose update was refused are
-    there all the same, those of a site that failed are not.
+    Attributes:
+        received: the tensors that each training site received.
+        results: what each site returned, accepted or not; a site that failed has none.
+        server: the server state after the round.
+        held_out: scores of the received global model at each held-out site.
+        rows: the server's row of each site.
     """
 
     round: int
@@ -38,131 +46,85 @@ class CompletedRound:
 
 
 Record = Callable[[CompletedRound, ServerState], None]
-Post = Callable[[Message], Iterable[Message]]  # what arrives of a message: itself, something else, several, nothing
-
-
-def _delivered(message: Message) -> Iterable[Message]:
-    return (message,)
+Deliver = Callable[[Message], Iterable[Message]]  # what arrives of a message: itself, another, several, nothing
 
 
 def rounds(
     study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path, record: Record | None = None,
-    *, make_site: Callable[..., Site] = Site, post: Post = _delivered,
+    *, make_site: Callable[..., Site] = Site, deliver: Deliver = lambda message: (message,),
 ) -> Iterator[CompletedRound]:  # fmt: skip
-    """Run the study's rounds over `sites` one after another; each keeps its memory under `folder/<site>`, the server
-    its own in `folder/server.pt`. A run that was stopped after a round goes on from there.
+    """Run the study's rounds over `sites`, one after another; a stopped run resumes after its last round.
 
-    Where the method pools the data of all sites, its one training site is `POOL`. A site's fault ends the run, unless
-    the study says that fewer sites will do (`federation.min_sites`).
+    Each site stores its state under `folder/<site>`, the server in `folder/server.pt`. A method that pools the data of
+    all sites has one training site, `POOL`. A site's error ends the run, unless the study needs fewer sites
+    (`federation.min_sites`).
 
     Args:
-        record: told of each round, with the server as it was before it, when that round is not yet on disk: a kill
-            after it makes the round anew, and tells of it again.
-        make_site, post: another kind of site, and another post than one that delivers: for faults.
+        record: called for each round with the server state before it, before the round is stored: a kill after the
+            call repeats the round and the call.
+        make_site, deliver: a substitute for the site or the transport, to inject faults.
 
     Raises:
-        FedfmsError: a site's, with the site and the round; or too few updates are left in a round.
+        FedfmsError: of a site, with the site and the round; or too few updates are left in a round.
     """
     built, store = build(study, settings), ServerStateStore(folder / "server.pt")
-    method, by = built.method, resolve_study(study, built.method).federation
-    codec = CODECS.get(by.compression)
-    downlink = None if codec is None else DownlinkCompressor(codec, store.mirrors())
-    server = store.load() or ServerState(shared=built.shared(), seed=study.seed)
+    method, study = built.method, resolve_study(study, built.method)
     names = [POOL] if method.centralised else [name for name in sites if name not in study.held_out]
     held_out = [make_site(study, name, settings, folder / name) for name in sites if name in study.held_out]
     training = [make_site(study, name, settings, folder / name) for name in names]
-    guard = Guard(min(by.min_sites or len(names), len(names)))
-    while server.round < study.train.rounds:
-        guard.begin()
-        sent = method.dispatch(server, sorted(names))
-        if downlink is not None:
-            downlink.advance(sent, server.shared)
-        results = _answers(training, server.round, sent, downlink, guard, strict=guard.needed == len(names))
-        if downlink is not None:
-            sent = {name: downlink.received(name) for name in sent}
-        for site, result in results.items():
-            expected = _expected(method, server, site, sent[site], downlink)
-            for message in post(_message(site, server.round, result, expected)):
-                guard.take(message, expected, partial(_kept, message, sent[site], codec))
-        scores = {site.name: site.evaluate(server.shared) for site in held_out if server.shared}
-        after = guard.aggregate(method, server, sent, by)
-        done = CompletedRound(server.round, sent, results, after, scores, guard.rows)
+    server = RoundServer(
+        study, method, store.load() or ServerState(shared=built.shared(), seed=study.seed), lambda: names,
+        min_updates=min(study.federation.min_sites or len(names), len(names)), mirrors=store.mirrors(),
+    )  # fmt: skip
+    while (before := server.state).round < study.train.rounds:
+        server.open_round()
+        received: dict[str, Tensors] = {}
+        results: dict[str, RoundResult] = {}
+        for site in training:
+            try:
+                dispatch = server.dispatch(site.name, held=site.held_digest())
+                assert dispatch is not None  # the site trains, and the round is the current one
+                received[site.name] = dispatch.tensors
+                results[site.name] = site.train_round(before.round, dispatch.content)
+            except FedfmsError as error:
+                located = error.at(f"site {site.name}, round {before.round}")
+                if server.min_updates == len(names):
+                    raise located from error
+                server.reject(site.name, before.round, located.line())
+        for name, result in results.items():
+            for message in deliver(_message(name, before, result, study)):
+                server.accept(message)
+        scores = {site.name: site.evaluate(before.shared) for site in held_out if before.shared}
+        done = CompletedRound(before.round, received, results, server.close(), scores, dict(server.rows))
         if record is not None:
-            record(done, server)
-        store.save(after, None if downlink is None else downlink.mirrors)
+            record(done, before)
+        store.save(server.state, server.mirrors)
         yield done
-        server = after
 
 
-def _answers(
-    training: Sequence[Site], round_: int, sent: Mapping[str, Tensors], downlink: DownlinkCompressor | None, guard: Guard,
-    *, strict: bool,
-) -> dict[str, RoundResult]:  # fmt: skip
-    """What the sites make of the round, by site; a site's fault goes to the guard, or ends the run where `strict`."""
-    results = {}
-    for site in training:
-        try:
-            if downlink is None:
-                results[site.name] = site.train_round(round_, sent[site.name])
-            else:
-                results[site.name] = _over_wire(site, round_, downlink)
-        except FedfmsError as error:
-            if strict:
-                raise
-            guard.fail(site.name, round_, error.line())
-    return results
-
-
-def _expected(
-    method: Method, server: ServerState, site: str, received: Tensors, downlink: DownlinkCompressor | None
-) -> Expected:
-    """What a site's message must be, as the aggregator of a federation has it."""
-    codec = None if downlink is None else downlink.codec
-    whole = agreed(server.shared, list(server.shared), codec)
-    own = agreed(server.shared, method.sent_names(server.round, tuple(received)), codec)
-    return Expected("", server.round, whole, own, None if downlink is None else downlink.holds(site))
-
-
-def _kept(message: Message, received: Tensors, codec: Codec | None) -> Tensors:
-    return in_memory(decoded(message.arrays, received, codec))
-
-
-def _message(site: str, round_: int, result: RoundResult, expected: Expected) -> Message:
-    """A site's update as it would travel. In one process the site's schema is the server's own."""
-    coded, update = result.coded, result.update
-    arrays = {name: tensor.numpy() for name, tensor in update.tensors.items()} if coded is None else coded.arrays
-    dice = result.scores["dice"] if result.scores else None
+def _message(site: str, server: ServerState, result: RoundResult, study: Study) -> Message:
+    """A site's update as it travels; in one process the site's schema is the server's own."""
+    codec = CODECS.get(study.federation.compression)
     report = {"scores": result.scores, "train_loss": result.train_loss, "seconds": result.seconds}
     return Message(
-        sender=site, names=(update.site,), job=expected.job, rounds=(round_,),
-        kind=WEIGHTS if coded is None else DIFFERENCES, schema=expected.agreed.hash(), samples=update.samples,
-        arrays=arrays, base=None if coded is None else coded.base, dice=dice, report=report,
+        sender=site, round=server.round, names=(result.update.site,), job="", rounds=(server.round,),
+        kind=WEIGHTS if result.payload.base is None else DIFFERENCES,
+        schema=Schema.of_payload(server.shared, server.shared, codec).hash(), samples=result.update.samples,
+        arrays=result.payload.arrays, base=result.payload.base, dice=result.scores["dice"] if result.scores else None,
+        report=report,
     )  # fmt: skip
 
 
-def _over_wire(site: Site, round_: int, downlink: DownlinkCompressor) -> RoundResult:
-    """A site's round, with what it receives coded and decoded on the way."""
-    assert site.link is not None
-    try:
-        received = site.link.read(downlink.message(site.name, site.link.claim()))
-    except FedfmsError as error:
-        raise error.at(f"site {site.name}, round {round_}") from error
-    return site.train_round(round_, received.tensors, received.held)
-
-
 def final_scores(
-    study: Study,
-    sites: Sequence[str],
-    settings: SiteSettings,
-    folder: Path,
-    server: ServerState,
+    study: Study, sites: Sequence[str], settings: SiteSettings, folder: Path, server: ServerState,
     name: str | None = None,
-) -> dict[str, dict[str, Any]]:
-    """How the model that each site would use does there, as `Site.evaluate` tells it; of a pool, for each site.
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Scores of the model that each site would use, as `Site.evaluate` returns them; of pooled data, for each site.
 
-    Where nothing is shared a held-out site has no model: the sites' own are scored there, each by itself.
+    Where nothing is shared, a held-out site has no model: the sites' own models are scored there, one by one.
 
-    `name`, of the model, is that under which the sites keep what they drew and scored of it.
+    Args:
+        name: of the model; the sites store overlays and scores by image under it.
     """
     scores: dict[str, dict[str, Any]] = {}
     if METHODS[study.method].centralised:
@@ -182,7 +144,7 @@ def final_scores(
 def others_scores(
     study: Study, site: str, settings: SiteSettings, folder: Path, models: Sequence[Tensors], name: str | None
 ) -> dict[str, Any]:
-    """How models of other sites do at a site: `Site.evaluate_others`."""
+    """Scores of other sites' models at a site: `Site.evaluate_others`."""
     return Site(study, site, settings, folder / site).evaluate_others(models, name)
 
 

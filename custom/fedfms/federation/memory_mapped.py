@@ -1,4 +1,4 @@
-"""A round's accepted updates on disk until they are combined: a server's memory does not grow with its sites."""
+"""Memory-mapped updates: a round's accepted updates lie on disk, so that memory does not grow with the sites."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import torch
 from fedfms.errors import UpdateError
 from fedfms.methods import Tensors
 
-_ALIGN = 64  # bytes: what vector instructions like
+_ALIGN = 64  # bytes: suits vector instructions
 
 
 def memory_mapped(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> Tensors:
-    """The same values as tensors that lie in a file: the system's page cache holds them, not this process.
+    """Tensors with the values of `arrays` in a file of `folder`, held by the page cache, not by the process.
 
-    Each array is taken once, one after another, and may be made when its turn comes. The file has no name and mode
-    0600: it is gone with the last of its tensors, and with the process, however that ends. What writes to a tensor
-    gets pages of its own; the file stays as it is.
+    Arrays are consumed one at a time. The file has no name and mode 0600; it disappears with the last of its tensors
+    or with the process. Writing to a tensor copies the page; the file does not change.
 
     Raises:
         UpdateError: no room or no permission in `folder`.
@@ -39,8 +38,8 @@ def memory_mapped(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> Ten
             file.flush()
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
-        reason = f"the server cannot keep it ({error.strerror})"
-        raise UpdateError(reason, do="make room in the folder of its runs") from None
+        reason = f"the server cannot store it ({error.strerror})"
+        raise UpdateError(reason, do="make room in the folder of the server's runs") from None
     return {
         name: torch.from_numpy(np.ndarray(shape, dtype, buffer=mapped, offset=offset))
         for name, dtype, shape, offset in places
@@ -48,5 +47,5 @@ def memory_mapped(arrays: Iterable[tuple[str, np.ndarray]], folder: Path) -> Ten
 
 
 def clear(folder: Path) -> None:
-    """Remove what a killed run may have left: a file system without nameless files shows one for a moment."""
+    """Remove what a killed run left: a file system without unnamed files shows each for a moment."""
     shutil.rmtree(folder, ignore_errors=True)

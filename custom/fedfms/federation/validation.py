@@ -1,55 +1,64 @@
-"""Checks of an update before it may touch the global model: each returns the reason to refuse it, or None.
+"""Validation of an update before it is aggregated: each check returns a rejection reason, or None.
 
-NVFLARE's own aggregators take NaN, shapes that broadcast, missing names and negative counts without a word.
+NVFLARE's own aggregators accept NaN, shapes that broadcast, missing names and negative sample counts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-_PARTS = ("names", "shapes", "dtypes")  # of a schema's hash, in its order
-_DIGEST = 8  # bytes of each
-MAX_SAMPLES = 10_000_000  # more slices than any hospital has; a larger count would own the mean
+from fedfms.compression import Codec, read_upload
+from fedfms.errors import UpdateError
+from fedfms.federation.messages import DIFFERENCES, WEIGHTS, Expected, Message
+from fedfms.federation.update_schema import PARTS, Schema, describe
+from fedfms.methods import Tensors
+
+MAX_SAMPLES = 10_000_000  # more slices than any hospital has; a larger count would dominate the mean
 
 
-@dataclass(frozen=True)
-class Schema:
-    """What an update must look like: name -> (shape, dtype). Agreed on from the model, before the first round."""
+def rejection_reason(message: Message, expected: Expected, declared: int | None) -> str | None:
+    """Why a message must not be decoded or aggregated; None where it is valid.
 
-    tensors: Mapping[str, tuple[tuple[int, ...], str]]
+    Cheap checks come first: no array is read before the sender, the round and the size are known to be right.
 
-    @classmethod
-    def of(cls, arrays: Mapping[str, Any]) -> Schema:
-        """The schema of a dict of arrays or of CPU tensors."""
-        return cls({name: _describe(array) for name, array in arrays.items()})
+    Args:
+        declared: the sample count that the site declared at its start, if any.
+    """
+    if any(not isinstance(name, str) or name != message.sender for name in message.names):
+        return "it names another site than the one that sent it"
+    if not isinstance(message.job, str) or message.job != expected.job:
+        return "it belongs to another job"
+    kind = WEIGHTS if expected.base is None else DIFFERENCES
+    if message.kind != kind:
+        return f"it holds {message.kind}, not {kind}"
+    # The fields may hold anything; comparing an array would raise, and end the round for all sites.
+    if not all(type(claimed) is int and claimed == expected.round for claimed in message.rounds):
+        claimed = message.rounds[-1] if type(message.rounds[-1]) is int else "unknown"
+        return f"it belongs to round {claimed}, not to round {expected.round}"
+    if expected.base is not None and not (isinstance(message.base, str) and message.base == expected.base != ""):
+        return "its differences refer to another model than the one that the site was sent"
+    return (
+        check_samples(message.samples, declared)
+        or check_dice(message.dice)
+        or check_names(message.arrays, expected.update)
+        or check_tensors(message.arrays, expected.update)
+        or check_hash(message.schema, expected.shared)
+    )
 
-    def hash(self) -> str:
-        """What both sides compute to see that they mean the same: a digest each of names, shapes and dtypes."""
-        rows = sorted((name, *form) for name, form in self.tensors.items())
-        return "-".join(_digest(column) for column in zip(*rows, strict=True)) if rows else "empty"
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays that it describes."""
-        return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.tensors.values())
-
-
-def check_hash(told: Any, schema: Schema) -> str | None:
-    """The site has built the study's shared tensors as the server has: `Schema.hash` of both is the same."""
-    told, own = told if isinstance(told, str) else "", schema.hash()
-    if told == own:
+def check_hash(claimed: Any, schema: Schema) -> str | None:
+    """The site built the same shared tensors as the server: both have the same `Schema.hash`."""
+    claimed, own = claimed if isinstance(claimed, str) else "", schema.hash()
+    if claimed == own:
         return None
-    parts, ours = told[: len(own)].split("-"), own.split("-")
+    parts, ours = claimed[: len(own)].split("-"), own.split("-")
     if len(parts) != len(ours):
-        return "it does not say of what model it is"
-    differ = [of for of, part, our in zip(_PARTS, parts, ours, strict=False) if part != our]
-    return f"the {' and '.join(differ) or 'tensors'} of its model are not those that the job began with"
+        return "it does not describe its model"
+    differ = [part for part, theirs, our in zip(PARTS, parts, ours, strict=False) if theirs != our]
+    return f"the {' and '.join(differ) or 'tensors'} of its model differ from those of the job's model"
 
 
 def check_names(arrays: Mapping[str, Any], schema: Schema) -> str | None:
@@ -59,7 +68,7 @@ def check_names(arrays: Mapping[str, Any], schema: Schema) -> str | None:
     if missing:
         return f"{len(missing)} tensors are missing, the first is {missing[0]}"
     if extra:
-        return f"{len(extra)} tensors are not of this study, the first is {extra[0][:80]}"
+        return f"{len(extra)} tensors are not part of the study, the first is {extra[0][:80]}"
     return None
 
 
@@ -67,9 +76,9 @@ def check_tensors(arrays: Mapping[str, Any], schema: Schema) -> str | None:
     """Every tensor is an array of the schema's shape and dtype, and all its values are finite."""
     for name, (shape, dtype) in schema.tensors.items():
         array = arrays[name]
-        if type(array) is not np.ndarray:  # a masked one hides what is not finite
-            return f"{name} is no array"
-        if _describe(array) != (shape, dtype):
+        if type(array) is not np.ndarray:  # a masked array hides values that are not finite
+            return f"{name} is not an array"
+        if describe(array) != (shape, dtype):
             return f"{name} is {array.dtype} {tuple(array.shape)}, not {dtype} {shape}"
         if not np.isfinite(array).all():
             return f"{name} has values that are not finite"
@@ -77,9 +86,9 @@ def check_tensors(arrays: Mapping[str, Any], schema: Schema) -> str | None:
 
 
 def check_samples(samples: Any, declared: int | None = None) -> str | None:
-    """The sample count is a whole number from 1 to `MAX_SAMPLES`, and at most what the site declared at the start."""
+    """The sample count is a whole number from 1 to `MAX_SAMPLES`, and at most what the site declared."""
     if isinstance(samples, bool) or not isinstance(samples, int | float | np.integer | np.floating):
-        return "the number of samples is missing or no number"
+        return "the number of samples is missing or not a number"
     if not 0 < samples <= MAX_SAMPLES or samples != int(samples):  # a comparison with NaN is false
         return f"the number of samples is not a whole number from 1 to {MAX_SAMPLES:,}"
     if declared is not None and samples > declared:
@@ -88,17 +97,29 @@ def check_samples(samples: Any, declared: int | None = None) -> str | None:
 
 
 def check_dice(dice: Any) -> str | None:
-    """The validation Dice, by which the best model is chosen, is missing or a number in 0..1."""
+    """The validation Dice, which selects the best model, is missing or a number in 0..1."""
     if dice is None:
         return None
     if isinstance(dice, bool) or not isinstance(dice, int | float | np.floating) or not 0 <= dice <= 1:
-        return "its validation Dice is no number in 0..1"
+        return "its validation Dice is not a number in 0..1"
     return None
 
 
-def _describe(array: Any) -> tuple[tuple[int, ...], str]:
-    return tuple(array.shape), str(array.dtype).removeprefix("torch.")
+def decoded(arrays: Mapping[str, np.ndarray], received: Tensors, codec: Codec | None) -> Iterator[tuple[str, Any]]:
+    """The whole arrays of a valid message, decoded one after another.
 
+    Args:
+        received: the tensors that the site was sent, to which differences are added.
 
-def _digest(column: tuple[Any, ...]) -> str:
-    return hashlib.blake2b(repr(column).encode(), digest_size=_DIGEST).hexdigest()
+    Raises:
+        UpdateError: a decoded array is not finite.
+    """
+    for name, array in arrays.items():
+        if codec is None:
+            yield name, array
+            continue
+        tensors = read_upload({name: array}, received, codec)
+        whole = {name: tensors[name].numpy()}
+        if reason := check_tensors(whole, Schema.of(tensors)):
+            raise UpdateError(reason)
+        yield name, whole[name]

@@ -1,4 +1,4 @@
-"""The server's model: only the shared tensors, kept by NVFLARE's own PyTorch persistor."""
+"""The server's model: NVFLARE's PyTorch persistor over the shared tensors, with a resume checkpoint."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 
 from fedfms.errors import FedfmsError, TrainingError
-from fedfms.federation.rows import line_of
+from fedfms.federation.rows import to_json
 from fedfms.federation.state import Saved
-from fedfms.federation.validation import Schema
+from fedfms.federation.update_schema import Schema
 from fedfms.flare.array_limit import limit_arrays
 from fedfms.flare.messages import to_tensors
 from fedfms.flare.resume import (
+    ADVICE,
     BEST,
-    MEND,
     Best,
-    Keeper,
+    ResumeCheckpoint,
+    checkpoint_folder,
+    checkpoint_folders,
     job_ids,
-    kept_folder,
-    kept_folders,
-    put,
+    link,
+    load_best,
+    load_server,
     run_folder,
-    saved_best,
-    saved_server,
 )
 from fedfms.methods import Method, ServerState, Tensors
 from fedfms.settings import load_settings
@@ -42,9 +42,9 @@ from fedfms.training.build import BuiltModel, build
 
 
 class SharedModel(torch.nn.Module):
-    """A module whose `state_dict` is the study's shared tensors under their own names, and nothing else.
+    """A module whose `state_dict` is the study's shared tensors and nothing else.
 
-    What a server sends in round 0 is what it holds; with the whole model it would send the frozen part as well.
+    NVFLARE sends the server's whole model in round 0; with the frozen part it would send that as well.
     """
 
     def __init__(self, shared: Tensors) -> None:
@@ -60,15 +60,17 @@ class SharedModel(torch.nn.Module):
 
 
 class SharedModelPersistor(PTFileModelPersistor):
-    """PTFileModelPersistor for a study: builds the initial model from the study and the server's own settings.
+    """Builds the initial model from the study and the server's settings, and stores the run after each round.
 
     Args:
         study: the resolved study (`Study.to_dict()`).
-        source_ckpt_file_full_name: a saved global model to go on from; absolute, on the server.
-        resume: ids of the jobs that this one goes on from, the oldest first.
+        source_ckpt_file_full_name: a saved global model to start from; absolute, on the server.
+        resume: ids of the jobs that this one resumes, the oldest first.
 
-    What it tells the aggregator, the selector and the recorder of that: `saved`, until the first round is over, and
-    `best`; `keeper` keeps the run for a job that may go on from this one.
+    Attributes:
+        saved: the server state of the resumed job, until this job's first round is over.
+        best: the best model of the resumed job.
+        checkpoint: this job's resume checkpoint.
     """
 
     def __init__(
@@ -83,19 +85,19 @@ class SharedModelPersistor(PTFileModelPersistor):
         self.pixels: dict[str, int] = {}
         self.saved: Saved | None = None
         self.best: Best | None = None
-        self.keeper: Keeper | None = None
-        self._round = 0  # rounds whose result the model is that NVFLARE saves next
-        self._dice: float | None = None  # mean over sites, of the best one
+        self.checkpoint: ResumeCheckpoint | None = None
+        self._round = 0  # completed rounds of the model that NVFLARE saves next
+        self._dice: float | None = None  # of the best model, mean over sites
 
     def handle_event(self, event: str, fl_ctx: FLContext) -> None:
-        """Build the model before the parent class asks for it; a fault ends the job with one line."""
+        """Build the model before the parent class asks for it; an error ends the job with one line."""
         if event == EventType.START_RUN:
             try:
                 self._build(fl_ctx)
             except FedfmsError as error:
                 self.system_panic(f"fedfms: server: {error.line()}", fl_ctx)
                 return
-        # In round r it is the best one's turn: the model that the sites received then, which is of r rounds.
+        # The best model that is announced in round r is the one that the sites received then, after r rounds.
         self._round = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND, 0))
         if event == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
             self._dice = float(fl_ctx.get_prop(AppConstants.VALIDATION_RESULT, 0.0))
@@ -107,81 +109,80 @@ class SharedModelPersistor(PTFileModelPersistor):
         super().save_model(ml, fl_ctx)
 
     def save_model_file(self, save_path: str) -> None:
-        """As NVFLARE's; the file tells by itself what it is: its study, which model, of how many rounds, and of the
-        best one the Dice by which it was chosen.
-        """
+        """As NVFLARE's. The file also has the study, the kind of model, its rounds, and the best model's Dice."""
         best = Path(save_path).name == self.best_global_model_file_name
         if self.study is not None:
             kind = "best" if best else "final"
-            told = {"study": self.study.to_dict(), "kind": kind, "round": self._round}
-            told |= {"dice": self._dice if best else None}
-            self.persistence_manager.other_props.update(told)
+            about = {"study": self.study.to_dict(), "kind": kind, "round": self._round}
+            about |= {"dice": self._dice if best else None}
+            self.persistence_manager.other_props.update(about)
         super().save_model_file(save_path)
-        if best and self.keeper is not None:
-            put(Path(save_path), self.keeper.kept / BEST)
+        if best and self.checkpoint is not None:
+            link(Path(save_path), self.checkpoint.folder / BEST)
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
-        """As NVFLARE's; what it loads, a checkpoint to go on from, is what the method starts with."""
+        """As NVFLARE's; the method starts from the loaded checkpoint."""
         learnable = super().load_model(fl_ctx)
         if learnable is not None:
             loaded = to_tensors(learnable[ModelLearnableKey.WEIGHTS])
             if Schema.of(loaded) != Schema.of(self.shared):
-                self.system_panic("fedfms: server: the saved model is not of this study; name another one", fl_ctx)
+                text = "fedfms: server: the saved model belongs to another study; name another one"
+                self.system_panic(text, fl_ctx)
                 return None
             self.shared = loaded
             if self.saved is not None:
-                self._put_back(self.saved.server.round)
+                self._restore_files(self.saved.server.round)
         return learnable
 
-    def _put_back(self, round_: int) -> None:
-        """The files of models where NVFLARE has them, as they were when the earlier job was cut."""
+    def _restore_files(self, round_: int) -> None:
+        """Write the model files of the resumed job to where NVFLARE expects them."""
         self._round = round_
         self.save_model_file(self._ckpt_save_path)
-        if self.best is not None and self.keeper is not None:
+        if self.best is not None and self.checkpoint is not None:
             shutil.copyfile(self.best.path, self._best_ckpt_save_path)
-            if self.best.path != self.keeper.kept / BEST:
-                put(self.best.path, self.keeper.kept / BEST)
+            if self.best.path != self.checkpoint.folder / BEST:
+                link(self.best.path, self.checkpoint.folder / BEST)
 
-    def keep(self, server: ServerState, mirrors: Mapping[str, Tensors], rows: Sequence[str]) -> None:
-        """Keep the server after a round, with the rows of who took part in it: see `fedfms.flare.resume`."""
-        if self.keeper is None:
-            raise TypeError("the persistor must have been started")
+    def store(self, server: ServerState, mirrors: Mapping[str, Tensors], rows: Sequence[str]) -> None:
+        """Store the server state after a round with the round's rows: see `fedfms.flare.resume`."""
+        if self.checkpoint is None:
+            raise TypeError("the persistor is not started")
         mixing = server.notes.get("W")
-        line = line_of({"round": server.round - 1, "W": mixing}) if mixing else None
-        self.keeper.save(server, mirrors, rows, line)
+        line = to_json({"round": server.round - 1, "W": mixing}) if mixing else None
+        self.checkpoint.save(server, mirrors, rows, line)
         self.saved = None
 
     def _build(self, fl_ctx: FLContext) -> None:
         workspace = fl_ctx.get_workspace()
         self.study = Study.from_dict(self._raw_study)
-        self.keeper = self._begin(workspace, fl_ctx.get_job_id(), self.study)  # first: a job that dies now is known
+        self.checkpoint = self._begin(workspace, fl_ctx.get_job_id(), self.study)  # first: this job may die any time
         built = build(self.study, load_settings(Path(workspace.get_root_dir())))
         self.method = built.method
         self.shared = built.shared()
         limit_arrays(Schema.of(self.shared).nbytes)
-        self._go_on(workspace, self.study, self.keeper)
+        self._resume_earlier(workspace, self.study, self.checkpoint)
         self.sizes = _sizes(built)
         self.pixels = {"input_px": built.model.input_px, "mask_px": built.model.mask_px}
         self.model = SharedModel(self.shared)
 
-    def _begin(self, workspace: Workspace, job: str, study: Study) -> Keeper:
-        ids = job_ids(self._resume)
-        earlier = kept_folders(workspace, ids, study)
-        keeper = Keeper(kept_folder(workspace, job), run_folder(workspace, job), study, earlier)
-        keeper.begin()
-        return keeper
+    def _begin(self, workspace: Workspace, job: str, study: Study) -> ResumeCheckpoint:
+        earlier = checkpoint_folders(workspace, job_ids(self._resume), study)
+        folders = checkpoint_folder(workspace, job), run_folder(workspace, job)
+        checkpoint = ResumeCheckpoint(*folders, study, earlier)
+        checkpoint.create()
+        return checkpoint
 
-    def _go_on(self, workspace: Workspace, study: Study, keeper: Keeper) -> None:
+    def _resume_earlier(self, workspace: Workspace, study: Study, checkpoint: ResumeCheckpoint) -> None:
         ids = job_ids(self._resume)
-        self.saved = saved_server(workspace, ids, study, self.shared)
+        self.saved = load_server(workspace, ids, study, self.shared)
         if self.saved is not None:
-            self.best = saved_best(workspace, ids, study)
+            self.best = load_best(workspace, ids, study)
             self.shared = self.saved.server.shared
-            keeper.go_on(self.saved)
-        elif ids and not kept_folders(workspace, ids, study):  # in a simulator, a job goes on from its own id
-            keeper.forget()  # a job that was not run is none to go on from
-            what = "the server has kept nothing of this study under the ids that the job names"
-            raise TrainingError(what, where="resume", do=f"compare the ids, or {MEND}")
+            checkpoint.resume_from(self.saved)
+        elif ids and not checkpoint_folders(workspace, ids, study):  # in a simulator, a job resumes its own id
+            checkpoint.remove()  # a job that never ran cannot be resumed
+            what = "the server has no state of this study under the ids that the job names"
+            raise TrainingError(what, where="resume", do=f"compare the ids, or {ADVICE}")
 
 
 def _sizes(built: BuiltModel) -> dict[str, float]:

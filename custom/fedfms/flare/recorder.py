@@ -1,4 +1,4 @@
-"""What a run leaves at the server: one row a round and site, the final scores, and the report made of them."""
+"""A run's records at the server: a row per round and site, the final scores, and the report."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from nvflare.app_common.app_event_type import AppEventType
 
 import fedfms
 from fedfms.errors import FedfmsError
-from fedfms.federation.rows import line_of
+from fedfms.federation.rows import to_json
 from fedfms.files import append_line, write_atomic
 from fedfms.flare.aggregator import RoundServerAggregator
 from fedfms.flare.messages import REPORT, model_name
 from fedfms.flare.persistor import SharedModelPersistor
-from fedfms.flare.progress import ASKED, ENDED_FILE, Progress
+from fedfms.flare.progress import ENDED_FILE, STATS_REQUESTED, Progress
 from fedfms.flare.resume import run_folder
 from fedfms.machine import version_of
 from fedfms.reporting import make_report, render_text
@@ -34,8 +34,9 @@ from fedfms.reporting.records import clean_reason
 
 
 class Recorder(FLComponent):
-    """Writes `fedfms/run.json`, `rounds.jsonl` and `final.json` at the server, and the report at the end; tells the
-    rounds to whoever asks for the job's statistics.
+    """Writes `fedfms/run.json`, `rounds.jsonl` and `final.json` at the server, and the report at the end.
+
+    It also answers requests for the job's statistics with the progress of the rounds.
     """
 
     def __init__(self, persistor_id: str = "persistor", aggregator_id: str = "aggregator") -> None:
@@ -49,7 +50,7 @@ class Recorder(FLComponent):
         self._progress = Progress()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Record what NVFLARE tells by its events."""
+        """Record NVFLARE's events."""
         handlers = {
             AppEventType.INITIAL_MODEL_LOADED: self._start,
             AppEventType.AFTER_AGGREGATION: self._write_round,
@@ -57,7 +58,7 @@ class Recorder(FLComponent):
             AppEventType.VALIDATION_RESULT_RECEIVED: self._note_final,
             EventType.FATAL_SYSTEM_ERROR: self._note_end,
             EventType.END_RUN: self._report,
-            ASKED: self._progress.tell,
+            STATS_REQUESTED: self._progress.add_to_stats,
         }
         if event_type in handlers:
             handlers[event_type](fl_ctx)
@@ -74,11 +75,11 @@ class Recorder(FLComponent):
 
     def _start(self, fl_ctx: FLContext) -> None:
         persistor = self._persistor(fl_ctx)
-        if not persistor.sizes:  # it has said why there is no model; NVFLARE goes on to this all the same
+        if not persistor.sizes:  # there is no model, and it has reported why; NVFLARE fires this event all the same
             return
-        assert persistor.study is not None and persistor.keeper is not None
+        assert persistor.study is not None and persistor.checkpoint is not None
         if persistor.saved is not None:
-            self._go_on(persistor, persistor.saved.server.round, self._folder(fl_ctx))
+            self._resume(persistor, persistor.saved.server.round, self._folder(fl_ctx))
         run = {
             "format": 1,
             "study": persistor.study.to_dict(),
@@ -93,14 +94,15 @@ class Recorder(FLComponent):
             "model": persistor.pixels,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        run |= {"resumed": persistor.keeper.resumed} if persistor.keeper.resumed else {}
+        run |= {"resumed": persistor.checkpoint.resumed} if persistor.checkpoint.resumed else {}
         write_atomic(self._folder(fl_ctx) / "run.json", json.dumps(run, indent=2))
         self._progress.start(persistor.study)
 
-    def _go_on(self, persistor: SharedModelPersistor, round_: int, folder: Path) -> None:
-        """Begin with the records of the rounds that an earlier job has done; those of its last one are done anew."""
-        assert persistor.keeper is not None
-        for name, lines in (("rounds.jsonl", persistor.keeper.rounds), ("mixing.jsonl", persistor.keeper.mixing)):
+    def _resume(self, persistor: SharedModelPersistor, round_: int, folder: Path) -> None:
+        """Begin with the records of the earlier job's completed rounds."""
+        checkpoint = persistor.checkpoint
+        assert checkpoint is not None
+        for name, lines in (("rounds.jsonl", checkpoint.rounds), ("mixing.jsonl", checkpoint.mixing)):
             if lines:
                 write_atomic(folder / name, "".join(f"{line}\n" for line in lines))
             else:
@@ -110,14 +112,15 @@ class Recorder(FLComponent):
         self._best_round = 0 if persistor.best is None else persistor.best.round
 
     def _note_best(self, fl_ctx: FLContext) -> None:
-        # The model that the sites received in this round, which is the result of that many rounds.
+        # It is the model that the sites received in this round, after that many rounds.
         self._best_round = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
 
     def _write_round(self, fl_ctx: FLContext) -> None:
         self._write_rows(fl_ctx)
-        round_, mixing = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)), self._aggregator(fl_ctx).notes.get("W")
-        if mixing:
-            append_line(self._folder(fl_ctx) / "mixing.jsonl", line_of({"round": round_, "W": mixing}))
+        round_, state = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)), self._aggregator(fl_ctx).server(fl_ctx).state
+        mixing = state.notes.get("W")
+        if mixing and state.round > round_:  # NVFLARE fires this event after an aggregation that failed, too
+            append_line(self._folder(fl_ctx) / "mixing.jsonl", to_json({"round": round_, "W": mixing}))
         self._rounds_done = round_ + 1
 
     def _write_rows(self, fl_ctx: FLContext, *, aggregated: bool = True) -> None:
@@ -128,7 +131,7 @@ class Recorder(FLComponent):
             if row["round"] not in self._written and (aggregated or not row["accepted"])
         ]  # fmt: skip
         for row in new:
-            append_line(path, line_of(row))
+            append_line(path, to_json(row))
         self._progress.add(new)
         self._written |= {row["round"] for row in aggregator.rows.values()}
 
@@ -150,18 +153,18 @@ class Recorder(FLComponent):
         model = self._final.setdefault(name, {"round": round_, "sites": {}})
         report = dxo.data[REPORT]
         each = report.get("by_site") if isinstance(report, dict) else None
-        model["sites"] |= each if isinstance(each, dict) else {site: report}  # pooled data are scored site by site
-        write_atomic(self._folder(fl_ctx) / "final.json", line_of({"models": self._final}, indent=2))
+        model["sites"] |= each if isinstance(each, dict) else {site: report}  # pooled data have scores by site
+        write_atomic(self._folder(fl_ctx) / "final.json", to_json({"models": self._final}, indent=2))
 
     def _note_end(self, fl_ctx: FLContext) -> None:
-        """Why the server gives the run up, for whoever fetches it: NVFLARE itself only says that it ended badly."""
+        """Record why the server ends the run; NVFLARE itself only reports a failure."""
         reason = clean_reason(fl_ctx.get_prop(FLContextKey.EVENT_DATA))
-        write_atomic(self._folder(fl_ctx).parent / ENDED_FILE, line_of({"reason": reason}))
+        write_atomic(self._folder(fl_ctx).parent / ENDED_FILE, to_json({"reason": reason}))
 
     def _report(self, fl_ctx: FLContext) -> None:
         folder = self._folder(fl_ctx)
         if (folder / "run.json").is_file():
-            self._write_rows(fl_ctx, aggregated=False)  # why a round never came to its aggregation
+            self._write_rows(fl_ctx, aggregated=False)  # why a round was never aggregated
         elif not (folder.parent / ENDED_FILE).is_file():
             return
         try:
@@ -170,6 +173,6 @@ class Recorder(FLComponent):
             self.log_error(fl_ctx, f"fedfms: no report: {error.line()}", fire_event=False)
             return
         self.log_info(fl_ctx, f"fedfms: report in {folder / 'report'}\n{render_text(report)}", fire_event=False)
-        keeper = self._persistor(fl_ctx).keeper
-        if report.results["complete"] and keeper is not None:
-            keeper.forget()
+        checkpoint = self._persistor(fl_ctx).checkpoint
+        if report.results["complete"] and checkpoint is not None:
+            checkpoint.remove()

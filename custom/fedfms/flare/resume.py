@@ -1,8 +1,8 @@
-"""Going on where an earlier job stood: what its server and its sites have kept, found by that job's id.
+"""Resuming a job: what its server and its sites stored, found by the job's id.
 
-A job names the jobs that it goes on from, the oldest first, by their ids: never by a path. The server keeps its state
-in a folder of its own beside the runs, because NVFLARE takes a run's folder away when the job ends, however it ends; a
-site's runs stay. What is of another study is not taken.
+A job names the jobs that it resumes, the oldest first, by their ids, never by a path. The server stores its resume
+checkpoint in a folder beside the runs, because NVFLARE removes a run's folder when the job ends; a site's runs stay.
+State of another study is rejected.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from nvflare.apis.workspace import Workspace
 from fedfms.data.damaged import RECORD
 from fedfms.errors import StudyError, TrainingError
 from fedfms.federation.state import FILE, Saved, ServerStateStore
-from fedfms.federation.validation import Schema
+from fedfms.federation.update_schema import Schema
 from fedfms.files import replace_folder, write_atomic
 from fedfms.methods import ServerState, Tensors
+from fedfms.schema import read_json
 from fedfms.study import Study
 from fedfms.training.error_context import MAKE_ROOM
 from fedfms.training.state import read_tensors
 
-KEPT = "fedfms_runs"  # in a server's workspace: a folder a job that has not come to its end
+CHECKPOINTS = "fedfms_runs"  # in a server's workspace: a folder for each job that has not ended
 CLIENT_CONFIG = "config_fed_client.json"  # in a job's app
-OURS = "fedfms"  # in a run's folder, at the server and at a site
-BEST = "best_FL_global_model.pt"  # NVFLARE's name of it
-STUDY = "study.json"  # in a kept folder from the job's start on: whose it is
+RUN_SUBFOLDER = "fedfms"  # in a run's folder, at the server and at a site
+BEST = "best_FL_global_model.pt"  # NVFLARE's name
+STUDY = "study.json"  # in a checkpoint from the job's start on
+ADVICE = "start the study again with its own job"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-MEND = "start the study again with its own job"
 
 
 class Best(NamedTuple):
@@ -47,95 +48,100 @@ class Best(NamedTuple):
 
 
 def job_ids(ids: Iterable[Any]) -> tuple[str, ...]:
-    """The ids as they are, each the name of one folder.
+    """The ids, each of which names one folder.
 
     Raises:
-        StudyError: one is none.
+        StudyError: one is not an id.
     """
     found = tuple(ids)
     if not all(isinstance(one, str) and _ID.fullmatch(one) for one in found):
-        raise StudyError("what the job goes on from is no job's id", where="resume", do="use `fedfms resume`")
+        raise StudyError("the job to resume is not given by a job's id", where="resume", do="use `fedfms resume`")
     return found
 
 
 def run_folder(workspace: Workspace, job: str) -> Path:
-    """Ours in a job's run, at the server or at a site."""
-    return Path(workspace.get_run_dir(job)) / OURS
+    """This package's folder in a job's run, at the server or at a site."""
+    return Path(workspace.get_run_dir(job)) / RUN_SUBFOLDER
 
 
-def kept_folder(workspace: Workspace, job: str) -> Path:
-    """Where a server keeps what a job that is cut can be gone on with from."""
-    return Path(workspace.get_root_dir()) / KEPT / job
+def checkpoint_folder(workspace: Workspace, job: str) -> Path:
+    """Where a server stores the resume checkpoint of a job."""
+    return Path(workspace.get_root_dir()) / CHECKPOINTS / job
 
 
-def kept_folders(workspace: Workspace, ids: Iterable[str], study: Study) -> tuple[Path, ...]:
-    """Those of the jobs that the server knows to be of this study, be it that no round of them was finished."""
-    found = (kept_folder(workspace, job) for job in ids)
+def checkpoint_folders(workspace: Workspace, ids: Iterable[str], study: Study) -> tuple[Path, ...]:
+    """Checkpoints of those jobs that belong to the study, even if no round of them was finished."""
+    found = (checkpoint_folder(workspace, job) for job in ids)
     return tuple(folder for folder in found if _same(_read_study(folder), study))
 
 
 @dataclass
-class Keeper:
-    """Keeps a run's state at the server after each round: in one file, whole or not at all, and that file again in the
-    run's own folder, for those who fetch the run.
+class ResumeCheckpoint:
+    """A run's resume checkpoint at the server: one file, written atomically after each round.
 
-    `earlier`: where the jobs of the study that it goes on from kept theirs; `rounds`, `mixing`: lines of the run's
-    records so far; `resumed`: the rounds from which it went on.
+    The run's own folder has the same file, for those who download the run.
+
+    Attributes:
+        folder: the checkpoint's folder.
+        run: the run's folder.
+        earlier: checkpoints of the jobs that this one resumes.
+        rounds, mixing: lines of the run's records so far.
+        resumed: the rounds from which the run was resumed.
     """
 
-    kept: Path
     folder: Path
+    run: Path
     study: Study
     earlier: tuple[Path, ...] = ()
     rounds: list[str] = field(default_factory=list)
     mixing: list[str] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
 
-    def begin(self) -> None:
-        """Note whose the folder is, so that a job that dies before the end of its first round is known all the same.
+    def create(self) -> None:
+        """Record the study, so that a job which dies in its first round can be resumed.
 
         Raises:
-            TrainingError: no room, or no right to the folder.
+            TrainingError: no room, or no permission.
         """
         try:
-            for folder in (self.kept.parent, self.kept):
+            for folder in (self.folder.parent, self.folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 folder.chmod(0o700)
-            write_atomic(self.kept / STUDY, json.dumps(self.study.to_dict()), mode=0o600)
+            write_atomic(self.folder / STUDY, json.dumps(self.study.to_dict()), mode=0o600)
         except OSError as error:
             what = f"the server's state cannot be written ({error.strerror})"
             raise TrainingError(what, do=MAKE_ROOM) from error
 
-    def go_on(self, saved: Saved) -> None:
-        """Begin with what an earlier job has kept."""
+    def resume_from(self, saved: Saved) -> None:
+        """Begin with the records of an earlier job."""
         self.rounds, self.mixing = list(saved.run["rounds"]), list(saved.run["mixing"])
         self.resumed = [*saved.run["resumed"], saved.server.round]
 
     def save(
         self, server: ServerState, mirrors: Mapping[str, Tensors], rows: Iterable[str], mixing: str | None = None
     ) -> None:
-        """Keep the server as it is after a round.
+        """Store the server state after a round.
 
         Args:
-            rows: who took part in the round: lines of `rounds.jsonl`.
-            mixing: a line of `mixing.jsonl`, of a method that has such.
+            rows: the round's lines of `rounds.jsonl`.
+            mixing: the round's line of `mixing.jsonl`, if the method makes mixtures.
         """
         self.rounds += rows
         self.mixing += [] if mixing is None else [mixing]
         run = {
             "study": self.study.to_dict(), "rounds": self.rounds, "mixing": self.mixing, "resumed": self.resumed,
         }  # fmt: skip
-        ServerStateStore(self.kept / FILE).save(server, mirrors, run)
-        put(self.kept / FILE, self.folder / FILE)
+        ServerStateStore(self.folder / FILE).save(server, mirrors, run)
+        link(self.folder / FILE, self.run / FILE)
 
-    def forget(self) -> None:
-        """The run has come to its end, and is not gone on with."""
-        for folder in (self.kept, *self.earlier):
+    def remove(self) -> None:
+        """The run has ended: remove its checkpoint and those of the jobs that it resumed."""
+        for folder in (self.folder, *self.earlier):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def put(source: Path, target: Path) -> None:
-    """The same file under a second name, at once; a copy where the file system knows no second names.
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name atomically; a copy where the file system has no hard links.
 
     Raises:
         OSError: no folder, no permission, no room.
@@ -150,57 +156,57 @@ def put(source: Path, target: Path) -> None:
     fresh.replace(target)
 
 
-def saved_server(workspace: Workspace, ids: Sequence[str], study: Study, shared: Tensors) -> Saved | None:
-    """The server of the newest of the jobs that has kept one; None where all were cut before the end of a round.
+def load_server(workspace: Workspace, ids: Sequence[str], study: Study, shared: Tensors) -> Saved | None:
+    """The server state of the newest of the jobs that stored one; None where none finished a round.
 
     Args:
-        shared: the study's shared tensors, of which those that were kept must have names and shapes.
+        shared: the study's shared tensors; stored ones must have the same names and shapes.
 
     Raises:
-        TrainingError: what was kept is damaged, or of another study.
+        TrainingError: the state is damaged, or belongs to another study.
     """
     for job in reversed(ids):
-        saved = ServerStateStore(kept_folder(workspace, job) / FILE).read()
+        saved = ServerStateStore(checkpoint_folder(workspace, job) / FILE).read()
         if saved is None:
             continue
         if not _same(saved.run.get("study"), study) or Schema.of(saved.server.shared) != Schema.of(shared):
-            raise TrainingError("what the earlier job has kept is of another study", where="resume", do=MEND)
+            raise TrainingError("the earlier job's state belongs to another study", where="resume", do=ADVICE)
         return saved
     return None
 
 
-def saved_best(workspace: Workspace, ids: Sequence[str], study: Study) -> Best | None:
-    """The best model of the newest of the jobs of the study that has one.
+def load_best(workspace: Workspace, ids: Sequence[str], study: Study) -> Best | None:
+    """The best model of the newest of the study's jobs that has one.
 
     Raises:
         TrainingError: it is damaged.
     """
     for job in reversed(ids):
-        path = kept_folder(workspace, job) / BEST
+        path = checkpoint_folder(workspace, job) / BEST
         if path.is_file():
-            told = read_tensors(path, "the best model", lazily=True)
-            if not _same(told.get("study"), study):
-                continue
-            return Best(int(told["round"]), float(told["dice"]), path)
+            content = read_tensors(path, "the best model", lazily=True)
+            if _same(content.get("study"), study):
+                return Best(int(content["round"]), float(content["dice"]), path)
     return None
 
 
-def take_over(workspace: Workspace, ids: Sequence[str], folder: Path, study: Study) -> bool:
-    """At a site: its states of the newest of the jobs that has any, copied to `folder`, of this job, if none is there;
-    and before them what the newest that has left out images has left out.
+def adopt_site_state(workspace: Workspace, ids: Sequence[str], folder: Path, study: Study) -> bool:
+    """At a site: copy the states of the newest of the jobs that has any to `folder`, if it has none.
+
+    The record of skipped images is copied first, from the newest job that has one.
 
     Returns:
-        Whether there are any states then.
+        Whether `folder` has states then.
 
     Raises:
-        TrainingError: they are of another study.
+        TrainingError: they belong to another study.
         OSError: they cannot be copied.
     """
-    if (folder / "state").is_dir():  # put there last
+    if (folder / "state").is_dir():  # copied last
         return True
     record, states = (_newest(workspace, ids, name, study) for name in (RECORD, "state"))
     if record is not None and not (folder / RECORD).exists():
-        put(record, folder / RECORD)
+        link(record, folder / RECORD)
     if states is None:
         return False
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,36 +215,36 @@ def take_over(workspace: Workspace, ids: Sequence[str], folder: Path, study: Stu
 
 
 def _newest(workspace: Workspace, ids: Sequence[str], name: str, study: Study) -> Path | None:
-    """What is called so in the run at this site of the newest of the jobs that has it."""
+    """The entry `name` in the run folder, at this site, of the newest of the jobs that has it."""
     for job in reversed(ids):
         found = run_folder(workspace, job) / name
         if found.exists():
             config = Path(workspace.get_app_config_dir(job)) / CLIENT_CONFIG
             if not _same(sent_study(config), study):
-                raise TrainingError("the state of the earlier job is of another study", where="resume", do=MEND)
+                raise TrainingError("the earlier job's state belongs to another study", where="resume", do=ADVICE)
             return found
     return None
 
 
 def sent_study(config: Path) -> Any:
-    """The study in a job's configuration of its sites, as plain content; None where it cannot be told."""
+    """The study in a job's configuration of its sites, as plain data; None where there is none."""
     try:
-        return json.loads(config.read_text(encoding="utf-8"))["executors"][0]["executor"]["args"]["study"]
-    except (OSError, ValueError, LookupError, TypeError):
+        return read_json(config, StudyError)["executors"][0]["executor"]["args"]["study"]
+    except (StudyError, LookupError, TypeError):
         return None
 
 
 def _read_study(folder: Path) -> Any:
-    """The study of a kept folder; None where it cannot be told."""
+    """The study of a checkpoint's folder, as plain data; None where there is none."""
     try:
-        return json.loads((folder / STUDY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / STUDY, StudyError)
+    except StudyError:
         return None
 
 
-def _same(told: Any, study: Study) -> bool:
-    """Whether plain content is that study; what it does not say is as it is by default."""
+def _same(plain: Any, study: Study) -> bool:
+    """Whether plain data describe that study; missing keys have their defaults."""
     try:
-        return Study.from_dict(told) == study
+        return Study.from_dict(plain) == study
     except (StudyError, AttributeError):
         return False

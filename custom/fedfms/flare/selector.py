@@ -1,4 +1,4 @@
-"""NVFLARE's selection of the best model, fed with accepted updates only."""
+"""NVFLARE's selection of the best model, by accepted updates only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
 
 
 class AcceptedModelSelector(IntimeModelSelector):
-    """Counts a site's validation score after the aggregator has accepted its update, not before.
+    """Counts a site's validation score once the aggregator has accepted its update.
 
-    NVFLARE's own counts it before: the score of an update that is then refused, or a second one of the same site,
-    would choose the best model. It is the score of the model that the site received: of an update that turns out too
-    long when the round is combined it counts all the same.
+    NVFLARE counts it before: the score of a rejected update, or of a second one of the same site, would select the best
+    model. The score is of the received model, so it also counts where the update later turns out too long.
     """
 
     def __init__(self, key_metric: str, persistor_id: str = "persistor") -> None:
@@ -21,9 +20,7 @@ class AcceptedModelSelector(IntimeModelSelector):
         self._persistor_id = persistor_id
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """As NVFLARE's, with the contribution looked at once it is in; a job that goes on from another one begins with
-        the best of that.
-        """
+        """As NVFLARE's, after acceptance; a resumed job starts with the best score of the earlier one."""
         if event_type == AppEventType.INITIAL_MODEL_LOADED:
             best = getattr(fl_ctx.get_engine().get_component(self._persistor_id), "best", None)
             if best is not None:

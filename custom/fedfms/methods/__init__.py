@@ -1,4 +1,4 @@
-"""The methods, by name. A new one: a file with a `Method`, and a line here."""
+"""The registry of methods. A new method is a file with a `Method` subclass, and a line here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from fedfms.methods.base import (
     Update,
 )
 from fedfms.methods.centralised import Msa, Sam, UNet
-from fedfms.methods.families import resolve_study
 from fedfms.methods.fedala import FedALA
 from fedfms.methods.feddbe import FedDBE
 from fedfms.methods.fedheal import FedHEAL
@@ -33,10 +32,12 @@ from fedfms.methods.fedsca import FedSCA
 from fedfms.methods.fedunet import FedUNet
 from fedfms.methods.lat import LAT
 from fedfms.methods.local import Local
+from fedfms.methods.resolve import resolve_study
 from fedfms.methods.sgca import SGCA
+from fedfms.schema import did_you_mean
 from fedfms.study import Study
 
-POOL = "pool"  # the one site that a centralised method trains at
+POOL = "pool"  # the one training site of a centralised method
 _ALL: tuple[type[Method], ...] = (
     FedMSA,
     FedSAM,
@@ -68,14 +69,8 @@ def make_method(name: str, options: Mapping[str, Any]) -> Method:
     if name not in METHODS:
         raise StudyError(f"unknown method {name!r}", where="study", do=f"one of {sorted(METHODS)}")
     known = method_options(name)
-    for option, value in options.items():
-        if option not in known:
-            do = f"known ones: {sorted(known)}" if known else "it takes none"
-            raise StudyError(f"unknown option {option!r}", where=f"method {name}", do=do)
-        kind = type(known[option])
-        whole = kind is float and isinstance(value, int) and not isinstance(value, bool)
-        if not isinstance(value, kind) and not whole or isinstance(value, bool) != (kind is bool):
-            raise StudyError(f"{option} is {value!r}", where=f"method {name}", do=f"it must be a {kind.__name__}")
+    if unknown := sorted(set(options) - known.keys()):
+        raise StudyError(f"unknown option {unknown[0]!r}", where=f"method {name}", do=did_you_mean(unknown[0], known))
     return METHODS[name](**options)
 
 
@@ -89,10 +84,10 @@ def method_options(name: str) -> dict[str, Any]:
 
 
 def centralised_counterpart(method: Method) -> str | None:
-    """The centralised method that trains on pooled data what `method` trains in a federation: its upper yardstick.
+    """The centralised method that trains on pooled data what `method` trains in a federation.
 
-    What a method adds to the model beside that (FedDBE's shift) is its own. None where there is no such method, and
-    of a centralised one.
+    What a method adds to the model (FedDBE's shift) is its own and does not count. None where there is no such method,
+    and for a centralised one.
     """
     if method.centralised:
         return None
@@ -104,24 +99,26 @@ def centralised_counterpart(method: Method) -> str | None:
 
 
 def training_sites(study: Study) -> tuple[str, ...]:
-    """The sites that train in a study's run: those that it names, or none where whoever takes part does."""
+    """The sites that train in a study's run: those that it names; empty where any site may take part."""
     return (POOL,) if study.method in METHODS and METHODS[study.method].centralised else study.sites
 
 
 def selects_best_model(study: Study) -> bool:
-    """Whether a run keeps the best of its global models, by validation Dice. Not in the personal protocol, whose only
-    scored images are the test's, nor where a site's private tensors belong to the model: they are those of the last
-    round.
+    """Whether a run retains the best of its global models by validation Dice.
+
+    Not in the personal protocol, which scores test images only; nor where a site's private tensors belong to the
+    model: they are those of the last round.
     """
     return study.data.protocol != "personal" and not METHODS[study.method].personal
 
 
 def required_updates(study: Study) -> int:
-    """Sites whose update a round needs."""
+    """Updates that a round needs."""
     return 1 if training_sites(study) == (POOL,) else study.min_sites
 
 
 __all__ = [
-    "METHODS", "POOL", "SiteContext", "Layout", "LocalData", "Method", "Partition", "ServerState", "LocalInit", "Tensors", "Update",
-    "resolve_study", "selects_best_model", "make_method", "method_options", "required_updates", "training_sites", "centralised_counterpart",
+    "METHODS", "POOL", "Layout", "LocalData", "LocalInit", "Method", "Partition", "ServerState", "SiteContext",
+    "Tensors", "Update", "centralised_counterpart", "make_method", "method_options", "required_updates",
+    "resolve_study", "selects_best_model", "training_sites",
 ]  # fmt: skip

@@ -1,9 +1,12 @@
-"""What a method is: what is trained, what leaves the site, what a site does on receipt, and how updates combine.
+"""The contract of a method: what is trained, what is shared, what a site does with it, and how updates are aggregated.
 
-A method is pure: dicts of tensors and numbers in, dicts out; no files and no FLARE. The same object runs in the
-in-process reference loop (`fedfms.federation.inprocess`) and in a federation (`fedfms.flare`), which is why the two
-give the same numbers. A new method is a subclass in a file of its own, a line in the registry, a card in
-`docs/methods/`; what it does not override is FedAvg over all that it trains.
+A method is pure: dicts of tensors and numbers in, dicts out; no files, no NVFLARE. The same object runs in the
+in-process loop (`fedfms.federation.inprocess`) and under NVFLARE (`fedfms.flare`), which is why both give the same
+numbers. A new method is a subclass in a file of its own, a line in the registry and a card in `docs/methods/`. What it
+does not override is FedAvg over all that it trains.
+
+The hooks, in the order of a round. Server: `dispatch`. Site: `on_receive`, scoring, `before_training`, per step `loss`
+and `penalty`, `after_training`, `outgoing`. Server: `aggregate`.
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """What a method must know of a model: its tensors by role, and its adapters from input to output.
+    """A model's tensors by role, for a method to choose from.
 
-    `roles`: parameter name -> one of `fedfms.models.base.ROLES`; `adapters`: the names of A_1..A_K; `buffers`:
-    state that moves in training and is no parameter (batch statistics).
+    Attributes:
+        roles: parameter name -> one of `fedfms.models.base.ROLES`.
+        adapters: names of the parameters of A_1..A_K, from input to output.
+        buffers: names of buffers that training changes (batch statistics).
     """
 
     roles: Mapping[str, str]
@@ -43,9 +48,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Partition:
-    """Names of a model's tensors by what becomes of them; each tuple in the model's own order.
+    """Names of shared, private and frozen tensors, each in the model's order.
 
-    shared + private = trained (parameters, and buffers that move); trained + frozen = all parameters and those.
+    shared + private = trained (parameters, and buffers that training changes); trained + frozen = all of them.
     """
 
     shared: tuple[str, ...]
@@ -69,11 +74,13 @@ class Update:
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that a server remembers before round `round`: enough to go on after a stop, with the same numbers.
+    """The server's state before round `round`; enough to resume a run with the same numbers.
 
-    `shared` is the global model; `per_site` a site's own mixture where a method gives each its own; `state` is the
-    method's: tensors, numbers, texts, and lists and dicts of them; `notes` is for people, as JSON: what this
-    round's aggregation decided (SGCA's W).
+    Attributes:
+        shared: the global model's shared tensors.
+        per_site: each site's own mixture, of methods that make one.
+        state: the method's own: tensors, numbers, texts, and lists and dicts of them.
+        notes: what this round's aggregation decided (SGCA's W), for people; JSON.
     """
 
     shared: Tensors
@@ -85,59 +92,73 @@ class ServerState:
 
 
 class LocalData(Protocol):
-    """A site's training data, for methods that look at them before a round's training begins."""
+    """A site's training data, for methods that use them before a round's training."""
 
     def batches(self, share: float, purpose: str) -> Iterable[Any]:
-        """Batches of a random `share` (0..1] of the training slices; drawn anew by (seed, site, round, purpose)."""
+        """Batches of a random `share` (0..1] of the training slices, drawn by (seed, site, round, purpose)."""
 
     def gradients(self, tensors: Tensors, names: Collection[str], batch: Any) -> tuple[float, Tensors]:
-        """Loss of the model with the trained `tensors` on a batch, and its gradients by the tensors in `names`."""
+        """Loss of the model with the trained `tensors` on a batch, and its gradients with respect to `names`."""
 
 
 @dataclass(frozen=True)
 class SiteContext:
-    """What a site has when a round's tensors arrive.
+    """A site's state when a round's tensors arrive.
 
-    `own`: all its trained tensors as it last left them (as they begin, before its first round); `memory`: what the
-    method asked it to keep; `samples`: slices that it trains on.
+    Attributes:
+        samples: slices that the site trains on.
+        own: all its trained tensors after its last round, or the initial ones.
+        stored: what the method stores at the site.
     """
 
     round: int
     samples: int
     own: Tensors
-    memory: Tensors
-    learner: LocalData
+    stored: Tensors
+    local_data: LocalData
 
 
 @dataclass(frozen=True)
 class LocalInit:
-    """The trained tensors with which a site begins a round, and what the method asks it to keep."""
+    """Local initialisation: the trained tensors with which a site begins a round, and what the method stores."""
 
     tensors: Tensors
-    memory: Tensors = field(default_factory=dict)
+    stored: Tensors = field(default_factory=dict)
 
 
 class Method:
-    """Base of all methods: trains by roles, shares all that it trains, keeps nothing private.
+    """Base of all methods: trains by roles, shares all that it trains, has no private tensors.
 
-    The class attributes say what a method is; options are keyword arguments of `__init__`, each with a default.
+    Class attributes describe a method; its options are keyword arguments of `__init__` with defaults.
+
+    Attributes:
+        family: of the backbones that it trains.
+        personal: every site ends with a personal model.
+        sends_parts: a site may receive a part of the shared tensors.
+        aggregates_by_mean: `aggregate` is the sample-weighted mean of whole updates, so that a robust rule may stand in
+            for it (`fedfms.federation.robust`).
+        centralised: the data of all sites are pooled in one process; a baseline, not a federation.
+        trained_roles: roles of the tensors that it trains.
+        adapters: the model has adapters (MSA) or none (SAM).
+        plan: of a network that is built to a plan (nnU-Net); empty: built by its rules.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    family: ClassVar[str] = "sam"  # of the backbones that it trains
-    personal: ClassVar[bool] = False  # every site ends with a model of its own
-    sends_parts: ClassVar[bool] = False  # a site may be sent a part of the shared tensors
-    # `aggregate` takes the sample-weighted mean of whole updates: another rule may take its place (`fedfms.federation.robust`).
+    family: ClassVar[str] = "sam"
+    personal: ClassVar[bool] = False
+    sends_parts: ClassVar[bool] = False
     aggregates_by_mean: ClassVar[bool] = False
-    centralised: ClassVar[bool] = False  # the data of all sites pooled in one process: a yardstick, no federation
-    # These two may hang on an option, and are then set by `__init__`.
+    centralised: ClassVar[bool] = False
+    # An option may decide these three; `__init__` then sets them.
     trained_roles: frozenset[str]
-    adapters: bool = False  # the model carries adapters (MSA) or none (SAM)
-    plan: Mapping[str, Any] = MappingProxyType({})  # of a network that is made to one (nnU-Net); empty: by its rules
+    adapters: bool = False
+    plan: Mapping[str, Any] = MappingProxyType({})
+
+    # --- what is trained and shared
 
     def bind(self, layout: Layout) -> None:
-        """Remember what the method needs of the model that it works on; called once, before `partition`."""
+        """Remember what the method needs of its model; called once, before `partition`."""
 
     def partition(self, layout: Layout) -> Partition:
         """Split a model's tensors into shared, private and frozen ones."""
@@ -155,39 +176,41 @@ class Method:
         return frozenset(trained)
 
     def adapt_study(self, study: Study) -> Study:
-        """The study with what the method sets beyond its backbone (`fedfms.methods.resolve_study`); as it is by default."""
+        """The study with the settings that the method requires (see `fedfms.methods.resolve_study`)."""
         return study
 
     def extend_model(self, model: SegmentationModel) -> None:
-        """Give the freshly built model what the method adds to it (`model.extras`); nothing by default."""
+        """Add the method's own module to a new model (`model.extras`)."""
 
-    def receive(self, site: SiteContext, received: Tensors) -> LocalInit:
-        """What a site makes of a round's tensors: they replace its own, and the rest stays as it is."""
-        return LocalInit({**site.own, **received}, site.memory)
+    # --- at the site
 
-    def personal_model(self, own: Tensors, memory: Tensors, received: Tensors) -> Tensors:
-        """The trained tensors of the model that a site would use: as `receive`, without looking at training data."""
+    def on_receive(self, site: SiteContext, received: Tensors) -> LocalInit:
+        """Local initialisation: the received tensors replace the site's own, the others stay."""
+        return LocalInit({**site.own, **received}, site.stored)
+
+    def personal_model(self, own: Tensors, stored: Tensors, received: Tensors) -> Tensors:
+        """The trained tensors of the model that a site would use: as `on_receive`, without training data."""
         return {**own, **received}
 
     def before_training(self, model: SegmentationModel, round_: int, received: Collection[str]) -> None:
-        """Set the model for the training of a round, once the received model has been scored; see `after_training`.
+        """Prepare the model for the training of a round, after the received model was scored.
 
-        Shared tensors that were not received (a method may send a part) are frozen for the round by the caller.
+        The caller freezes shared tensors that were not received (where a method sends parts) for the round.
         """
 
     def after_training(self, model: SegmentationModel) -> None:
         """Undo `before_training`."""
 
     def penalty(self, model: SegmentationModel, received: Tensors) -> torch.Tensor | None:
-        """What is added to the loss of each step (scalar tensor), or None; `received` is on the model's device."""
+        """A term of each step's loss (scalar), or None; `received` is on the model's device."""
         return None
 
     def loss(self, spec: TrainSpec) -> Loss:
-        """The loss of (logits, masks), without `penalty`: the study's own."""
+        """The loss of (logits, masks), without `penalty`: by default the study's."""
         return make_loss(spec)
 
     def optimizer(self, parameters: Mapping[str, torch.nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
-        """The optimizer of a site's trained parameters; its state is kept from round to round."""
+        """The optimizer of a site's trained parameters; its state persists between rounds."""
         return torch.optim.Adam(list(parameters.values()), lr=spec.lr, betas=(spec.beta1, spec.beta2))
 
     def learning_rate(self, spec: TrainSpec, round_: int) -> float:
@@ -195,17 +218,19 @@ class Method:
         return spec.lr * SCHEDULES[spec.lr_schedule](round_ / spec.rounds)
 
     def outgoing(self, round_: int, trained: Tensors, received: Collection[str]) -> Tensors:
-        """What leaves the site after training: of all trained tensors, those of `sent_names`."""
+        """What leaves the site after training: the trained tensors of `sent_names`."""
         return {name: trained[name] for name in self.sent_names(round_, received)}
 
     def sent_names(self, round_: int, received: Collection[str]) -> tuple[str, ...]:
-        """Names of what a site that received the tensors `received` sends back: the same."""
+        """Names of what a site sends that received the tensors `received`: by default the same."""
         return tuple(received)
+
+    # --- at the server
 
     def dispatch(self, server: ServerState, sites: Sequence[str]) -> dict[str, Tensors]:
         """What each of `sites` gets in round `server.round`: its own mixture, or else the global model."""
         return {site: server.per_site.get(site, server.shared) for site in sites}
 
     def aggregate(self, updates: Sequence[Update], server: ServerState) -> ServerState:
-        """The server after this round's accepted updates, whatever their order; its round is one higher."""
+        """The server state after this round's accepted updates, in any order; its round is one higher."""
         raise NotImplementedError

@@ -1,24 +1,30 @@
-"""What a site's round comes to."""
+"""The result of a site's round."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from fedfms.compression import Payload
 from fedfms.methods import Update
-from fedfms.training.link import Coded
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a site has to say after a round: its update, and how the model that it received did on its own data, as far
-    as that may leave the site (`fedfms.training.disclosure`).
+    """A site's update and numbers, as far as they may leave the site (`fedfms.training.disclosure`).
+
+    Attributes:
+        update: the tensors as the server will have them, and the sample count.
+        payload: the update's arrays as they travel.
+        scores: of the received model on the validation images; None where there are none.
+        load_s: of `seconds`: opening data and model, and waiting for batches.
+        unreadable_images: images that were skipped.
     """
 
     update: Update
-    scores: dict[str, Any] | None  # of the received model, on the validation images; None where there are none
+    payload: Payload
+    scores: dict[str, Any] | None
     train_loss: float | None
     seconds: float
-    load_s: float = 0.0  # of these: opening data and model, waiting for batches
-    unreadable_images: int = 0  # left out because they are damaged
-    coded: Coded | None = None  # the update as a compressed wire has it
+    load_s: float = 0.0
+    unreadable_images: int = 0

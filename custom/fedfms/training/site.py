@@ -1,7 +1,7 @@
-"""One site of a study: it receives shared tensors, scores and trains them on its own data, and remembers the rest.
+"""One site: it receives shared tensors, scores and trains them on its own data, and stores what is private.
 
-Used alike by the in-process reference loop and by the FLARE executor. All that a round needs from the one before
-is on disk (`StateStore`), because a FLARE simulator with fewer threads than sites makes a new process for every task.
+The in-process loop and the NVFLARE executor use the same class. All that a round needs from the one before is on disk
+(`StateStore`): NVFLARE's simulator starts a new process for every task when it has fewer threads than sites.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
-from fedfms.compression import CODECS
+from fedfms.compression import CODECS, Download
 from fedfms.data import SiteData, open_site
 from fedfms.data.damaged import RECORD, read_record, write_record
 from fedfms.data.pool import PooledData, open_pool
@@ -26,21 +26,21 @@ from fedfms.rng import rng, torch_rng
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
-from fedfms.training.cpu_tuning import giving_back
+from fedfms.training.cpu_tuning import releasing_memory
 from fedfms.training.disclosure import suppress_small_cells
 from fedfms.training.error_context import error_context
-from fedfms.training.learner import SiteLearner
-from fedfms.training.link import Link, Received
+from fedfms.training.exchange import Exchange
+from fedfms.training.local_data import SiteLocalData
 from fedfms.training.metrics import Scores, merge
 from fedfms.training.prefix import PrefixCache
 from fedfms.training.result import RoundResult
-from fedfms.training.site_outputs import OVERLAYS, draw, save_scores
+from fedfms.training.site_outputs import OVERLAYS, save_overlays, save_scores
 from fedfms.training.state import SiteState, StateStore, save_model
 from fedfms.training.trainer import Aborted, Stop, Trainer, batches, never
 
 
 class Site:
-    """A study's site with its data, its model and its memory in `folder` (the run's own folder at the site)."""
+    """A site of a study: its data, its model, and its stored state in `folder` (the run's folder at the site)."""
 
     def __init__(self, study: Study, name: str, settings: SiteSettings, folder: Path, stop: Stop = never) -> None:
         self.study = resolve_study(study, make_method(study.method, study.method_options))
@@ -54,14 +54,14 @@ class Site:
 
     @cached_property
     def data(self) -> SiteData | PooledData:
-        """The site's images; opened when first asked for, so that a fault becomes an error of that task."""
+        """The site's images; opened at first use, so that an error belongs to the task that needs them."""
         path = self._folder / RECORD
         known = read_record(path)
         data: SiteData | PooledData
         if self.pooled:
-            data = open_pool(self.study, self.study.sites, self._settings, known, self._go_on)
+            data = open_pool(self.study, self.study.sites, self._settings, known, self._check_stop)
         else:
-            data = open_site(self.study, self.name, self._settings, known.get(self.name, ()), self._go_on)
+            data = open_site(self.study, self.name, self._settings, known.get(self.name, ()), self._check_stop)
         write_record(path, {member.site: member.damaged for member in _members(data)})
         return data
 
@@ -79,19 +79,22 @@ class Site:
 
     @cached_property
     def _initial(self) -> Tensors:
-        """All trained tensors as they begin, before anything is loaded into the model."""
+        """All trained tensors before anything is loaded into the model."""
         return self.built.trained()
 
     @cached_property
-    def link(self) -> Link | None:
-        """The site's end of a compressed wire; None where tensors travel as they are."""
-        codec = CODECS.get(self.study.federation.compression)
-        return None if codec is None else Link(codec, self.built, self._initial, self._store)
+    def exchange(self) -> Exchange:
+        """Encodes and decodes what the site exchanges with the server."""
+        return Exchange(CODECS.get(self.study.federation.compression), self.built, self._initial, self._store)
+
+    def held_digest(self) -> str:
+        """See `Exchange.held_digest`."""
+        return self.exchange.held_digest()
 
     @property
-    def quiet(self) -> bool:
-        """Whether the site lets no live curves leave it."""
-        return self._settings.quiet
+    def live_metrics(self) -> bool:
+        """Whether live curves may leave the site."""
+        return self._settings.live_metrics
 
     @property
     def _min_cases(self) -> int:
@@ -102,68 +105,72 @@ class Site:
         """Slices that this site trains on."""
         return len(self.data.parts["train"])
 
-    def train_round(self, round_: int, received: Tensors, held: Tensors | None = None) -> RoundResult:
-        """Score the received model, train it for the study's local epochs, remember the state, return the update.
+    def train_round(self, round_: int, content: Tensors | Download) -> RoundResult:
+        """Score the received model, train it for the study's local epochs, store the state, return the update.
 
-        `held`: all that the site now holds of the shared tensors (`Link.read`), where the wire is compressed.
+        Args:
+            content: what the server sent.
 
         Raises:
             FedfmsError: with the site and the round in `where`.
         """
-        with self._told(f"site {self.name}, round {round_}"):
-            return self._train_round(round_, Received(received, received if held is None else held))
+        with self._error_context(f"site {self.name}, round {round_}"):
+            return self._train_round(round_, content)
 
     @contextmanager
-    def _told(self, where: str) -> Iterator[None]:
-        """Faults inside are told with their place (`error_context`); after one of the data, the next task opens them anew."""
+    def _error_context(self, where: str) -> Iterator[None]:
+        """As `error_context`; after an error of the data, the next task opens them again."""
         try:
-            with giving_back(), error_context(where):
+            with releasing_memory(), error_context(where):
                 yield
         except DataError:
             self.__dict__.pop("data", None)
             raise
 
-    def _go_on(self) -> None:
+    def _check_stop(self) -> None:
         if self._stop():
             raise Aborted
 
-    def _train_round(self, round_: int, message: Received) -> RoundResult:
-        started, received = time.monotonic(), message.tensors
+    def _train_round(self, round_: int, content: Tensors | Download) -> RoundResult:
+        started = time.monotonic()
         if not self.samples:
             raise TrainingError("there is no image to train on", do="give it more cases, or hold the site out")
-        self.built.check_received(received)
+        received = self.exchange.decode(content)
         waited, opened = self._trainer.waited_s, time.monotonic() - started
         before = self._store.load(before=round_)
         if before is not None:
-            self._trainer.most = before.micro_batch
-        start = self.built.method.receive(self._at_site(round_, before), received)
-        self.built.load(start.tensors)
+            self._trainer.max_slices = before.micro_batch
+        begin = self.built.method.on_receive(self._context(round_, before), received.tensors)
+        self.built.load(begin.tensors)
         scores = [part.result() for part in self._score().values()]
         optimizer = self._trainer.optimizer(round_, None if before is None else before.optimizer)
-        loss = self._fit(round_, optimizer, received)
+        loss = self._fit(round_, optimizer, received.tensors)
         trained = self.built.trained()
         dice = [before.best_dice if before else None, merge(scores)["dice"] if scores else None]
-        best = max((value for value in dice if value is not None), default=None)
-        most = self._trainer.most
-        state = SiteState(round_, trained, optimizer.state_dict(), best, start.memory, micro_batch=most)
-        packed, coded = self.built.method.outgoing(round_, trained, received), None
-        if self.link is not None:
-            coded, packed, state = self.link.write(packed, message, state, before)
-        self._store.save(state)
-        told = self._together([suppress_small_cells(part, self._min_cases) for part in scores])
-        told_loss = loss if self.samples >= self._min_cases else None
-        seconds, loaded = time.monotonic() - started, opened + self._trainer.waited_s - waited
-        update = Update(self.name, packed, self.samples)
-        return RoundResult(update, told, told_loss, seconds, loaded, self.data.unreadable_images, coded)
-
-    def _at_site(self, round_: int, before: SiteState | None) -> SiteContext:
-        own, memory = (self._initial, {}) if before is None else (before.trained, before.memory)
-        return SiteContext(
-            round_, self.samples, own, memory, SiteLearner(self._trainer, self.built, self._sample, round_)
+        state = SiteState(
+            round_, trained, optimizer.state_dict(), max((value for value in dice if value is not None), default=None),
+            begin.stored, micro_batch=self._trainer.max_slices,
+        )  # fmt: skip
+        outgoing = self.built.method.outgoing(round_, trained, received.tensors)
+        sent = self.exchange.encode(outgoing, received, state, before)
+        self._store.save(sent.state)
+        return RoundResult(
+            Update(self.name, sent.tensors, self.samples),
+            sent.payload,
+            self._merged([suppress_small_cells(part, self._min_cases) for part in scores]),
+            loss if self.samples >= self._min_cases else None,
+            seconds=time.monotonic() - started,
+            load_s=opened + self._trainer.waited_s - waited,
+            unreadable_images=self.data.unreadable_images,
         )
 
+    def _context(self, round_: int, before: SiteState | None) -> SiteContext:
+        own, stored = (self._initial, {}) if before is None else (before.trained, before.stored)
+        local_data = SiteLocalData(self._trainer, self.built, self._sample, round_)
+        return SiteContext(round_, self.samples, own, stored, local_data)
+
     def _sample(self, share: float, round_: int, purpose: str) -> Iterable[Any]:
-        """Batches of a random share of the training slices, as they lie on disk."""
+        """Batches of a random share of the training slices, not augmented."""
         draw = rng(self.study.seed, self.name, round_, purpose)
         count = max(1, round(share * self.samples))
         chosen = sorted(draw.permutation(self.samples)[:count].tolist())
@@ -176,7 +183,7 @@ class Site:
         built.method.before_training(built.model, round_, received)
         try:
             return self._epochs(round_, optimizer, received, augmented)
-        finally:  # a task that is stopped midway leaves the model whole for the next one
+        finally:  # a stopped task leaves the model usable for the next one
             built.method.after_training(built.model)
             built.train_only(built.partition.trained)
             built.model.zero_grad(set_to_none=True)
@@ -199,41 +206,40 @@ class Site:
 
         Args:
             received: shared tensors; private ones are the site's newest.
-            overlays: a name under which to draw a few images, truths and predictions into the site's own folder,
-                and to save there the scores of every image, and the model that is the site's own, if the method makes
-                such.
+            overlays: name of the model. The site then stores overlays of a few images, the scores of every image, and
+                its personal model, if the method makes one.
 
         Returns:
-            {"scores": ..., "part": "val" | "test" | "all", "images": n, "unreadable_images": left out, "held_out": bool}, and
-            where the data of several sites are pooled "by_site": the same of each. As far as it may leave the site
+            {"scores", "part": "val" | "test" | "all", "images": n, "unreadable_images": skipped, "held_out"};
+            where the data of several sites are pooled, also "by_site": the same of each. All of it may leave the site
             (`fedfms.training.disclosure`).
 
         Raises:
             FedfmsError: with the site in `where`.
         """
-        with self._told(f"site {self.name}"):
+        with self._error_context(f"site {self.name}"):
             self.built.check_received(received)
-            # Only a model of the site's own holds more than was received; the state is large, with the optimizer's.
+            # Only a personal model has more than was received; the state is large, since it holds the optimizer's.
             state = self._store.load() if self.built.method.personal else None
-            own, memory = (self._initial, {}) if state is None else (state.trained, state.memory)
-            self.built.load(self.built.method.personal_model(own, memory, received))
+            own, stored = (self._initial, {}) if state is None else (state.trained, state.stored)
+            self.built.load(self.built.method.personal_model(own, stored, received))
             scores = self._score()
             if overlays is not None:
-                self._keep(overlays, scores)
-        return self._tell(scores)
+                self._store_outputs(overlays, scores)
+        return self._evaluation(scores)
 
     def evaluate_others(self, models: Sequence[Tensors], name: str | None = None) -> dict[str, Any]:
-        """As `evaluate`, of models that other sites made, each by itself: means over them, image by image.
+        """As `evaluate`, of models that other sites made: each is scored, and the scores are averaged by image.
 
         Args:
             models: all trained tensors of each; at least one.
-            name: under which the scores of every image are kept at the site.
+            name: of the model; the site stores the scores of every image under it.
 
         Raises:
             FedfmsError: with the site in `where`.
         """
         several = []
-        with self._told(f"site {self.name}"):
+        with self._error_context(f"site {self.name}"):
             for tensors in models:
                 self.built.load(tensors)
                 several.append(self._score())
@@ -241,22 +247,22 @@ class Site:
             if name is not None:
                 for part in scores.values():
                     save_scores(self._folder, self.study, name, self.data.scored_part, part)
-        return self._tell(scores)
+        return self._evaluation(scores)
 
-    def _tell(self, scores: Mapping[str, Scores]) -> dict[str, Any]:
-        told = {site: suppress_small_cells(part.result(), self._min_cases) for site, part in scores.items()}
-        whole = self._report(self.data, self._together(list(told.values())))
-        each = {member.site: self._report(member, told.get(member.site)) for member in _members(self.data)}
+    def _evaluation(self, scores: Mapping[str, Scores]) -> dict[str, Any]:
+        public = {site: suppress_small_cells(part.result(), self._min_cases) for site, part in scores.items()}
+        whole = self._report(self.data, self._merged(list(public.values())))
+        each = {member.site: self._report(member, public.get(member.site)) for member in _members(self.data)}
         return whole | ({"by_site": each} if self.pooled else {})
 
-    def _report(self, data: SiteData | PooledData, told: dict[str, Any] | None) -> dict[str, Any]:
+    def _report(self, data: SiteData | PooledData, scores: dict[str, Any] | None) -> dict[str, Any]:
         part = data.scored_part
         counts = {"images": len(data.parts[part]), "unreadable_images": data.unreadable_images}
-        return {"scores": told, "part": part, **counts, "held_out": self.held_out}
+        return {"scores": scores, "part": part, **counts, "held_out": self.held_out}
 
-    def _together(self, told: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        """All members' scores, as far as they may leave: where one's are suppressed, the whole would give them away."""
-        return suppress_small_cells(merge(told), self._min_cases) if told else None
+    def _merged(self, public: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """Scores of all members. Where one member's are suppressed, the whole would reveal them, and is suppressed."""
+        return suppress_small_cells(merge(public), self._min_cases) if public else None
 
     def local_model(self) -> Tensors:
         """The shared tensors as this site last trained them.
@@ -270,22 +276,22 @@ class Site:
         return {name: state.trained[name] for name in self.built.partition.shared}
 
     def _score(self) -> dict[str, Scores]:
-        """How the model does at each of the members that have images to score it on; cases are one member's own."""
+        """Scores of the model at each member that has images to score."""
         scores, model = {}, self.built.model
         for data in _members(self.data):
             if data.parts[data.scored_part]:
                 part, input_px, mask_px = data.scored_part, model.input_px, model.mask_px
-                dataset = data.dataset(part, input_px=input_px, mask_px=mask_px, go_on=self._go_on)
+                dataset = data.dataset(part, input_px=input_px, mask_px=mask_px, check_stop=self._check_stop)
                 loader = batches(dataset, self.study.train.batch_size)
-                # Some slices of a case are no volume.
+                # Volume scores need all slices of a case.
                 scores[data.site] = self._trainer.score(loader, whole_cases=data.whole_cases(part))
         return scores
 
-    def _keep(self, model_name: str, scores: Mapping[str, Scores]) -> None:
-        """Put into the site's own folder what is for its own eyes: overlays, scores by image, a model of its own."""
+    def _store_outputs(self, model_name: str, scores: Mapping[str, Scores]) -> None:
+        """Store what only the site may see: overlays, scores by image, a personal model."""
         scored = self.data.scored_part
         count = min(OVERLAYS, len(self.data.parts[scored]))
-        draw(self._folder, self.study, model_name, self._trainer, batches(self._dataset(scored), 1), count)
+        save_overlays(self._folder, self.study, model_name, self._trainer, batches(self._dataset(scored), 1), count)
         for site, part in scores.items():
             folder = self._folder / site if self.pooled else self._folder
             save_scores(folder, self.study, model_name, scored, part)
@@ -294,9 +300,9 @@ class Site:
 
     def _dataset(self, part: str, *, augment: bool = False, round_: int = 0) -> Dataset[Any]:
         sizes = {"input_px": self.built.model.input_px, "mask_px": self.built.model.mask_px}
-        return self.data.dataset(part, **sizes, augment=augment, round_=round_, go_on=self._go_on)
+        return self.data.dataset(part, **sizes, augment=augment, round_=round_, check_stop=self._check_stop)
 
 
 def _members(data: SiteData | PooledData) -> tuple[SiteData, ...]:
-    """The data of each site that is pooled here, or of the one alone."""
+    """The data of each pooled site, or of the one site."""
     return data.members if isinstance(data, PooledData) else (data,)

@@ -1,7 +1,7 @@
-"""What a site remembers between rounds: written whole after each round, never half, never code.
+"""A site's stored state: written atomically after each round, and loaded without running code.
 
-One file a round under the run's own folder, so that a round that is run again after a crash starts from the state
-before it; the two newest are kept. Loading allows tensors, numbers and names only.
+There is one file per round in the run's folder, so that a round that is repeated after a crash starts from the state
+before it; the two newest are retained.
 """
 
 from __future__ import annotations
@@ -22,43 +22,47 @@ from fedfms.methods import Tensors
 from fedfms.study import Study
 from fedfms.training.error_context import MAKE_ROOM
 
-_FORMAT = 5
-_KEEP = 2
+_FORMAT = 6
+_RETAINED = 2
 _NAME = re.compile(r"round_(\d{5})\.pt")
 
 
 @dataclass(frozen=True)
 class SiteState:
-    """State after `round`: the site's own trained tensors (private ones among them), optimizer, best score, and what
-    the method asked to keep.
+    """State after `round`.
 
-    Where the wire is compressed also `residual`, what rounding has kept from the server so far, and `held`, the shared
-    tensors as they last came, of digest `holds`: what the next differences are to.
-
-    `micro_batch`: slices of a step that memory has been found to hold at a time; 0 = it has not run out.
+    Attributes:
+        trained: all trained tensors, private ones included.
+        optimizer: its state.
+        best_dice: best validation Dice of a received model so far.
+        stored: what the method stores at the site.
+        residual: with compression, the error-feedback residual.
+        held: with compression, the shared tensors as last received, which the next differences refer to.
+        held_digest: digest of `held`.
+        micro_batch: slices of a step that fit into memory at once; 0: memory has not run out.
     """
 
     round: int
     trained: Tensors
     optimizer: dict[str, Any]
     best_dice: float | None = None
-    memory: Tensors = field(default_factory=dict)
+    stored: Tensors = field(default_factory=dict)
     residual: Tensors = field(default_factory=dict)
     held: Tensors = field(default_factory=dict)
-    holds: str = ""
+    held_digest: str = ""
     micro_batch: int = 0
 
 
 def save_model(path: Path, study: Study, tensors: Tensors) -> None:
-    """Write the trained tensors of a site's own model, with the study that they belong to."""
+    """Write the trained tensors of a personal model, with its study."""
     write_tensors(path, {"format": 1, "study": study.to_dict(), "tensors": tensors}, "the site's own model")
 
 
 def read_tensors(path: Path, what: str, *, lazily: bool = False) -> dict[str, Any]:
-    """What `write_tensors` wrote: tensors, numbers, texts, and lists and dicts of them; no code is run.
+    """Read what `write_tensors` wrote: tensors, numbers, texts, and lists and dicts of them. No code is run.
 
     Args:
-        lazily: leave tensors on disk until they are looked at.
+        lazily: memory-map the tensors.
 
     Raises:
         TrainingError: the file is damaged.
@@ -71,15 +75,15 @@ def read_tensors(path: Path, what: str, *, lazily: bool = False) -> dict[str, An
 
 
 def write_tensors(path: Path, content: dict[str, Any], what: str) -> None:
-    """Write plain content with tensors whole or not at all, for the owner's eyes only; no copy is made in memory.
+    """Write plain content with tensors atomically, mode 0600, without a copy in memory.
 
-    One process at a time may write a file; what a kill has left of an earlier try is removed.
+    One process at a time may write a file; temporary files of a killed process are removed.
 
     Args:
-        what: what people call it.
+        what: its name in error messages.
 
     Raises:
-        TrainingError: no room, or no right to the folder; what was there before is whole.
+        TrainingError: no room, or no permission; an earlier file is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,60 +98,60 @@ def _save(content: dict[str, Any], file: BinaryIO) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # no room: torch ends its archive all the same, and hides it
+        if isinstance(error.__context__, OSError):  # no room: torch still closes its archive, and hides the cause
             raise error.__context__ from None
         raise
 
 
 class StateStore:
-    """The states of one site in one run, in `folder`."""
+    """The stored states of one site in one run, in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def save(self, state: SiteState) -> None:
-        """Write the state of a round, then forget later ones, of a course that was left, and all but the newest two.
+        """Write the state of a round, then remove later ones (of an abandoned course) and all but the newest two.
 
         Raises:
-            TrainingError: as `write_tensors`; the earlier states are as they were.
+            TrainingError: as `write_tensors`; the earlier states are unchanged.
         """
         fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         write_tensors(self._path(state.round), {"format": _FORMAT, **fields}, f"the state after round {state.round}")
         rounds = self._rounds()
-        kept = [round_ for round_ in rounds if round_ <= state.round][-_KEEP:]
-        for other in set(rounds) - set(kept):
+        retained = [round_ for round_ in rounds if round_ <= state.round][-_RETAINED:]
+        for other in set(rounds) - set(retained):
             self._path(other).unlink(missing_ok=True)
 
     def load(self, before: int | None = None) -> SiteState | None:
-        """The newest state of a round below `before` (of any round when None), or None when there is none.
+        """The newest state of a round below `before` (None: of any round), or None where nothing is stored.
 
         Raises:
-            TrainingError: the file is damaged, or gone: only later rounds' are there.
+            TrainingError: the file is damaged, or missing while states of later rounds exist.
         """
         stored = self._rounds()
         rounds = [r for r in stored if before is None or r < before]
         if not rounds and stored and before:
             raise TrainingError(
-                f"the state before round {before} is gone, the oldest is of round {stored[0]}",
-                do=f"go on from round {stored[0] + 1}, or remove the run's folder and start again",
+                f"the state before round {before} is missing, the oldest is of round {stored[0]}",
+                do=f"resume from round {stored[0] + 1}, or remove the run's folder and start again",
             )
         if not rounds:
             return None
         return self._read(rounds[-1])
 
     def held(self) -> dict[str, Tensors]:
-        """What the site held after each stored round, by digest, the newest last; empty where the wire is float32.
+        """With compression, what the site held after each stored round, by digest, the newest last.
 
         Raises:
             TrainingError: a file is damaged.
         """
         states = [self._read(round_, lazily=True) for round_ in self._rounds()]
-        return {state.holds: state.held for state in states if state.holds}
+        return {state.held_digest: state.held for state in states if state.held_digest}
 
     def _read(self, round_: int, *, lazily: bool = False) -> SiteState:
         raw = read_tensors(self._path(round_), f"the state saved after round {round_}", lazily=lazily)
         if raw.pop("format", None) != _FORMAT:
-            raise TrainingError("the saved state is of another version", do="finish the run with that version")
+            raise TrainingError("the stored state has another format", do="finish the run with the version it began")
         return SiteState(**raw)
 
     def _path(self, round_: int) -> Path:

@@ -1,4 +1,4 @@
-"""What preflights are made of in tests: certificates, a server over TLS in a thread, and a site's kit of its own."""
+"""Test objects for preflights: certificates, a TLS server in a thread, and a site's kit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from provisioning.kit import finish
+from provisioning.kit import write_file_list
 from provisioning.policy import write_policy
 
 SITE, HOST = "site-1", "localhost"
@@ -46,7 +46,7 @@ class Signed:
 
 
 def signed(name: str, by: Signed | None = None, *, begins: float = -1, ends: float = 360) -> Signed:
-    """A certificate of `name` (its host too), signed by a root or, None, by itself; days from now."""
+    """A certificate for `name` (also as host), signed by `by` or by itself; `begins` and `ends` in days from now."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(timezone.utc)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
@@ -61,7 +61,7 @@ def signed(name: str, by: Signed | None = None, *, begins: float = -1, ends: flo
 
 
 def kit(folder: Path, root: Signed, own: Signed, port: int, tensors: dict[str, int], scheme: str = "http") -> Path:
-    """A site's kit as it is when it has been opened, with our policy: `tensors` may leave."""
+    """A site's opened kit with the policy that `tensors` may leave."""
     for name in ("startup", "local"):
         (folder / name).mkdir(parents=True)
     (folder / "local" / "resources.json.default").write_text(json.dumps(_DEFAULT))
@@ -70,21 +70,21 @@ def kit(folder: Path, root: Signed, own: Signed, port: int, tensors: dict[str, i
     client = {"servers": [{"service": service, "identity": HOST}], "client": {"fqsn": SITE}}
     (folder / "startup" / "fed_client.json").write_text(json.dumps(client))
     (folder / "startup" / "sub_start.sh").write_text("#!/bin/sh\n")
-    lay(folder, root, own)
+    install(folder, root, own)
     return folder
 
 
-def lay(folder: Path, root: Signed, own: Signed) -> None:
-    """Put certificates into a kit, and seal its list anew."""
+def install(folder: Path, root: Signed, own: Signed) -> None:
+    """Write certificates into a kit, and its file list."""
     for name, content in (("rootCA.pem", root.pem), ("client.crt", own.pem), ("client.key", own.key_pem)):
         (folder / "startup" / name).write_bytes(content)
-    finish(folder)
+    write_file_list(folder)
 
 
 @contextmanager
 def server(folder: Path, root: Signed, own: Signed, *, plain: bool = False, date: datetime | None = None,
            dated: bool = True) -> Iterator[int]:  # fmt: skip
-    """A server that wants certificates of `root`, and answers any request with a date (now, if None); its port."""
+    """A server that requires certificates of `root` and answers with a date (None: now); yields its port."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("root.pem", root.pem), ("own.pem", own.pem + own.key_pem)):
         (folder / name).write_bytes(content)
@@ -93,21 +93,21 @@ def server(folder: Path, root: Signed, own: Signed, *, plain: bool = False, date
     context.load_cert_chain(folder / "own.pem")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.1)
-        over = threading.Event()
+        stopped = threading.Event()
 
         def serve() -> None:
-            while not over.is_set():
-                with suppress(OSError):  # of a client that distrusts us, or whom we distrust
+            while not stopped.is_set():
+                with suppress(OSError):  # a client that does not trust this server, or is not trusted
                     connection, _ = listening.accept()
                     with connection:
                         connection.settimeout(5)
                         if plain:
-                            connection.sendall(b"220 a server of mail\r\n")
+                            connection.sendall(b"220 a mail server\r\n")
                             continue
                         with context.wrap_socket(connection, server_side=True) as secure:
                             secure.recv(4096)
-                            told = format_datetime(date or datetime.now(timezone.utc), usegmt=True)
-                            line = f"Date: {told}\r\n" if dated else ""
+                            text = format_datetime(date or datetime.now(timezone.utc), usegmt=True)
+                            line = f"Date: {text}\r\n" if dated else ""
                             secure.sendall(f"HTTP/1.1 404 Not Found\r\n{line}Content-Length: 0\r\n\r\n".encode())
 
         thread = threading.Thread(target=serve)
@@ -115,5 +115,5 @@ def server(folder: Path, root: Signed, own: Signed, *, plain: bool = False, date
         try:
             yield int(listening.getsockname()[1])
         finally:
-            over.set()
+            stopped.set()
             thread.join()

@@ -1,4 +1,4 @@
-"""The command: its exit code, its JSON, its table; and what `fedfms --help` need not load."""
+"""`fedfms preflight`: exit code, JSON, table, and what its help does not import."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedfms.cli import main
-from fedfms.cli.preflight import line, table, teller
+from fedfms.cli.preflight import line, printer, table
 from fedfms.flare import preflight as module
 from fedfms.flare.preflight import Row
 
@@ -32,28 +32,28 @@ def test_the_exit_code_is_1_if_a_check_fails(
     monkeypatch.setattr(module, "preflight", lambda _: iter(_rows(*states)))
     assert main(["preflight", "--kit", str(tmp_path)]) == code
     assert main(["preflight", "--kit", str(tmp_path), "--json"]) == code
-    told = capsys.readouterr().out
-    content = json.loads(told[told.index("\n{") :])
+    out = capsys.readouterr().out
+    content = json.loads(out[out.index("\n{") :])
     assert content["ok"] is (code == 0)
     assert [row["state"] for row in content["checks"]] == states
 
 
-def test_a_folder_that_is_none_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder_is_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preflight", "--kit", str(tmp_path / "none")]) == 1
     assert main(["preflight", "--kit", str(tmp_path), "--job", str(tmp_path / "none")]) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 2 and "--job names no folder" in error and str(tmp_path) not in error
+    assert error.count("\n") == 2 and "--job is not a folder" in error and str(tmp_path) not in error
 
 
 @pytest.mark.parametrize("speed", ["0", "-1", "nan", "inf", "x"])
-def test_a_speed_that_is_none_is_wrong_usage(speed: str, tmp_path: Path) -> None:
+def test_an_invalid_speed_is_wrong_usage(speed: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["preflight", "--kit", str(tmp_path), f"--mbit={speed}"])
 
 
 @settings(deadline=None)
 @given(st.lists(STATES, max_size=9))
-def test_no_row_is_lost_in_table_or_line(states: list[str]) -> None:
+def test_table_and_line_contain_all_rows(states: list[str]) -> None:
     rows = _rows(*states)
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(table(rows))
@@ -64,14 +64,14 @@ def test_no_row_is_lost_in_table_or_line(states: list[str]) -> None:
 
 
 def test_the_first_preflight_is_a_table_and_the_others_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    show = teller()
+    show = printer()
     for site in ("site-1", "site-2"):
         show(site, "fedmsa", _rows("pass", "warn"))
     first, second = capsys.readouterr().out.split("preflight of site-2 for fedmsa:")
     assert "what to do" in first and second.strip() == "1 of 2 checks pass; check 1 warn: [red]seen"
 
 
-def test_help_loads_no_nvflare_and_no_torch() -> None:
+def test_help_imports_neither_nvflare_nor_torch() -> None:
     script = "import sys, fedfms.cli.preflight; print([m for m in ('nvflare', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
