@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import pydantic
 import yaml
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import ErrorDetails, from_json, to_jsonable_python
 
 from fedfms.errors import FedfmsError
 
@@ -35,7 +35,10 @@ Float = Annotated[float, BeforeValidator(_number), pydantic.Field(allow_inf_nan=
 """A finite number; a whole one and YAML's `1e-4` are accepted."""
 
 
-def parse(kind: type[T], raw: Any, error: type[FedfmsError], *, where: str = "", do: str = "", key: str = "") -> T:
+def parse(
+    kind: type[T], raw: Any, error: type[FedfmsError], *, where: str = "", do: str = "", key: str = "",
+    machine_written: bool = False,
+) -> T:  # fmt: skip
     """An object of `kind` from plain data (dicts, lists, texts, numbers, None).
 
     Args:
@@ -43,20 +46,43 @@ def parse(kind: type[T], raw: Any, error: type[FedfmsError], *, where: str = "",
         where: the file or study, for the error.
         do: advice for faults that need no advice of their own.
         key: dotted key under which `raw` stands, for the error.
+        machine_written: no person typed the data: the error omits the value and always gives the advice `do`.
 
     Raises:
         FedfmsError: of type `error`, with the first fault; or whatever a check of `kind` raises.
     """
     try:
-        # As JSON, a strict check takes a list for a tuple and a text for a path, and still no "3" for 3.
-        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str), strict=True)
-    except ValidationError as found:
-        what, advice = _line(found.errors()[0], kind, key)
-        raise error(what, where=where, do=advice or do) from None
-    except FedfmsError as fault:  # of a check that the type makes by itself
-        raise fault.at(where) from None
+        text = json.dumps(raw, default=str)
     except (RecursionError, TypeError):
         raise error("the data are not plain: nested too deeply, or a key is not text", where=where, do=do) from None
+    return parse_bytes(kind, text, error, where=where, do=do, key=key, machine_written=machine_written)
+
+
+def parse_bytes(
+    kind: type[T], text: str | bytes, error: type[FedfmsError], *, where: str = "", do: str = "", key: str = "",
+    machine_written: bool = False,
+) -> T:  # fmt: skip
+    """An object of `kind` from JSON text, as `parse`, but faster for large files: no Python objects in between.
+
+    Raises:
+        FedfmsError: as `parse`; of type `error` where the text is not JSON.
+    """
+    try:
+        # As JSON, a strict check takes a list for a tuple and a text for a path, and still no "3" for 3.
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as found:
+        what, advice = _line(found.errors(include_url=False)[0], kind, key, machine_written)
+        raise error(what, where=where, do=advice or do) from None
+    except FedfmsError as fault:  # of a check that the type makes by itself
+        raise (fault.at(where) if where else fault) from None
+    except (RecursionError, TypeError):
+        raise error("the data are not plain: nested too deeply, or a key is not text", where=where, do=do) from None
+
+
+def to_plain(value: Any) -> dict[str, Any]:
+    """Plain dicts, lists, texts and numbers of an object, as JSON has them; `parse` is the inverse."""
+    plain: dict[str, Any] = to_jsonable_python(value)
+    return plain
 
 
 def read_json(path: Path, error: type[FedfmsError], *, where: str = "", do: str = "") -> Any:
@@ -65,7 +91,7 @@ def read_json(path: Path, error: type[FedfmsError], *, where: str = "", do: str 
     Raises:
         FedfmsError: of type `error`: the file cannot be read or is not JSON.
     """
-    return parse_json(_read(path, error, where, do), error, what=path.name, where=where, do=do)
+    return parse_json(_read(path, error, path.name, where, do), error, what=path.name, where=where, do=do)
 
 
 def parse_json(
@@ -82,19 +108,23 @@ def parse_json(
         raise error(f"{what} is not valid JSON ({str(fault).splitlines()[0]})", where=where, do=do) from None
 
 
-def read_yaml(path: Path, error: type[FedfmsError], *, where: str = "", do: str = "") -> Any:
+def read_yaml(path: Path, error: type[FedfmsError], *, what: str = "", where: str = "", do: str = "") -> Any:
     """The content of a YAML file, read by the safe loader; None for an empty one.
+
+    Args:
+        what: name of the file in errors; empty: the file's own name.
 
     Raises:
         FedfmsError: of type `error`: the file cannot be read or is not YAML; the line is named.
     """
+    what = what or path.name
     try:
-        return yaml.safe_load(_read(path, error, where, do))
+        return yaml.safe_load(_read(path, error, what, where, do))
     except yaml.MarkedYAMLError as fault:
         line = f" (line {fault.problem_mark.line + 1}: {fault.problem})" if fault.problem_mark else ""
-        raise error(f"{path.name} is not valid YAML{line}", where=where, do=do) from None
+        raise error(f"{what} is not valid YAML{line}", where=where, do=do) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        raise error(f"{path.name} is not valid YAML", where=where, do=do) from None
+        raise error(f"{what} is not valid YAML", where=where, do=do) from None
 
 
 def mapping(raw: Any, error: type[FedfmsError], *, what: str, where: str = "", do: str = "") -> dict[str, Any]:
@@ -108,40 +138,47 @@ def mapping(raw: Any, error: type[FedfmsError], *, what: str, where: str = "", d
     return dict(raw)
 
 
-def _read(path: Path, error: type[FedfmsError], where: str, do: str) -> bytes:
+def _read(path: Path, error: type[FedfmsError], what: str, where: str, do: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as fault:
-        raise error(f"cannot read {path.name} ({fault.strerror})", where=where, do=do) from None
+        raise error(f"cannot read {what} ({fault.strerror})", where=where, do=do) from None
 
 
 _BOUNDS: Mapping[str, str] = {
     "greater_than": "above {gt:g}", "greater_than_equal": "{ge:g} or more",
     "less_than": "below {lt:g}", "less_than_equal": "{le:g} at most",
     "finite_number": "a finite number",
+    "too_short": "a list of {min_length} or more", "too_long": "a list of {max_length} at most",
 }  # fmt: skip
 _KINDS = {"string": "str", "tuple": "list", "dict": "mapping", "dataclass": "mapping"}  # others: as they are
 
 
-def _line(fault: ErrorDetails, of: Any, key: str) -> tuple[str, str]:
+def _line(fault: ErrorDetails, of: Any, key: str, machine_written: bool) -> tuple[str, str]:
     """What is wrong, and what to do where the fault tells that by itself."""
     kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
     parts = [str(part) for part in (*filter(None, key.split(".")), *fault["loc"])]
     name = ".".join(parts)
+    if kind == "json_invalid":
+        return f"not valid JSON ({context['error']})", ""
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         inside = f" in {'.'.join(parts[:-1])}" if parts[:-1] else ""
-        return f"unknown key {parts[-1]!r}{inside}", did_you_mean(parts[-1], _keys(of, fault["loc"][:-1]))
+        advice = "" if machine_written else did_you_mean(parts[-1], _keys(of, fault["loc"][:-1]))
+        return f"unknown key {parts[-1]!r}{inside}", advice
     if kind == "missing":
         return f"missing key {name!r}", ""
+    must = ""
     if kind in _BOUNDS:
-        return f"{name} is {value!r}", f"it must be {_BOUNDS[kind].format(**context)}"
-    if kind == "literal_error":
-        return f"{name} is {value!r}", f"one of {context['expected'].replace(' or ', ', ')}"
-    stem = kind.partition("_")[0]
+        must = f"it must be {_BOUNDS[kind].format(**context)}"
+    elif kind == "literal_error":
+        must = f"one of {context['expected'].replace(' or ', ', ')}"
+    if must:
+        return (f"{name}: {must}", "") if machine_written else (f"{name} is {value!r}", must)
+    what = fault["msg"]
     if kind.endswith(("_type", "_parsing", "_from_float")):
-        expected = f"expected {_KINDS.get(stem, stem)}, got {value!r}"
-        return f"{name}: {expected}" if name else expected, ""
-    return f"{name}: {fault['msg']}" if name else fault["msg"], ""
+        stem = kind.partition("_")[0]
+        what = f"expected {_KINDS.get(stem, stem)}" + ("" if machine_written else f", got {value!r}")
+    return f"{name}: {what}" if name else what, ""
 
 
 def _keys(of: Any, loc: Sequence[str | int]) -> Iterable[str]:
@@ -164,4 +201,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Advice on an unknown word: the nearest known one, or all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known ones: {names}"
+    return f"did you mean {near[0]!r}?" if near else f"known ones: {names}" if names else "there are none"

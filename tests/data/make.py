@@ -1,4 +1,4 @@
-"""A small converted site, written by hand: what a converter would leave."""
+"""A small converted site, as a converter would write it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ from fedfms.data.manifest import (
     pixel_sha256,
     save_manifest,
 )
+from fedfms.data.native import is_inside, native_probabilities
 from fedfms.study import Study
 
 STRUCTURES = [{"name": "disc", "values": [1, 2]}, {"name": "cup", "values": [2]}]
+
+
+def native_masks(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Masks or probabilities (C, h, w) as bool masks (C, H, W) of native `size`."""
+    return is_inside(native_probabilities(probabilities, size))
 
 
 def make_study(**data: object) -> Study:
@@ -34,9 +40,7 @@ def make_study(**data: object) -> Study:
 
 
 def make_site(root: Path, site: str = "a", *, n: int = 20, grey: bool = False, salt: str = "") -> Manifest:
-    """`n` images of 12 x 20 px (height x width), a patient each, with a disc and a cup away from the
-    middle.
-    """
+    """`n` images of 12 x 20 px (height x width), one per patient, with an off-centre disc and cup."""
     folder = root / "eyes" / site
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)

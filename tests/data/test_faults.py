@@ -1,4 +1,4 @@
-"""Damaged images: left out up to a study's limit, counted, never named; the rest of the data are as they were."""
+"""Damaged images: skipped up to the study's limit, counted, never named; all other images are unaffected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fedfms.data import SiteData, open_site
-from fedfms.data.damaged import read_record, write_record
+from fedfms.data.damaged import RECORD, read_record, write_record
 from fedfms.errors import DataError
 from fedfms.reporting import make_report
 from fedfms.settings import SiteSettings
@@ -58,7 +58,7 @@ def _damage(root: Path, data: SiteData, part: str, *numbers: int, how: str = "cu
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("kind", ["image", "label"])
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_corrupt_image_is_left_out_and_the_others_stay_where_they_were(
+def test_damaged_images_are_skipped_and_the_others_stay_in_their_parts(
     how: str, kind: str, cache: bool, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = _open(root)
@@ -69,15 +69,13 @@ def test_a_corrupt_image_is_left_out_and_the_others_stay_where_they_were(
     assert data.parts["val"] == before.parts["val"]
     assert data.parts["train"] == tuple(item for i, item in enumerate(before.parts["train"]) if i not in (3, 5))
     assert len(list(data.dataset("all", input_px=8, mask_px=8))) == len(before.parts["all"]) - 2
-    assert [record.getMessage() for record in caplog.records] == [
-        "site a: 2 damaged or missing images are left out of the run"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["site a: the run skips 2 damaged or missing images"]
 
 
 @pytest.mark.parametrize(
     ("limit", "says"), [(1, "2 images are damaged or missing, data.max_unreadable_images is 1"), (0, "")]
 )
-def test_more_corrupt_images_than_the_study_lets_pass_are_an_error(limit: int, says: str, root: Path) -> None:
+def test_more_damaged_images_than_the_study_allows_are_an_error(limit: int, says: str, root: Path) -> None:
     data = _open(root)
     _damage(root, data, "train", 0)
     _damage(root, data, "val", 0, how="missing")
@@ -87,22 +85,22 @@ def test_more_corrupt_images_than_the_study_lets_pass_are_an_error(limit: int, s
     assert (data.parts["train"][0].case in caught.value.line()) is False or limit == 0
 
 
-def test_images_that_a_study_does_not_use_may_be_corrupt(root: Path) -> None:
+def test_images_that_a_study_does_not_use_may_be_damaged(root: Path) -> None:
     every, used = ({item.case for item in _open(root, max_images=n).parts["all"]} for n in (None, 10))
     for case in every - used:
         (root / "eyes" / "a" / "images" / f"{case}_0.png").unlink()
     assert _open(root, max_images=10, max_unreadable_images=1).unreadable_images == 0
 
 
-def test_a_case_without_one_of_its_slices_is_no_volume(root: Path) -> None:
+def test_a_case_with_a_skipped_slice_is_incomplete(root: Path) -> None:
     data = _open(root)
     _damage(root, data, "val", 0)
-    left = _open(root, max_unreadable_images=1)
-    assert left.whole_cases("train")
-    assert left.whole_cases("val")  # of one slice a case, it is gone with its case
-    kept = left.parts["val"][0]
-    cut = SiteData("a", left.parts, "val", left.spec, 0, left.source, frozenset({(kept.case, 1)}))
-    assert (cut.whole_cases("train"), cut.whole_cases("val")) == (True, False)
+    data = _open(root, max_unreadable_images=1)
+    assert data.whole_cases("train")
+    assert data.whole_cases("val")  # cases have one slice, so the skipped slice's case is in no part
+    case = data.parts["val"][0].case
+    incomplete = SiteData("a", data.parts, "val", data.spec, 0, data.source, frozenset({(case, 1)}))
+    assert (incomplete.whole_cases("train"), incomplete.whole_cases("val")) == (True, False)
 
 
 def _stop() -> None:
@@ -110,10 +108,11 @@ def _stop() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1])
-def test_a_stop_is_honoured_before_the_next_image_is_decoded(limit: int, root: Path) -> None:
+def test_a_stop_takes_effect_before_the_next_image_is_decoded(limit: int, root: Path) -> None:
     study, settings = make_study(max_unreadable_images=limit), SiteSettings(data_root=root)
     with pytest.raises(KeyboardInterrupt):
-        open_site(study, "a", settings, go_on=_stop).dataset("train", input_px=8, mask_px=8, go_on=_stop)
+        data = open_site(study, "a", settings, check_stop=_stop)
+        data.dataset("train", input_px=8, mask_px=8, check_stop=_stop)
 
 
 def _study(limit: int) -> Study:
@@ -126,20 +125,20 @@ def _study(limit: int) -> Study:
     })  # fmt: skip
 
 
-def test_a_site_trains_on_what_is_whole_and_says_how_many_are_not(root: Path, tmp_path: Path) -> None:
-    """The same images in every round, by a site that is made anew for each, whatever becomes of the files."""
+def test_a_site_skips_the_same_images_in_every_round_and_reports_their_number(root: Path, tmp_path: Path) -> None:
+    """Each round in a new `Site`, even after the damaged file is repaired."""
     settings, received = SiteSettings(data_root=root), build(_study(2), SiteSettings()).shared()
     data = _open(root)
-    mended = root / "eyes" / "a" / data.parts["train"][3].image
-    shutil.copy(mended, tmp_path / "whole.png")
+    damaged = root / "eyes" / "a" / data.parts["train"][3].image
+    shutil.copy(damaged, tmp_path / "good.png")
     _damage(root, data, "train", 3)
     first = Site(_study(2), "a", settings, tmp_path / "run").train_round(0, received)
     assert (first.update.samples, first.unreadable_images) == (len(data.parts["train"]) - 1, 1)
-    path = tmp_path / "run" / "left_out.json"
+    path = tmp_path / "run" / RECORD
     assert path.stat().st_mode & 0o777 == 0o600
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     second = Site(_study(2), "a", settings, tmp_path / "run").train_round(1, first.update.tensors)
-    shutil.copy(tmp_path / "whole.png", mended)
+    shutil.copy(tmp_path / "good.png", damaged)
     again = Site(_study(2), "a", settings, tmp_path / "other").train_round(1, first.update.tensors)
     assert (again.update.samples, again.unreadable_images) == (second.update.samples, 1)
     assert same(again.update.tensors, second.update.tensors)
@@ -148,8 +147,8 @@ def test_a_site_trains_on_what_is_whole_and_says_how_many_are_not(root: Path, tm
     assert data.parts["train"][3].case not in json.dumps(report)
 
 
-def test_an_image_that_is_damaged_in_the_middle_of_a_run_costs_a_round_at_most(root: Path, tmp_path: Path) -> None:
-    """Of a site whose process stays: it is found in the round, which is an error, and left out from the next on."""
+def test_an_image_damaged_during_a_run_costs_one_round(root: Path, tmp_path: Path) -> None:
+    """In a running process: the round that detects it fails, later rounds skip the image."""
     site = Site(_study(1), "a", SiteSettings(data_root=root), tmp_path / "run")
     received = site.built.shared()
     assert site.train_round(0, received).unreadable_images == 0
@@ -159,8 +158,8 @@ def test_an_image_that_is_damaged_in_the_middle_of_a_run_costs_a_round_at_most(r
     assert site.train_round(2, received).unreadable_images == 1
 
 
-def test_the_record_of_what_is_left_out_is_whole_or_told(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "left_out.json"
+def test_a_truncated_record_of_damaged_images_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "run" / RECORD
     write_record(path, {"a": frozenset()})
     assert (path.exists(), read_record(path)) == (False, {})
     write_record(path, {"a": frozenset({("c1", 0), ("c0", 2)})})
@@ -168,13 +167,23 @@ def test_the_record_of_what_is_left_out_is_whole_or_told(tmp_path: Path) -> None
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        with pytest.raises(DataError, match="record of the images that it leaves out cannot be read"):
+        with pytest.raises(DataError, match="^the run's record of damaged images: not valid JSON"):
             read_record(path)
 
 
-def test_the_report_counts_what_was_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "raw", [{}, {"format": 2, "sites": {}}, {"format": 1}, {"format": 1, "sites": {"a": [["c", "0"]]}}, [],
+            {"format": 1, "sites": {"a": [["c"]]}}, {"format": 1, "sites": ["a"]}],
+)  # fmt: skip
+def test_a_record_of_another_form_is_an_error(raw: object, tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(json.dumps(raw))
+    with pytest.raises(DataError, match="^the run's record of damaged images: .*; remove the run's folder"):
+        read_record(tmp_path / RECORD)
+
+
+def test_the_report_counts_skipped_images(tmp_path: Path) -> None:
     rows = make_rows()
     for row, count in zip(rows, (2, 0, None, 3), strict=False):
         row["unreadable_images"] = count
     make_run(tmp_path, rows=rows)
-    assert make_report(tmp_path).results["notes"] == ["a: 3 damaged images were left out"]
+    assert make_report(tmp_path).results["notes"] == ["a: 3 unreadable images were skipped"]

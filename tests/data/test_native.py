@@ -1,4 +1,4 @@
-"""Small masks put back to native size: exact where nothing was lost, Dice of at least 0.97 where something was."""
+"""Small masks resized to native size: exact if they were not shrunk, otherwise with a Dice of at least 0.97."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedfms.data.native import native_masks
 from fedfms.data.transforms import MasksOfStructuresd
 from fedfms.study import Structure
+from tests.data.make import native_masks
 
 SMALL = 256
 
 
 def shrink(mask, size_px=SMALL):
-    """A mask (H, W) as the loader makes it of a label map: float32 (1, size_px, size_px)."""
+    """A mask (H, W) as the loader resizes it: float32 (1, size_px, size_px)."""
     sample = {"label": torch.from_numpy(mask.astype(np.uint8))[None]}
     return MasksOfStructuresd(("label",), [Structure("s", (1,))], size_px)(sample)["label"].numpy()
 
 
 def ellipse(side, centre, radius, stretch, angle):
-    """An ellipse's mask (side, side); its area is that of a disc of `radius`."""
+    """Mask (side, side) of an ellipse with the area of a disc of `radius`."""
     y, x = np.mgrid[:side, :side] + 0.5
     dy, dx = y - centre[0], x - centre[1]
     u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
@@ -37,7 +37,7 @@ def dice(one, two):
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_dice_of_an_ellipse(side, radius, data):
-    """Wherever it lies, however it is turned; a quarter longer than wide or wider than long, at most 1.56 : 1."""
+    """At any position and angle, with axis ratios up to 1.56 : 1."""
     radius = data.draw(st.floats(radius, 3 * radius))
     centre = data.draw(st.tuples(*[st.floats(side * 0.3, side * 0.7)] * 2))
     mask = ellipse(side, centre, radius, data.draw(st.floats(0.8, 1.25)), data.draw(st.floats(0, 3.14)))
@@ -45,22 +45,20 @@ def test_dice_of_an_ellipse(side, radius, data):
 
 
 @given(st.tuples(st.integers(1, 16), st.integers(1, 16)), st.integers(0, 2**32 - 1))
-def test_what_was_not_shrunk_comes_back_exactly(shape, seed):
+def test_masks_that_were_not_shrunk_are_restored_exactly(shape, seed):
     mask = np.random.default_rng(seed).random(shape) > 0.5
     np.testing.assert_array_equal(native_masks(shrink(mask, 16), shape)[0], mask)
 
 
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("size", [(5, 700), (300, 512), (1024, 1024)])
-def test_all_or_nothing_stays_so_to_the_edges(size, value):
+def test_full_and_empty_masks_stay_so_up_to_the_edges(size, value):
     assert (native_masks(np.full((2, SMALL, SMALL), value, np.float32), size) == bool(value)).all()
 
 
 @pytest.mark.parametrize("side", [384, 512, 768, 1024])
-def test_it_does_not_shift(side):
-    """Over all places where it may lie, a square's middle stays where it is: nearest-exact moves it by half a native
-    pixel at 512 px.
-    """
+def test_masks_are_not_shifted(side):
+    """On average over positions, a square's centre does not move; nearest-exact moves it by half a pixel at 512 px."""
     moved = []
     for start in range(side // 3, side // 3 + 12):
         mask = np.zeros((side, side), bool)
@@ -71,9 +69,9 @@ def test_it_does_not_shift(side):
 
 
 def test_probabilities_place_the_outline_between_pixels():
-    """A ramp from 0 to 1 is cut where it is one half, finer than a small pixel."""
+    """The outline of a ramp from 0 to 1 is where it is one half, with subpixel precision."""
     for at in (100.0, 100.3, 100.6):
         ramp = np.clip((np.arange(SMALL) - at) / 8 + 0.5, 0, 1)
         back = native_masks(np.broadcast_to(ramp, (1, SMALL, SMALL)).astype(np.float32), (1024, 1024))[0]
         first = np.flatnonzero(back[512])[0]
-        assert abs((first - 2) / 4 - at) <= 0.26  # small pixel i was taken at native 4 i + 2
+        assert abs((first - 2) / 4 - at) <= 0.26  # small pixel i is a sample at native 4 i + 2

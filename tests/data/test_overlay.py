@@ -1,4 +1,4 @@
-"""Overlays: what is drawn where, in which colour, and that nothing else is in the file."""
+"""Overlays: positions and colours of what is drawn, and no metadata in the file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ NONE = torch.zeros(4, 6, dtype=torch.bool)
 BLOCK = _mask("......", ".xxx..", ".xxx..", ".xxx..")  # at 4 x 6: rows 2-7, columns 2-7 of the image
 
 
+def _both(truth: torch.Tensor, prediction: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    return {"truth": truth, "prediction": truth if prediction is None else prediction}
+
+
 def _panels(picture: Image.Image) -> list[np.ndarray]:
     pixels = np.asarray(picture)
     return [pixels[:H, index * W : (index + 1) * W] for index in range(3)]
 
 
 def test_three_panels_by_hand() -> None:
-    picture = overlay(GREY, BLOCK[None], NONE[None])
+    picture = overlay(GREY, _both(BLOCK[None], NONE[None]))
     assert (picture.mode, picture.size) == ("RGB", (3 * W, H))
     image, truth, prediction = _panels(picture)
     assert (image == 102).all()
@@ -44,10 +48,10 @@ def test_three_panels_by_hand() -> None:
     assert (truth[~(outline | fill)] == 102).all()
 
 
-def test_structures_have_colours_of_their_own_and_outlines_stay_visible() -> None:
+def test_structures_have_their_own_colours_and_outlines_stay_visible() -> None:
     inner = _mask("......", "......", "..x...", "..x...")
     for order in ((BLOCK, inner), (inner, BLOCK)):
-        _, truth, prediction = _panels(overlay(GREY, torch.stack(order), torch.stack(order)))
+        _, truth, prediction = _panels(overlay(GREY, _both(torch.stack(order))))
         assert (truth == prediction).all()
         for colour in COLOURS[:2]:
             assert (truth == colour).all(-1).any()
@@ -56,25 +60,25 @@ def test_structures_have_colours_of_their_own_and_outlines_stay_visible() -> Non
 def test_colours_are_distinct_and_more_structures_than_colours_are_drawn() -> None:
     assert len(set(COLOURS)) == len(COLOURS)
     masks = BLOCK[None].repeat(len(COLOURS) + 2, 1, 1)
-    assert overlay(GREY, masks, masks, [f"s{index}" for index in range(len(masks))]).width == 3 * W
+    assert overlay(GREY, _both(masks), [f"s{index}" for index in range(len(masks))]).width == 3 * W
 
 
 @pytest.mark.parametrize(("px", "line_px"), [(64, 1), (512, 2), (1024, 4)])
-def test_lines_are_as_thick_as_the_image_is_large(px: int, line_px: int) -> None:
+def test_line_width_scales_with_the_image(px: int, line_px: int) -> None:
     half = torch.zeros(1, 2, 2, dtype=torch.bool)
     half[..., 0] = True
-    _, truth, _ = np.split(np.asarray(overlay(torch.zeros(3, px, px), half, half)), 3, axis=1)
+    _, truth, _ = np.split(np.asarray(overlay(torch.zeros(3, px, px), _both(half))), 3, axis=1)
     columns = np.flatnonzero((truth == COLOURS[0]).all(-1).all(0))
     assert columns.tolist() == list(range(px // 2 - line_px, px // 2))
 
 
 def test_caption_is_below_the_panels_in_the_structures_colours() -> None:
     image, masks = torch.zeros(3, 64, 96), torch.zeros(2, 4, 4, dtype=torch.bool)
-    picture = overlay(image, masks, masks, ["disc", "cup"])
+    picture = overlay(image, _both(masks), ["disc", "cup"])
     pixels = np.asarray(picture)
     assert pixels.shape[0] > 64
     assert not pixels[:64].any()
-    text = pixels[64:, :96].reshape(-1, 3).astype(float)  # anti-aliased: a pixel has its colour, but not all of it
+    text = pixels[64:, :96].reshape(-1, 3).astype(float)  # anti-aliased: pixels have the hue, darkened
     strength = text.max(-1, keepdims=True)
     for colour in COLOURS[:2]:
         same_hue = np.abs(text - strength * np.asarray(colour) / max(colour)).max(-1) < 2
@@ -84,14 +88,20 @@ def test_caption_is_below_the_panels_in_the_structures_colours() -> None:
 def test_full_masks_and_values_out_of_range() -> None:
     image = torch.stack([torch.full((H, W), value) for value in (-1.0, 0.5, 2.0)])
     full = torch.ones(1, 4, 6, dtype=torch.bool)
-    first, truth, _ = _panels(overlay(image, full, full))
+    first, truth, _ = _panels(overlay(image, _both(full)))
     assert first[0, 0].tolist() == [0, 128, 255]
-    assert (truth == truth[0, 0]).all()  # filled, and no outline anywhere
+    assert (truth == truth[0, 0]).all()  # filled, without an outline
 
 
 def test_png_holds_pixels_and_no_text_chunk() -> None:
-    data = overlay_png(GREY, BLOCK[None], BLOCK[None], ["disc"])
+    data = overlay_png(GREY, _both(BLOCK[None]), ["disc"])
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.format == "PNG"
         assert picture.info == {}
-        assert np.array_equal(np.asarray(picture), np.asarray(overlay(GREY, BLOCK[None], BLOCK[None], ["disc"])))
+        assert np.array_equal(np.asarray(picture), np.asarray(overlay(GREY, _both(BLOCK[None]), ["disc"])))
+
+
+def test_without_the_truth_there_are_two_panels() -> None:
+    whole, part = overlay(GREY, _both(NONE[None], BLOCK[None])), overlay(GREY, {"prediction": BLOCK[None]})
+    image, _, prediction = _panels(whole)
+    assert np.array_equal(np.asarray(part), np.concatenate([image, prediction], axis=1))

@@ -1,4 +1,4 @@
-"""Profiles of sites: by hand, of few patients, from strangers; nothing that they hold is of fewer than min_cases."""
+"""Profiles of sites: computed by hand, of few patients, untrusted; no number is of fewer than min_cases patients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedfms.errors import DataError, TooFewError
 from fedfms.study import DataSpec, Structure
 
 SPEC = DataSpec(dataset="eyes", structures=(Structure("disc", (1, 2)), Structure("cup", (2,))))
-Image = tuple[str, int, int]  # patient, grey value, of ten rows how many are the disc; the first of them is the cup
+Image = tuple[str, int, int]  # patient, grey value, number of rows (of ten) of the disc; the first of them is the cup
 
 
 def _site(images: list[Image], name: str = "a", width: int = 10, salt: str = "") -> SiteData:
@@ -49,13 +49,13 @@ def test_by_hand() -> None:
     assert _area(found).sd == pytest.approx(np.std(shares, ddof=1), abs=1e-6)
     assert found.slices_per_case.mean == 1
     assert [structure.empty for structure in found.structures] == [0, 0]
-    # Grey 8, bin 1, is of one patient and joins bin 12, where the nine others are: (0.1 x 1 + 0.9 x 12) = 10.9 bins.
+    # Grey 8, bin 1, has one patient and is merged with bin 12 of the nine others: (0.1 x 1 + 0.9 x 12) = 10.9 bins.
     for channel in found.intensity:
         assert dict(enumerate(channel))[11] == 1
         assert sum(channel) == 1
 
 
-def test_a_patient_with_many_images_weighs_as_any_other() -> None:
+def test_patients_have_equal_weight_regardless_of_their_number_of_images() -> None:
     few = [(f"p{n}", 40, 2) for n in range(5)]
     bright = [(f"q{n}", 200, 2) for n in range(5)]
     many = few + [("q0", 200, 2)] * 50 + bright[1:]
@@ -63,8 +63,8 @@ def test_a_patient_with_many_images_weighs_as_any_other() -> None:
     assert dict(enumerate(profile(_site(many)).intensity[0]))[200 // 8] == 0.5
 
 
-def test_of_few_patients_nothing_is_told_not_even_how_many() -> None:
-    with pytest.raises(TooFewError, match="^site a: it has fewer than 5 patients; nothing is told of so few$"):
+def test_few_patients_have_no_profile_and_their_number_is_not_reported() -> None:
+    with pytest.raises(TooFewError, match="^site a: it has fewer than 5 patients, too few to report$"):
         profile(_site([(f"p{n % 4}", 9, 1) for n in range(40)]))  # forty images of four
 
 
@@ -75,13 +75,13 @@ def test_of_few_patients_nothing_is_told_not_even_how_many() -> None:
         (0, 6, False, 1),
     ],
 )  # fmt: skip
-def test_what_few_show_and_what_few_do_not(shown: int, empty: int, area: bool, share: float | None) -> None:
+def test_structures_of_few_patients_are_suppressed(shown: int, empty: int, area: bool, share: float | None) -> None:
     found = profile(_site([(f"p{n}", 9, 3 if n < shown else 0) for n in range(shown + empty)]))
     assert (_area(found) is not None) is area
     assert found.structures[0].empty == share
 
 
-def test_one_patients_brightest_pixels_do_not_show() -> None:
+def test_one_patients_brightest_pixels_are_not_reported() -> None:
     data = _site([(f"p{n}", 100, 3) for n in range(6)])
     data.source.read(data.parts["all"][0])[0][0] = 250
     found = profile(data)
@@ -96,7 +96,7 @@ IMAGES = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(IMAGES, st.integers(2, 7))
-def test_nothing_is_told_of_fewer_than_min_cases(images: list[Image], least: int) -> None:
+def test_every_number_is_of_at_least_min_cases_patients(images: list[Image], least: int) -> None:
     patients = {patient for patient, _, _ in images}
     marker = "planted-marker-"
     if len(patients) < least:
@@ -119,11 +119,11 @@ def test_nothing_is_told_of_fewer_than_min_cases(images: list[Image], least: int
             assert structure.empty == pytest.approx(sum(not rows for _, _, rows in images) / len(images), abs=1e-6)
     for spread in (found.slices_per_case, found.height_px, found.width_px):
         assert len(spread.groups) <= len(patients) // least
-    assert _told_by_enough(found.intensity[0], images, least)
+    assert _bins_have_enough_patients(found.intensity[0], images, least)
 
 
-def _told_by_enough(shares: tuple[float, ...], images: list[Image], least: int) -> bool:
-    """Whether the bins can be cut into runs of `least` patients or more, as many as there are bins with a share."""
+def _bins_have_enough_patients(shares: tuple[float, ...], images: list[Image], least: int) -> bool:
+    """Whether the bins can be divided into runs of `least` patients or more, one for each bin with a share."""
     own = [{patient for patient, grey, _ in images if grey // 8 == index} for index in range(GREY_BINS)]
     runs, seen = 0, set()
     for patients in own:
@@ -135,19 +135,19 @@ def _told_by_enough(shares: tuple[float, ...], images: list[Image], least: int) 
 
 @settings(max_examples=50, deadline=None)
 @given(IMAGES, st.randoms())
-def test_the_order_of_images_changes_nothing(images: list[Image], random: Any) -> None:
+def test_the_order_of_images_does_not_matter(images: list[Image], random: Any) -> None:
     images = images + [(f"p{n}", 7, 2) for n in range(5)]
     found = profile(_site(images))
     random.shuffle(images)
     assert profile(_site(images)) == found
 
 
-def _sound() -> dict[str, Any]:
+def _good() -> dict[str, Any]:
     return profile(_site([(f"p{n}", 20 * n, n) for n in range(1, 11)])).to_dict()
 
 
 def _changed(key: str, value: Any) -> dict[str, Any]:
-    raw = _sound()
+    raw = _good()
     *folders, last = key.split(".")
     inner: Any = raw
     for name in folders:
@@ -168,14 +168,14 @@ def _changed(key: str, value: Any) -> dict[str, Any]:
         ("structures.0.area", [0.1]), ("structures.0.empty", 1.5), ("structures.0.patients", ["x"]),
     ],
 )  # fmt: skip
-def test_a_strangers_profile_is_checked(key: str, value: Any) -> None:
-    assert Profile.from_dict(_sound())
-    with pytest.raises(DataError, match=r"^profile.*fedfms sites STUDY --site NAME"):
+def test_an_untrusted_profile_is_validated(key: str, value: Any) -> None:
+    assert Profile.from_dict(_good())
+    with pytest.raises(DataError, match=r"^(profile|unknown key '\w+' in profile).*fedfms sites STUDY --site NAME"):
         Profile.from_dict(_changed(key, value))
 
 
 @pytest.mark.parametrize("raw", [None, 5, [], {}, "profile"])
-def test_what_is_no_profile_is_told(raw: Any) -> None:
+def test_other_data_are_not_a_profile(raw: Any) -> None:
     with pytest.raises(DataError):
         Profile.from_dict(raw)
 
@@ -194,9 +194,13 @@ def test_distances_by_hand() -> None:
     assert json.loads(json.dumps(compared)) == compared
 
 
-def test_sites_of_other_things_are_not_compared() -> None:
+def test_profiles_of_different_data_sets_are_not_compared() -> None:
     one = profile(_site([(f"p{n}", 20, 2) for n in range(5)]))
     other = Profile.from_dict(_changed("dataset", "ears") | {"site": "b"})
-    for parts, says in (([], "of one site each"), ([one, one], "of one site each"), ([one, other], "other data sets")):
+    for parts, says in (
+        ([], "one profile per site"),
+        ([one, one], "one profile per site"),
+        ([one, other], "different data sets"),
+    ):
         with pytest.raises(DataError, match=says):
             compare(parts)

@@ -1,4 +1,4 @@
-"""From a site's folder to samples: parts, fidelity, augmentation, and every fault by site and case."""
+"""Samples from a site's folder: parts, fidelity, augmentation, and every fault with site and case."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _read(folder, name):
 
 @pytest.mark.parametrize("grey", [False, True])
 def test_native_size_is_exact_and_not_transposed(tmp_path, grey):
-    """12 x 20 px, stretched to 20 x 20: the width is as it was, the height is not, values stay nested."""
+    """12 x 20 px images and labels are stretched to 60 x 60: 5 x in height, 3 x in width."""
     make_site(tmp_path, n=2, grey=grey)
     data = _open(tmp_path)
     for item, sample in zip(data.parts["all"], data.dataset("all", input_px=60, mask_px=60), strict=True):
@@ -84,17 +84,13 @@ def test_parts(root, protocol, held_out, counts, scored):
     assert not {i.key for i in data.parts["train"]} & {i.key for i in data.parts[scored]}
 
 
-def test_max_images_keeps_the_proportion(root):
-    assert _open(root, max_images=10, protocol="personal").counts() == {
-        "train": 8,
-        "val": 2,
-        "test": 2,
-        "all": 10,
-    }
+def test_max_images_preserves_the_proportion(root):
+    counts = _open(root, max_images=10, protocol="personal").counts()
+    assert counts == {"train": 8, "val": 2, "test": 2, "all": 10}
 
 
-def test_parts_hang_on_pixels_alone(tmp_path):
-    """Other ids, other order in the manifest: the same images in the same parts in the same order."""
+def test_parts_depend_on_pixels_alone(tmp_path):
+    """With other ids in another order of the manifest, the parts have the same images in the same order."""
     make_site(tmp_path / "one")
     make_site(tmp_path / "two", salt="other")
     one, two = (_open(tmp_path / name, max_images=15) for name in ("one", "two"))
@@ -102,7 +98,7 @@ def test_parts_hang_on_pixels_alone(tmp_path):
         assert [i.key for i in one.parts[part]] == [i.key for i in two.parts[part]]
 
 
-def test_augmentation_is_by_item_and_round_not_by_order(root):
+def test_augmentation_depends_on_item_and_round_not_on_order(root):
     data = _open(root, augment="flip", crop_px=8)
     dataset = data.dataset("train", input_px=16, mask_px=16, augment=True, round_=1)
     forward = [dataset[i] for i in range(len(dataset))]
@@ -128,13 +124,13 @@ def test_image_and_masks_are_flipped_together(tmp_path):
             assert bright[mask].mean() > bright[~mask].mean()
 
 
-def test_no_augmentation_without_asking(root):
-    plain, asked = _open(root), _open(root, augment="flip", crop_px=8)
-    for a, b in zip(*(d.dataset("train", input_px=16, mask_px=16) for d in (plain, asked)), strict=True):
+def test_augmentation_is_off_by_default(root):
+    plain, augmenting = _open(root), _open(root, augment="flip", crop_px=8)
+    for a, b in zip(*(d.dataset("train", input_px=16, mask_px=16) for d in (plain, augmenting)), strict=True):
         assert torch.equal(a["image"], b["image"])
 
 
-def test_the_phantom_is_announced_where_the_study_has_another_name(caplog):
+def test_a_warning_names_the_phantom_if_the_study_has_another_name(caplog):
     with caplog.at_level(logging.WARNING):
         data = open_site(Study.from_dict({"name": "phantom"}), "anything", SiteSettings())
     assert caplog.text == ""
@@ -145,18 +141,12 @@ def test_the_phantom_is_announced_where_the_study_has_another_name(caplog):
     assert sum(not item.has(data.spec.structures[0]) for item in data.parts["all"]) == 3
 
 
-def test_the_phantom_is_held_out_too():
+def test_a_phantom_site_can_be_held_out():
     study = Study.from_dict({"name": "phantom", "held_out": ["x"], "data": {"phantom_images": 6, "phantom_px": 32}})
     assert open_site(study, "x", SiteSettings()).counts() == {"train": 0, "val": 6, "all": 6}
 
 
-def test_phantom_without_such_values():
-    study = Study.from_dict({"name": "p", "data": {"structures": [{"name": "x", "values": [7]}]}})
-    with pytest.raises(DataError, match="no label values .7."):
-        open_site(study, "x", SiteSettings())
-
-
-def test_no_data_root():
+def test_a_missing_data_root_is_an_error():
     with pytest.raises(SettingsError, match="site a: study eyes needs the data set 'eyes'.*fedfms_site.yaml"):
         open_site(make_study(), "a", SiteSettings())
 
@@ -202,7 +192,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("cache", [True, False])
-def test_faults(root, fault, cache):
+def test_faults_name_site_and_case_but_no_path(root, fault, cache):
     break_it, message = FAULTS[fault]
     break_it(root / "eyes" / "a")
     with pytest.raises(DataError, match=message) as caught:
@@ -214,13 +204,13 @@ def test_faults(root, fault, cache):
     assert str(root) not in line
 
 
-def test_a_data_root_that_is_not_there(root):
+def test_a_data_root_that_does_not_exist(root):
     with pytest.raises(DataError, match="site b: the data root is not a folder; correct data_root") as caught:
         _open(root / "unmounted", site="b")
     assert "unmounted" not in str(caught.value)
 
 
-def test_no_folder_and_no_such_structure(root):
+def test_a_missing_folder_structure_or_part_is_an_error(root):
     with pytest.raises(DataError, match="site b: there is no folder eyes/b"):
         _open(root, site="b")
     with pytest.raises(DataError, match="'x' of study eyes has label values .5."):

@@ -1,4 +1,4 @@
-"""Splits as data: what the file says, what it does not tell, and what a comparison finds."""
+"""Files of splits: their content, what they do not reveal, and comparisons."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from dataclasses import replace
 
 import pytest
 
-from fedfms.cli import find_study, main
+from fedfms.cli import main
+from fedfms.data.manifest import blank_sha256
 from fedfms.data.site import open_site
-from fedfms.data.splitfile import FEWEST, compare_splits, load_splits, make_splits, save_splits, to_text
+from fedfms.data.source import Item
+from fedfms.data.splitfile import (
+    MIN_CASES,
+    Part,
+    SplitFile,
+    _part,
+    compare_splits,
+    load_splits,
+    make_splits,
+    save_splits,
+    to_text,
+)
 from fedfms.data.splits import PROTOCOLS
 from fedfms.errors import DataError
 from fedfms.settings import SiteSettings
-from fedfms.study import load_study
+from fedfms.study import find_study, load_study
 from preprocessing import fundus, hippocampus, nuclei, polyp
 from preprocessing.convert import convert_site
 from tests.conftest import SHARED
@@ -36,9 +48,22 @@ def _made(settings, **data):
     return make_splits(make_study(**data), settings, ["a", "b", "c"], list(PROTOCOLS), SEEDS)
 
 
-def test_it_is_what_a_run_uses(root):
+def _edited(content: SplitFile, path, change) -> SplitFile:
+    """The content after `change` of its JSON."""
+    raw = json.loads(to_text(content))
+    change(raw)
+    path.write_text(json.dumps(raw))
+    return load_splits(path)
+
+
+def _all_parts(content: SplitFile) -> list[Part]:
+    return [part for by_seed in content.splits.values() for by_site in by_seed.values()
+            for parts in by_site.values() for part in parts.values()]  # fmt: skip
+
+
+def test_the_file_holds_the_splits_of_a_run(root):
     study = make_study(held_out=["c"], max_images=30)
-    made = make_splits(study, root, ["a", "c"], ["personal"], [1])["splits"]["personal"]["1"]
+    made = make_splits(study, root, ["a", "c"], ["personal"], [1]).splits["personal"]["1"]
     run = replace(study, seed=1, data=replace(study.data, protocol="personal"))
     for site, parts in (("a", ("train", "test", "all")), ("c", ("all",))):
         data = open_site(run, site, root)
@@ -46,39 +71,30 @@ def test_it_is_what_a_run_uses(root):
         for part in parts:
             keys = sorted(item.key for item in data.parts[part])
             digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-            assert made[site][part] == {"patients": len(keys), "slices": len(keys), "sha256": digest}
+            assert made[site][part] == Part(patients=len(keys), slices=len(keys), sha256=digest)
 
 
 def test_small_parts_have_numbers_and_no_digest(root):
-    parts = [part for by_seed in _made(root)["splits"].values() for by_site in by_seed.values()
-             for site in by_site.values() for part in site.values()]  # fmt: skip
-    assert any(part["slices"] < FEWEST for part in parts)
-    assert all((part["sha256"] is None) == (part["slices"] < FEWEST) for part in parts)
+    parts = _all_parts(_made(root))
+    assert any(part.slices < MIN_CASES for part in parts)
+    assert all((part.sha256 is None) == (part.slices < MIN_CASES) for part in parts)
 
 
-def test_black_slices_do_not_make_a_part_large():
-    from fedfms.data.manifest import blank_sha256
-    from fedfms.data.source import Item
-    from fedfms.data.splitfile import _entry
-
+def test_black_slices_do_not_count_towards_the_minimum_of_a_digest():
     keys = ["k1", "k2", "k3", "k4", *[blank_sha256(8, 8, 1)] * 9]
     items = [Item(f"c{k}", 0, "p", key, 8, 8, 1, (0,)) for k, key in enumerate(keys)]
-    assert _entry(items) == {"patients": 1, "slices": 13, "sha256": None}
+    assert _part(items) == Part(patients=1, slices=13, sha256=None)
 
 
-@pytest.mark.parametrize(("patients", "black", "told"), [(1, 0, False), (4, 1, False), (4, 9, False), (5, 0, True)])
-def test_a_digest_is_of_some_patients(patients, black, told):
-    """However many slices: else whoever has one patient's images can ask whether this patient is in the study."""
-    from fedfms.data.manifest import blank_sha256
-    from fedfms.data.source import Item
-    from fedfms.data.splitfile import _entry
-
+@pytest.mark.parametrize(("patients", "black", "digest"), [(1, 0, False), (4, 1, False), (4, 9, False), (5, 0, True)])
+def test_a_digest_needs_several_patients(patients, black, digest):
+    """For any number of slices: otherwise anyone with one patient's images could test whether the study has them."""
     items = [Item(f"c{k}", k, f"p{k % patients}", f"k{k}", 8, 8, 1, (0,)) for k in range(30)]
     items += [Item("b", k, f"b{k}", blank_sha256(8, 8, 1), 8, 8, 1, (0,)) for k in range(black)]
-    assert (_entry(items)["sha256"] is not None) == told
+    assert (_part(items).sha256 is not None) == digest
 
 
-def test_no_id_and_no_pixel_hash_is_in_it(root, tmp_path):
+def test_the_file_holds_no_id_and_no_pixel_hash(root, tmp_path):
     text = to_text(_made(root))
     manifest = json.loads((tmp_path / "eyes" / "a" / "manifest.json").read_text())
     for case in manifest["cases"]:
@@ -87,28 +103,31 @@ def test_no_id_and_no_pixel_hash_is_in_it(root, tmp_path):
     assert str(tmp_path) not in text
 
 
-def test_the_same_images_give_the_same_file_whatever_their_ids(root, tmp_path):
+def test_the_same_images_with_other_ids_give_the_same_file(root, tmp_path):
     for site, n in (("a", 40), ("b", 10), ("c", 6)):
         make_site(tmp_path / "other", site, n=n, salt="z")
     assert _made(SiteSettings(data_root=tmp_path / "other")) == _made(root)
 
 
-def test_a_comparison_has_a_line_a_difference(root, tmp_path):
+def test_a_comparison_has_one_line_per_difference(root, tmp_path):
     study, path = make_study(), tmp_path / "splits.json"
     save_splits(_made(root), path)
     assert compare_splits(study, root, load_splits(path)).differences == []
-    content = load_splits(path)
-    site = content["splits"]["personal"]["2"]["a"]
-    site["train"]["sha256"] = "0" * 64
-    site["test"]["slices"] += 1
-    del site["all"]
-    content["rule"] = 1
+
+    def change(raw):
+        site = raw["splits"]["personal"]["2"]["a"]
+        site["train"]["sha256"] = "0" * 64
+        site["test"]["slices"] += 1
+        del site["all"]
+        raw["rule"] = 1
+
+    content = _edited(load_splits(path), tmp_path / "changed.json", change)
     lines = compare_splits(study, root, content).differences
     assert lines == [
         "rule: 2 here, 1 in the file",
         "personal, seed 2, site a, all: not in the file",
         "personal, seed 2, site a, test: 8 slices of 8 patients here, 9 slices of 8 patients in the file",
-        "personal, seed 2, site a, train: as many slices, but other images",
+        "personal, seed 2, site a, train: the same number of slices, but other images",
     ]
     named = compare_splits(study, root, content, ["b", "x"]).differences
     assert named == [lines[0], "site x: the file does not name it"]
@@ -118,7 +137,7 @@ def test_a_comparison_has_a_line_a_difference(root, tmp_path):
     assert [line.startswith("site a: there is no folder") for line in other] == [True]
 
 
-def test_what_the_file_lacks_is_a_difference(root):
+def test_what_the_file_lacks_is_a_difference(root, tmp_path):
     content = make_splits(make_study(), root, ["a"], ["personal"], [0])
     assert compare_splits(make_study(), root, content, protocols=["held-out"], seeds=[0]).differences == [
         "held-out, seed 0, site a: the file does not name it"
@@ -126,42 +145,55 @@ def test_what_the_file_lacks_is_a_difference(root):
     assert compare_splits(make_study(), root, content, seeds=[0, 5]).differences == [
         "personal, seed 5, site a: the file does not name it"
     ]
-    content["splits"]["personal"]["1"] = {}
-    assert compare_splits(make_study(), root, content).differences == [
+    without = _edited(content, tmp_path / "f.json", lambda raw: raw["splits"]["personal"].update({"1": {}}))
+    assert compare_splits(make_study(), root, without).differences == [
         "personal, seed 1, site a: the file does not name it"
     ]
 
 
-def test_what_a_comparison_cannot_tell_is_noted(root):
+def test_a_comparison_notes_what_it_cannot_verify(root):
     study = replace(make_study(held_out=["e"]), sites=("a", "b", "d"))
     content = make_splits(study, root, ["a", "b"], ["personal"], [0], of="40 frames")
     found = compare_splits(study, root, content)
     assert found.notes == [
         "the file is of: '40 frames'",
         "the file does not name these sites of the study: d, e",
-        "personal, site b, test: only counts are compared, so few patients have no digest (seeds 0)",
+        "personal, site b, test: too few patients for a digest, only counts are compared (seeds 0)",
     ]
     assert found.differences == []
     assert compare_splits(study, root, content, ["a"]).notes == found.notes[:1]
 
 
-HEAD = '{"version": 2, "of": "", "splits": '
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "of": "", "splits": {}}',
-                                  '{"version": 2, "splits": {"personal": {"0": {"a": {}}}}}',
-                                  HEAD + '{"held-out": {"x": {}}}}',
-                                  HEAD + '{"other": {}}}',
-                                  HEAD + '{"held-out": {"0": {"a": {"all": 1}}}}}',
-                                  HEAD + '{"held-out": {"00": {"a": {}}}}}',
-                                  HEAD + '{"held-out": {"\u0663": {"a": {}}}}}',
-                                  HEAD + "{}}",
-                                  HEAD + '{"held-out": {"0": {}}}}'])  # fmt: skip
-def test_a_file_of_another_kind_is_told(tmp_path, text):
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 2}'])
+def test_a_file_that_is_not_a_file_of_splits_is_rejected(tmp_path, text):
     path = tmp_path / "splits.json"
     path.write_text(text)
-    with pytest.raises(DataError, match="file of splits"):
+    with pytest.raises(DataError, match="^file of splits splits.json: "):
         load_splits(path)
+
+
+SITE = {"a": {"all": {"patients": 6, "slices": 6, "sha256": None}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": 1}, "version: one of 2"),
+        ({"of": None}, "of: expected str"),
+        ({"more": 1}, "unknown key 'more'"),
+        ({"splits": {"held-out": {"x": SITE}}}, "splits.held-out.x"),
+        ({"splits": {"other": {"0": SITE}}}, "splits.other"),
+        ({"splits": {"held-out": {"0": {"a": {"all": 1}}}}}, "splits.held-out.0.a.all: expected mapping"),
+        ({"splits": {"held-out": {"00": SITE}}}, "splits.held-out.00"),
+        ({"splits": {"held-out": {"\u0663": SITE}}}, "splits.held-out"),
+        ({"splits": {}}, "names no site"),
+        ({"splits": {"held-out": {"0": {}}}}, "names no site"),
+    ],
+)
+def test_a_faulty_file_of_splits_is_rejected(tmp_path, root, change, says):
+    made = make_splits(make_study(), root, ["a"], ["personal"], [0])
+    with pytest.raises(DataError, match=f"^file of splits f.json: .*{says}.*name a file that"):
+        _edited(made, tmp_path / "f.json", lambda raw: raw.update(change))
 
 
 def test_the_command(tmp_path, capsys):
@@ -184,21 +216,20 @@ def test_the_command(tmp_path, capsys):
     assert str(tmp_path) not in capsys.readouterr().err
 
 
-def test_the_committed_phantom_splits_are_what_the_rule_gives():
-    """A change of rule or phantom must be meant: then `fedfms splits phantom --out` again, and CHANGELOG."""
+def test_the_committed_phantom_splits_are_up_to_date():
+    """After an intended change of rule or phantom, run `fedfms splits phantom --out` and note it in CHANGELOG."""
     content = load_splits(COMMITTED / "phantom.json")
-    assert {len(by_seed) for by_seed in content["splits"].values()} == {len(SEEDS)}
-    assert set(content["splits"]) == set(PROTOCOLS)
+    assert {len(by_seed) for by_seed in content.splits.values()} == {len(SEEDS)}
+    assert set(content.splits) == set(PROTOCOLS)
     assert compare_splits(load_study(find_study("phantom")), SiteSettings(), content).differences == []
 
 
 @pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda path: path.stem)
-def test_a_committed_file_says_what_it_is_of_and_names_no_few(path):
+def test_a_committed_file_names_its_images_and_has_no_digest_of_few_patients(path):
     content = load_splits(path)
-    assert content["of"]
-    parts = [part for by_seed in content["splits"].values() for by_site in by_seed.values()
-             for site in by_site.values() for part in site.values()]  # fmt: skip
-    assert all((part["sha256"] is None) == (part["patients"] < FEWEST) for part in parts)
+    assert content.of
+    assert all((part.sha256 is None) == (part.patients < MIN_CASES) for part in _all_parts(content))
+    assert to_text(content) == path.read_text(encoding="utf-8")
 
 
 @pytest.mark.shared
@@ -206,12 +237,12 @@ def test_a_committed_file_says_what_it_is_of_and_names_no_few(path):
 @pytest.mark.parametrize(("module", "folder"), [(fundus, "fundus"), (nuclei, "nuclei"), (hippocampus, "hippocampus3d")])
 def test_the_committed_splits_of_real_data(module, folder, tmp_path):
     content = load_splits(COMMITTED / f"{module.NAME}.json")
-    _compare_converted(module, folder, tmp_path, content, sorted(content["splits"]["personal"]["0"]))
+    _compare_converted(module, folder, tmp_path, content, sorted(content.splits["personal"]["0"]))
 
 
 @pytest.mark.shared
 def test_the_committed_splits_of_polyps(tmp_path):
-    """Of one site, whose frames are small: seven take minutes."""
+    """One site with small frames: all seven take minutes."""
     content = load_splits(COMMITTED / "polyp.json")
     _compare_converted(polyp, "polyp", tmp_path, content, ["cvc_clinicdb_barcelona_es"])
 

@@ -47,11 +47,11 @@ def test_proportion_with_one_slice_each(n, protocol, seed):
 
 
 @given(patients, protocols, seeds)
-def test_large_patients_do_not_swallow_the_proportion(patients, protocol, seed):
+def test_large_patients_do_not_distort_the_proportion(patients, protocol, seed):
     name, share = PROTOCOLS[protocol]
     total = sum(map(len, patients.values()))
-    aside = sum(len(patients[p]) for p in assign(patients, protocol, seed)[name])
-    assert aside <= max(2 * share * total, min((len(h) for h in patients.values()), default=0))
+    smaller = sum(len(patients[p]) for p in assign(patients, protocol, seed)[name])
+    assert smaller <= max(2 * share * total, min((len(h) for h in patients.values()), default=0))
 
 
 def test_an_identical_image_is_never_on_both_sides():
@@ -70,7 +70,7 @@ def test_the_seed_and_the_protocol_matter():
 
 
 def test_pinned():
-    """A change of the rule must raise RULE_VERSION: manifests hold its results."""
+    """A change of the rule must raise RULE_VERSION: manifests contain its results."""
     parts = assign({f"p{i}": [f"{i}"] for i in range(10)}, "personal", 0)
     assert parts["test"] == ("p1", "p7")
 
@@ -81,13 +81,13 @@ def test_unknown_protocol():
 
 
 @given(patients, st.integers(1, 60), seeds)
-def test_a_subset_takes_from_as_many_patients_as_it_can(patients, max_images, seed):
+def test_a_subset_covers_as_many_patients_as_possible(patients, max_images, seed):
     chosen = subset(patients, max_images, seed)
     total = sum(map(len, patients.values()))
     assert sum(map(len, chosen.values())) == min(max_images, total)
-    taken = {patient: len(chosen.get(patient, ())) for patient in patients}
-    most = max(taken.values(), default=0)
-    assert all(taken[p] >= min(most - 1, len(patients[p])) for p in patients)
+    counts = {patient: len(chosen.get(patient, ())) for patient in patients}
+    most = max(counts.values(), default=0)
+    assert all(counts[p] >= min(most - 1, len(patients[p])) for p in patients)
     shuffled = list(patients.items())
     random.Random(seed).shuffle(shuffled)
     assert subset(dict(shuffled), max_images, seed) == chosen
@@ -100,8 +100,8 @@ def test_a_larger_subset_contains_the_smaller(patients, seed):
 
 
 @given(patients, protocols, seeds)
-def test_black_slices_make_no_one_patient_of_all(patients, protocol, seed):
-    """As the ends of head volumes are: were they to join, nobody would be left to validate on."""
+def test_black_slices_do_not_join_patients(patients, protocol, seed):
+    """The ends of head volumes are black: joined by them, no patient would be left to validate on."""
     padded = {patient: [*hashes, "black"] for patient, hashes in patients.items()}
     parts = assign(padded, protocol, seed, blank={"black"})
     assert sorted(p for members in parts.values() for p in members) == sorted(padded)

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """These networks are so small that threads only cost: 40 times, if others use the machine."""
+    """Small networks are slower with threads, up to 40 times on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

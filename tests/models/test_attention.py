@@ -1,4 +1,4 @@
-"""The fast attention against segment-anything's own: outputs, every gradient, bytes kept for the backward pass."""
+"""The fast attention against segment-anything's: outputs, every gradient, bytes stored for the backward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedfms.models import attention, build_model
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import build_adapters
 from fedfms.models.vit import ViTEncoder, ViTShape
-from fedfms.reporting.cost.live import LiveBytes
+from fedfms.reporting.cost.step import LiveBytes
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 from fedfms.training.build import build_on_meta
@@ -22,8 +22,8 @@ VIT_B = ViTShape(embed_dim=768, depth=2, heads=12, global_blocks=(1,))
 ROWS, COLUMNS, HEADS, DIM = 8, 5, 3, 16
 
 
-def by_the_book(qkv: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
-    """Token by token and table row by table row, as the formula has it."""
+def literal(qkv: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
+    """The formula, token by token and table row by table row."""
     q, k, v = qkv.unbind()
     places = [(row, column) for row in range(ROWS) for column in range(COLUMNS)]
     by_row = torch.stack([torch.stack([table_h[a[0] - b[0] + ROWS - 1] for b in places]) for a in places])
@@ -32,16 +32,16 @@ def by_the_book(qkv: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
-@pytest.mark.parametrize("way", [attention.attend, attention.folded], ids=["blocks", "folded"])
+@pytest.mark.parametrize("way", [attention.attend, attention.attend_fused], ids=["blocks", "fused"])
 @pytest.mark.parametrize("block", [1 << 19, 40 * 40, 40 * 12, 1])  # all at once, a head, uneven blocks, a query
-def test_one_attention(way: Callable[..., Tensor], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_by_the_formula(way: Callable[..., Tensor], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "BLOCK", block)
     draw = torch.Generator().manual_seed(0)
     shapes = ((3, HEADS, ROWS * COLUMNS, DIM), (2 * ROWS - 1, DIM), (2 * COLUMNS - 1, DIM))
     inputs = [torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True) for shape in shapes]
     qkv, table_h, table_w = inputs
     ours = way(qkv, sa.get_rel_pos(ROWS, ROWS, table_h), sa.get_rel_pos(COLUMNS, COLUMNS, table_w))
-    theirs = by_the_book(*inputs)
+    theirs = literal(*inputs)
     grad = torch.randn(theirs.shape, generator=draw, dtype=torch.float64)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     pairs = zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad), strict=True)
@@ -51,7 +51,7 @@ def test_one_attention(way: Callable[..., Tensor], block: int, monkeypatch: pyte
 
 @pytest.mark.parametrize("block", [1 << 20, 30 * 30 * 2, 30 * 7, 1])  # all at once, some heads, uneven blocks, a query
 @pytest.mark.parametrize("heads", [1, 3])
-def test_attention_by_a_table(heads: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_with_a_table(heads: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "BLOCK", block)
     draw = torch.Generator().manual_seed(0)
     windows, tokens = 4, 30
@@ -59,7 +59,7 @@ def test_attention_by_a_table(heads: int, block: int, monkeypatch: pytest.Monkey
     table = torch.randn(heads, tokens, tokens, generator=draw, dtype=torch.float64, requires_grad=True)
     q, k, v = qkv.unflatten(1, (windows, heads)).unbind()
     theirs = ((q @ k.mT / DIM**0.5 + table).softmax(-1) @ v).flatten(0, 1)
-    ours = attention.attend_by_table(qkv, table)
+    ours = attention.attend_with_table(qkv, table)
     grad = torch.randn(theirs.shape, generator=draw, dtype=torch.float64)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     both = (torch.autograd.grad(out, (qkv, table), grad) for out in (ours, theirs))
@@ -68,7 +68,7 @@ def test_attention_by_a_table(heads: int, block: int, monkeypatch: pytest.Monkey
 
 
 def naive(qkv: Tensor, *bias: Tensor) -> Tensor:
-    """As segment-anything's code under autocast: all but softmax in the inputs' precision."""
+    """Attention as in segment-anything under autocast: all but softmax in the inputs' precision."""
     q, k, v = qkv.unbind()
     scores = q * q.shape[-1] ** -0.5 @ k.mT
     if len(bias) == 1:
@@ -80,13 +80,13 @@ def naive(qkv: Tensor, *bias: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("table", [False, True])
-@pytest.mark.parametrize(("quick", "many"), [(False, 1024), (True, 1024), (True, 1)])
-def test_lower_products_are_as_near_as_the_plain_ones(
-    quick: bool, many: int, table: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("native", "tokens_from"), [(False, 1024), (True, 1024), (True, 1)])
+def test_bfloat16_is_as_accurate_as_the_plain_code(
+    native: bool, tokens_from: int, table: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With and without instructions for bfloat16, on any processor; over many blocks, whose sums stay in float32."""
-    monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: quick)
-    monkeypatch.setattr(attention, "_MANY", many)
+    """With and without bfloat16 instructions, on any CPU; over many blocks, whose sums are float32."""
+    monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(attention, "_BFLOAT16_SCORES_TOKENS", tokens_from)
     monkeypatch.setattr(attention, "BLOCK", 40 * 5)
     draw = torch.Generator().manual_seed(0)
     tokens, dim = ROWS * COLUMNS, 32
@@ -99,7 +99,7 @@ def test_lower_products_are_as_near_as_the_plain_ones(
         out = way(*given)
         return [out.detach(), *torch.autograd.grad(out, given, grad.to(dtype))]
 
-    ours = attention.attend_by_table if table else attention.attend
+    ours = attention.attend_with_table if table else attention.attend
     exact, near = all_of(ours, torch.float64), all_of(ours, torch.bfloat16)
     for mine, theirs, true in zip(near, all_of(naive, torch.bfloat16), exact, strict=True):
         assert mine.dtype == torch.bfloat16
@@ -124,7 +124,7 @@ def test_gradients_of_some_inputs_are_those_of_all(wanted: tuple[int, ...]) -> N
 
 
 def make(shape: ViTShape, spec: ModelSpec, *, adapters: bool) -> ViTEncoder:
-    """An encoder with every table and bias at random."""
+    """An encoder with random tables and biases."""
     torch.manual_seed(0)
     encoder = ViTEncoder(shape, spec)
     if adapters:
@@ -166,8 +166,8 @@ def compare(shape: ViTShape, spec: ModelSpec, *, adapters: bool, trained: str = 
 
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("window_pad", ["sam", "reference"])
-@pytest.mark.parametrize("input_px", [56, 64, 104])  # windows that fit, that pad one and that pad six to a side of 7
-def test_an_encoder(input_px: int, window_pad: str, adapters: bool) -> None:
+@pytest.mark.parametrize("input_px", [56, 64, 104])  # windows of 7 without padding, with padding of 6 and of 1
+def test_encoder_against_the_plain_code(input_px: int, window_pad: str, adapters: bool) -> None:
     spec = ModelSpec(input_px=input_px, window_pad=window_pad, adapter_init="reference")
     assert compare(TINY, spec, adapters=adapters) < 1e-5
 
@@ -194,7 +194,7 @@ def test_blocks_of_vit_b(input_px: int, window_pad: str, adapters: bool, trained
 
 
 def test_bfloat16_is_near_float32() -> None:
-    """With GELU: at a ReLU's kink, a rounding decides whether there is a gradient at all."""
+    """With GELU: at the kink of a ReLU, rounding decides whether there is a gradient."""
     encoder = make(TINY, ModelSpec(input_px=64, adapter_act="gelu", adapter_init="reference"), adapters=True)
     features = torch.randn(2, 8, 8, 48, generator=torch.Generator().manual_seed(2))
     exact = outcome(encoder, features)
@@ -203,16 +203,16 @@ def test_bfloat16_is_near_float32() -> None:
     plain = outcome(encoder, features, bfloat16=True)
     concerned = [name for name in exact if name in ("", "input") or ".attn." in name]
     assert 1e-4 < worst({name: near[name] for name in concerned}, {name: exact[name] for name in concerned}) < 2e-2
-    assert worst(near, exact) < 1.25 * worst(plain, exact)  # of all tensors: what any bfloat16 costs, and no more
+    assert worst(near, exact) < 1.25 * worst(plain, exact)  # over all tensors, as much error as the plain code
 
 
 @pytest.mark.parametrize("spec", [ModelSpec(backbone="vit_tiny", input_px=64), ModelSpec("tiny_vit", input_px=32)])
 @pytest.mark.parametrize("adapters", [False, True])
-def test_checkpointing_gives_the_same_numbers(spec: ModelSpec, adapters: bool) -> None:
+def test_gradient_checkpointing_gives_the_same_numbers(spec: ModelSpec, adapters: bool) -> None:
     model = build_model(spec, 1, adapters=adapters, seed=0)
     images, found = torch.rand(2, 3, spec.input_px, spec.input_px), []
     for checkpointing in (False, True):
-        model.work_by(checkpointing=checkpointing)
+        model.configure(gradient_checkpointing=checkpointing)
         model.zero_grad()
         logits = model(images)
         logits.square().sum().backward()
@@ -223,8 +223,8 @@ def test_checkpointing_gives_the_same_numbers(spec: ModelSpec, adapters: bool) -
         assert torch.equal(grad, found[1][1][name]), name
 
 
-def kept_mib(method: str, backbone: str = "vit_b", **settings: object) -> float:
-    """What autograd keeps of a step on one image, at 1024 px, counted on the meta device."""
+def stored_mib(method: str, backbone: str = "vit_b", **settings: object) -> float:
+    """What autograd stores in a step on one image, at 1024 px, counted on the meta device, in MiB."""
     study = Study.from_dict({
         "name": "t", "method": method, "model": {"backbone": backbone, "input_px": 1024}, "train": {"batch_size": 1},
     })  # fmt: skip
@@ -238,29 +238,29 @@ def kept_mib(method: str, backbone: str = "vit_b", **settings: object) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "fast", "kept"), [("fedmsa", 0.34, 0.055), ("fedsam", 0.40, 0.05)])
-def test_bytes_kept_for_the_backward_pass(method: str, fast: float, kept: float) -> None:
-    plain = kept_mib(method, attention="plain")
-    assert kept_mib(method) < fast * plain
-    assert kept_mib(method, checkpointing=True) < kept * plain
+@pytest.mark.parametrize(("method", "fast", "checkpointed"), [("fedmsa", 0.34, 0.055), ("fedsam", 0.40, 0.05)])
+def test_bytes_stored_for_the_backward_pass(method: str, fast: float, checkpointed: float) -> None:
+    plain = stored_mib(method, attention="plain")
+    assert stored_mib(method) < fast * plain
+    assert stored_mib(method, gradient_checkpointing=True) < checkpointed * plain
 
 
 @pytest.mark.slow
-def test_bytes_kept_of_a_convolutional_stage() -> None:
-    plain = kept_mib("fedsam", "tiny_vit", attention="plain")
-    assert kept_mib("fedsam", "tiny_vit", checkpointing=True) < 0.2 * plain
-    assert kept_mib("fedsam", "tiny_vit") < plain
+def test_bytes_stored_by_a_convolutional_stage() -> None:
+    plain = stored_mib("fedsam", "tiny_vit", attention="plain")
+    assert stored_mib("fedsam", "tiny_vit", gradient_checkpointing=True) < 0.2 * plain
+    assert stored_mib("fedsam", "tiny_vit") < plain
 
 
-def test_nothing_is_kept_before_the_first_adapter() -> None:
+def test_nothing_is_stored_before_the_first_adapter() -> None:
     encoder = make(TINY, ModelSpec(input_px=64), adapters=True).requires_grad_(False)
     encoder.adapters[1].requires_grad_(True)
     seen: list[Tensor] = []
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         seen.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         encoder._block(encoder.blocks[0], encoder.adapters[0], torch.randn(1, 8, 8, 48))  # type: ignore[arg-type]
     assert not seen

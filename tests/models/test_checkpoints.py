@@ -1,4 +1,4 @@
-"""Files of pre-trained weights: what loads, what is refused, and in which words."""
+"""Files of pre-trained weights: which ones load, which are rejected, and the errors."""
 
 import hashlib
 import os
@@ -25,14 +25,14 @@ State = dict[str, Tensor]
 
 
 def sam_state() -> State:
-    """A SAM checkpoint of vit_tiny's size, with the prompt encoder's keys that real ones have."""
+    """A SAM checkpoint of vit_tiny's size, including the prompt encoder's keys."""
     state = dict(build_model(SPEC, 1, adapters=False, seed=9).state_dict())
     for name in ("point_embeddings.0", "not_a_point_embed", "mask_downscaling.0", "no_mask_embed"):
         state[f"prompt_encoder.{name}.weight"] = torch.zeros(1, 64)
     return state
 
 
-def refused(path: Path, spec: ModelSpec = SPEC) -> str:
+def rejected(path: Path, spec: ModelSpec = SPEC) -> str:
     with pytest.raises(CheckpointError) as caught:
         build_model(spec, 1, adapters=True, seed=0, checkpoint=path)
     line = str(caught.value)
@@ -51,10 +51,10 @@ def test_a_sam_checkpoint_loads(tmp_path: Path, zipped: bool) -> None:
     model = build_model(spec, 2, adapters=True, seed=0, checkpoint=file)
     fresh = build_model(SPEC, 2, adapters=True, seed=0).state_dict()
     for name, tensor in model.state_dict().items():
-        expected = state[name] if name in state else fresh[name]  # adapters and head: ours, from the seed
+        expected = state[name] if name in state else fresh[name]  # adapters and head: from the seed
         assert torch.equal(tensor, expected), name
     assert all(p.requires_grad and not p.is_meta for p in model.parameters())
-    os.truncate(file, 10)  # values were copied: the file may go
+    os.truncate(file, 10)  # values were copied, so the file is not needed
     assert model(torch.zeros(1, 3, 64, 64)).isfinite().all()
 
 
@@ -96,26 +96,26 @@ def test_tensors_must_fit(tmp_path: Path, change: Callable[[State], None], messa
     file, state = tmp_path / "weights.pth", sam_state()
     change(state)
     torch.save(state, file)
-    assert message in refused(file)
+    assert message in rejected(file)
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    assert "no such file in the site's checkpoint folder" in refused(tmp_path / "absent.pth")
+    assert "no such file in the site's checkpoint folder" in rejected(tmp_path / "absent.pth")
 
 
-def test_a_published_name_vouches_for_the_md5(tmp_path: Path) -> None:
+def test_a_published_name_contains_the_md5(tmp_path: Path) -> None:
     file = tmp_path / "sam_vit_b_01ec64.pth"
     torch.save(sam_state(), file)
-    assert "its MD5 does not begin with 01ec64, as its name says; download it again" in refused(file)
+    assert "its MD5 does not begin with 01ec64, the digits in its name; download it again" in rejected(file)
     digits = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()[:6]
     good = file.rename(tmp_path / f"sam_vit_b_{digits}.pth")
     build_model(SPEC, 1, adapters=False, seed=0, checkpoint=good)
 
 
-def test_the_studys_sha256(tmp_path: Path) -> None:
+def test_a_file_must_have_the_studys_sha256(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(sam_state(), file)
-    assert "SHA-256" in refused(file, replace(SPEC, checkpoint_sha256="0" * 64))
+    assert "SHA-256" in rejected(file, replace(SPEC, checkpoint_sha256="0" * 64))
 
 
 class Malice:
@@ -127,35 +127,35 @@ class Malice:
 
 
 @pytest.mark.parametrize("how", ["torch", "torch-legacy", "pickle"])
-def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, how: str) -> None:
+def test_a_malicious_pickle_is_rejected_and_not_executed(tmp_path: Path, how: str) -> None:
     file, marker = tmp_path / "weights.pth", tmp_path / "executed"
     if how == "pickle":
         file.write_bytes(pickle.dumps({"a": Malice(marker)}, protocol=2))
     else:
         torch.save({"a": Malice(marker)}, file, _use_new_zipfile_serialization=how == "torch")
-    assert "not a file of plain tensors, or damaged" in refused(file)
+    assert "not a file of plain tensors, or damaged" in rejected(file)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"PK\x03\x04" + b"\x00" * 50, b"<html>404</html>"])
-def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_rejected(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "weights.pth"
     file.write_bytes(content)
-    assert "not a file of plain tensors, or damaged" in refused(file)
+    assert "not a file of plain tensors, or damaged" in rejected(file)
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(sam_state(), file)
     os.truncate(file, file.stat().st_size // 2)
-    assert "not a file of plain tensors, or damaged" in refused(file)
+    assert "not a file of plain tensors, or damaged" in rejected(file)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": {"a": torch.zeros(1)}}, {1: torch.zeros(1)}])
-def test_anything_but_named_tensors_is_refused(tmp_path: Path, content: object) -> None:
+def test_anything_but_named_tensors_is_rejected(tmp_path: Path, content: object) -> None:
     file = tmp_path / "weights.pth"
     torch.save(content, file)
-    assert "does not hold tensors by name; save a state dict" in refused(file)
+    assert "does not contain tensors by name; save a state dict" in rejected(file)
 
 
 @needs_lite
@@ -177,19 +177,19 @@ def test_lite_medsam_loads_strictly_and_predicts() -> None:
 @needs_lite
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "says"),
     [
-        (replace(LITE_SPEC, stem="mobile_sam"), "the study asks for tiny_vit with stem mobile_sam"),
+        (replace(LITE_SPEC, stem="mobile_sam"), "the study needs tiny_vit with stem mobile_sam"),
         (ModelSpec(backbone="vit_tiny", input_px=256), "image_encoder.blocks.0.attn.proj.bias"),
     ],
 )
-def test_lite_medsam_with_another_stem_or_backbone(spec: ModelSpec, told: str) -> None:
-    line = refused(LITE, spec)
+def test_lite_medsam_with_another_stem_or_backbone(spec: ModelSpec, says: str) -> None:
+    line = rejected(LITE, spec)
     assert line.startswith("lite_medsam.pth: looks like tiny_vit with stem lite_medsam: ")
-    assert told in line
+    assert says in line
 
 
-def test_mobile_sams_file_may_keep_its_classifier(tmp_path: Path) -> None:
+def test_the_classifier_in_mobile_sams_file_is_ignored(tmp_path: Path) -> None:
     spec = ModelSpec(backbone="tiny_vit", input_px=64, stem="mobile_sam")
     state = dict(build_model(spec, 1, adapters=False, seed=9).state_dict())
     for name in ("norm_head.weight", "norm_head.bias", "head.weight", "head.bias"):
@@ -199,4 +199,4 @@ def test_mobile_sams_file_may_keep_its_classifier(tmp_path: Path) -> None:
     build_model(spec, 1, adapters=True, seed=0, checkpoint=file)
     state["image_encoder.headless"] = torch.zeros(1)
     torch.save(state, file)
-    assert "has unexpected image_encoder.headless" in refused(file, spec)
+    assert "has unexpected image_encoder.headless" in rejected(file, spec)

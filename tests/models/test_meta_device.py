@@ -1,4 +1,4 @@
-"""Networks without values, and what a server and a command line need not import."""
+"""Meta-device models, and imports that a server and the command line do not need."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedfms.flare.preflight.job import _paths
+from fedfms.flare.preflight.job import class_paths
 from fedfms.models.meta_device import on_meta_device
 from fedfms.study import STUDIES
 
-OUTLINE = """
+META_MODELS = """
 from pathlib import Path
 from fedfms.study import STUDIES, load_study
 from fedfms.training.build import build_on_meta
@@ -28,12 +28,12 @@ REPO = Path(__file__).parents[2]
 
 def _imported(code: str, names: str, argument: Path = REPO) -> str:
     """Which of `names` a fresh process has imported after `code`."""
-    told = f"import sys\n{code}\nprint(*[name for name in {names.split()} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", told, str(argument)], capture_output=True, text=True, check=True)
+    script = f"import sys\n{code}\nprint(*[name for name in {names.split()} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script, str(argument)], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def test_nothing_is_drawn_and_shapes_are_as_ever() -> None:
+def test_meta_tensors_have_shapes_and_dtypes_but_no_values() -> None:
     with on_meta_device():
         network = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 5), nn.Conv2d(1, 2, 3))
         drawn, filled = torch.randn(2, 3, dtype=torch.float64), torch.zeros(2)
@@ -42,7 +42,7 @@ def test_nothing_is_drawn_and_shapes_are_as_ever() -> None:
     assert [tuple(p.shape) for p in network.parameters()] == [(3, 4), (5, 4), (5,), (2, 1, 3, 3), (2,)]
 
 
-def test_beside_it_numbers_are_drawn() -> None:
+def test_tensors_of_other_devices_have_values() -> None:
     with on_meta_device():
         seeded = torch.Generator("cpu").manual_seed(1)
         real = torch.empty(5, device="cpu").normal_(generator=seeded)
@@ -51,17 +51,17 @@ def test_beside_it_numbers_are_drawn() -> None:
 
 
 @pytest.mark.slow
-def test_an_outline_needs_no_compiler() -> None:
-    assert _imported(OUTLINE, "torch._dynamo", STUDIES / "phantom.yaml") == ""
+def test_a_meta_device_model_does_not_import_the_compiler() -> None:
+    assert _imported(META_MODELS, "torch._dynamo", STUDIES / "phantom.yaml") == ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", ["fedmsa", "fedsca"])
-def test_a_server_needs_no_monai(job: str) -> None:
+def test_a_server_does_not_import_monai(job: str) -> None:
     config = json.loads((REPO / "jobs" / job / "app" / "config" / "config_fed_server.json").read_text())
-    code = "\n".join(f"import {path.rpartition('.')[0]}" for path in _paths(config) if path.startswith("fedfms."))
+    code = "\n".join(f"import {path.rpartition('.')[0]}" for path in class_paths(config) if path.startswith("fedfms."))
     assert _imported(code, "fedfms.flare.recorder monai matplotlib scipy") == "fedfms.flare.recorder"
 
 
-def test_help_needs_no_torch() -> None:
+def test_the_command_line_does_not_import_torch() -> None:
     assert _imported("import fedfms.cli", "fedfms.cli torch monai nvflare") == "fedfms.cli"

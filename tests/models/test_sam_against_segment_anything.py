@@ -1,4 +1,4 @@
-"""Encoder, decoder and position tables against segment-anything's own code; padding of windows; adapters."""
+"""Encoder, decoder and position tables against segment-anything's code; padding of windows; adapters."""
 
 from dataclasses import replace
 from functools import partial
@@ -37,23 +37,23 @@ def their_encoder(input_px: int, state: dict[str, Tensor]) -> Any:
     return encoder
 
 
-@pytest.mark.parametrize("input_px", [64, 56, 128])  # windows that pad, that fit, the demo's size
+@pytest.mark.parametrize("input_px", [64, 56, 128])  # with padding, without, the demo's size
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("plain", [False, True])
 @torch.no_grad()
 def test_encoder(input_px: int, adapters: bool, plain: bool) -> None:
     model = build(replace(SPEC, input_px=input_px), adapters=adapters)
-    model.work_by(plain_attention=plain)
+    model.configure(plain_attention=plain)
     state = {n: t for n, t in model.image_encoder.state_dict().items() if not n.startswith("adapters.")}
     x = torch.rand(2, 3, input_px, input_px)
     expected = their_encoder(input_px, state)(x)
-    # the fast path adds in another order
+    # the fast code adds in another order
     torch.testing.assert_close(model.embed(model.prefix(x)), expected, rtol=0, atol=1e-6 if plain else 1e-5)
 
 
 @pytest.mark.parametrize("n_structures", [1, 3])
 @torch.no_grad()
-def test_decoder_takes_a_batch_as_theirs_takes_each_image(n_structures: int) -> None:
+def test_the_decoder_on_a_batch_equals_theirs_on_each_image(n_structures: int) -> None:
     model = build(SPEC, n_structures)
     embedding = torch.randn(3, 64, 8, 8)
     positions = model.prompt_encoder.pe_layer((8, 8))[None]
@@ -93,11 +93,11 @@ def test_tables_of_another_input_size(input_px: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("input_px", "same"), [(56, True), (64, False)])
 @torch.no_grad()
 def test_window_pad(input_px: int, same: bool) -> None:
-    """The two orders of padding and norm1 agree where the window divides the grid, and only there."""
+    """The two orders of padding and norm1 agree only if the window size divides the grid."""
     spec = replace(SPEC, input_px=input_px, adapter_init="reference")
     ours = build(spec, adapters=True)
     reference = build(replace(spec, window_pad="reference"), adapters=True)
-    for model in (ours, reference):  # norm1's bias is what a padded token holds in the paper's code
+    for model in (ours, reference):  # a padded token is norm1's bias in the paper's code
         for block in model.image_encoder.blocks:
             block.norm1.bias.fill_(0.3)
     x = torch.rand(1, 3, input_px, input_px)
@@ -120,7 +120,7 @@ def test_reference_padding_by_hand() -> None:
     seen: list[Tensor] = []
     encoder.blocks[1].norm1.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
     encoder.rest(x)
-    # block 1 is global: its norm1 gets block 0's output as it is
+    # block 1 is global: its norm1 gets block 0's output unchanged
     torch.testing.assert_close(seen[0], y, rtol=1e-5, atol=1e-6)
 
 
@@ -130,7 +130,7 @@ def test_without_adapters_window_pad_changes_nothing() -> None:
 
 
 @torch.no_grad()
-def test_adapter_is_what_the_paper_says() -> None:
+def test_the_adapter_is_that_of_the_paper() -> None:
     adapter = Adapter(8, ratio=0.25, act="gelu", init="reference")
     x = torch.randn(3, 8)
     down, up = adapter.down, adapter.up

@@ -1,4 +1,4 @@
-"""segment-anything's networks load whatever the state of torchvision, and leave `segment_anything` alone."""
+"""segment-anything's networks load with any state of torchvision, without touching `segment_anything`."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ assert pickle.loads(pickle.dumps(ours.MaskDecoder)) is ours.MaskDecoder
         pytest.param(PRESENT, "", THEIRS, id="present"),
         pytest.param(BROKEN, "", "", id="broken"),
         pytest.param(BROKEN, HALF.format(stub=False), "", id="half-imported"),
-        pytest.param(BROKEN, HALF.format(stub=True), "", id="stand-in"),
+        pytest.param(BROKEN, HALF.format(stub=True), "", id="stub"),
     ],
 )
 def test_loads_in_a_fresh_process(tmp_path: Path, files: dict[str, str] | None, before: str, after: str) -> None:

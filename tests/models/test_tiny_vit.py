@@ -43,7 +43,7 @@ def test_attention() -> None:
     torch.testing.assert_close(attn(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_convolution_and_norm_at_once_with_every_gradient() -> None:
+def test_fused_convolution_and_norm_with_every_gradient() -> None:
     layer = ConvBN(6, 6, kernel=3, stride=2, groups=3).double()
     _randomise(layer)
     x = torch.randn(2, 6, 5, 7, dtype=torch.float64, requires_grad=True)
@@ -59,8 +59,8 @@ def test_convolution_and_norm_at_once_with_every_gradient() -> None:
 @pytest.mark.parametrize(
     ("stem", "input_px"), [("lite_medsam", 12), ("lite_medsam", 28), ("mobile_sam", 48), ("mobile_sam", 224)]
 )
-def test_both_paths_give_the_same_numbers_with_every_gradient(stem: str, input_px: int, checkpointing: bool) -> None:
-    """Grids smaller than a window, that windows fit and do not fit; every table, norm and bias at random; float64."""
+def test_fast_and_plain_code_agree_with_every_gradient(stem: str, input_px: int, checkpointing: bool) -> None:
+    """Grids smaller than a window, with and without padding; random tables, norms and biases; float64."""
     spec = ModelSpec(backbone="tiny_vit", stem=stem, input_px=input_px, adapter_init="reference")
     torch.manual_seed(0)
     encoder = TinyViTEncoder(spec)
@@ -75,7 +75,7 @@ def test_both_paths_give_the_same_numbers_with_every_gradient(stem: str, input_p
     images = torch.randn(2, 3, input_px, input_px, dtype=torch.float64)
     outcomes = []
     for encoder.plain_attention in (True, False):
-        encoder.checkpointing = checkpointing and not encoder.plain_attention
+        encoder.gradient_checkpointing = checkpointing and not encoder.plain_attention
         out = encoder.rest(encoder.prefix(images))
         weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
         outcomes.append((out.detach(), *torch.autograd.grad((out * weights).sum(), list(encoder.parameters()))))
@@ -96,7 +96,7 @@ def test_windows_are_padded_before_the_norm(plain: bool) -> None:
         window = padded[row : row + 3, column : column + 3].reshape(9, 12)
         attended[row : row + 3, column : column + 3] = literal_attention(block.attn, window).view(3, 3, 12)
     y = x + attended[None, :4, :4]
-    y = block.local_conv(y.permute(0, 3, 1, 2), plain=True).permute(0, 2, 3, 1)  # in place of y, not added to it
+    y = block.local_conv(y.permute(0, 3, 1, 2), plain=True).permute(0, 2, 3, 1)  # replaces y, without a residual
     y = y + block.mlp(block.mlp.norm(y))
     torch.testing.assert_close(block(x, None, plain), y, rtol=1e-4, atol=1e-5)
 

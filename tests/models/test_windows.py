@@ -1,4 +1,4 @@
-"""Windows of a grid, heads first, against segment-anything's own partition; gradients, the padding's too."""
+"""Windows of a grid, heads first, against segment-anything's partition; gradients, including the padding's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADS, SIZE = 2, 3
 
 
 def _split(channels: torch.Tensor, heads_first: bool) -> torch.Tensor:
-    """(..., 3 x heads x c) -> (..., 3, heads, c), of SAM's order or, heads first, of TinyViT's."""
+    """(..., 3 x heads x c) -> (..., 3, heads, c), from SAM's order or, heads first, TinyViT's."""
     if heads_first:
         return channels.unflatten(-1, (HEADS, 3, SIZE)).transpose(-2, -3)
     return channels.unflatten(-1, (3, HEADS, SIZE))
@@ -49,12 +49,12 @@ def test_there_and_back(height: int, width: int, side: int, heads_first: bool) -
         torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-10, msg=name)
 
 
-def test_no_padding_is_no_way_over_the_edge() -> None:
+def test_windows_beyond_the_grid_need_a_padding() -> None:
     with pytest.raises(ValueError, match="padding"):
         to_windows(torch.zeros(1, 3, 4, 3, HEADS, SIZE), None, (2, 2))
 
 
-def test_a_grid_that_is_one_oblong_window() -> None:
+def test_a_grid_of_one_oblong_window() -> None:
     tokens = torch.randn(1, 2, 5, 3 * HEADS * SIZE)
     by_head = to_windows(_split(tokens, heads_first=False), None, (2, 5))
     assert by_head.shape == (3, HEADS, 10, SIZE)

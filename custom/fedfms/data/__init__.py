@@ -1,6 +1,4 @@
-"""Images and masks of a site: the contract on disk, splits, the embedded phantom, datasets; knows no data set
-by name.
-"""
+"""Images and masks of a site: the contract on disk, splits, the embedded phantom, datasets. No data set by name."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ __all__ = ["Item", "SiteData", "open_site"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load torch and MONAI when a dataset is asked for, not for a converter that only writes the contract."""
+    """Import torch and MONAI on first use: a converter, which only writes the contract, does not need them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fedfms.data import site

@@ -1,8 +1,8 @@
-"""Images of a site that cannot be used: found when its data are opened, and left out of the whole run.
+"""Damaged images of a site: detected when its data are opened, and skipped for the whole run.
 
-A study says how many a site may have (`data.max_unreadable_images`). Splits are made of the manifest before anything is left
-out: no patient changes sides because of a file. A run that has once left an image out goes on to do so, whatever
-becomes of the file, and keeps a record of it at the site: what it trains on does not change from round to round.
+A study sets the maximum number per site (`data.max_unreadable_images`). Splits are made from the complete manifest
+first, so no patient changes sides because of a damaged file. A run that has skipped an image skips it in every later
+round, even if the file is repaired, and records this at the site: the training set stays the same in all rounds.
 """
 
 from __future__ import annotations
@@ -11,77 +11,84 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
 
 from fedfms.data.source import CHECK, Item, Source
 from fedfms.errors import DataError
 from fedfms.files import write_atomic
+from fedfms.schema import STRICT, parse_bytes, to_plain
 
 Place = tuple[str, int]  # case and slice
-RECORD = "left_out.json"  # in a run's folder at the site
-_FORMAT = 1
+RECORD = "damaged_images.json"  # in a run's folder at the site
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, config=STRICT)
+class _Record:
+    format: Literal[1]
+    sites: Mapping[str, tuple[Place, ...]]
+
+
 def find_damaged(
-    site: str, items: Sequence[Item], source: Source, limit: int, known: Collection[Place], go_on: Callable[[], None]
+    site: str,
+    items: Sequence[Item],
+    source: Source,
+    limit: int,
+    known: Collection[Place],
+    check_stop: Callable[[], None],
 ) -> frozenset[Place]:
-    """The slices, of `items` and beside those `known`, whose image or label is missing, damaged or changed.
+    """The slices whose image or label is missing, damaged or changed, and the `known` ones, among `items`.
 
     Args:
-        go_on: called before each file is read; may raise to stop there.
+        check_stop: called before each file is read; may raise to stop there.
 
     Raises:
-        DataError: with the known ones there are more than `limit`.
+        DataError: more than `limit`, including the known ones.
     """
-    found = set()
+    damaged = {(item.case, item.slice) for item in items} & set(known)
     for item in items:
-        go_on()
+        check_stop()
         place = item.case, item.slice
-        if place not in known:
+        if place not in damaged:
             try:
                 source.check(item)
             except DataError as fault:
-                _log.info("%s", fault.line())  # names the case: for the site's own log alone
-                found.add(place)
-    damaged = frozenset(found | {(item.case, item.slice) for item in items} & set(known))
+                _log.info("%s", fault.line())  # names the case: for the site's own log only
+                damaged.add(place)
     if len(damaged) > limit:
-        raise DataError(
-            f"{len(damaged)} images are damaged or missing, data.max_unreadable_images is {limit}", where=f"site {site}",
-            do=CHECK,
-        )  # fmt: skip
+        what = f"{len(damaged)} images are damaged or missing, data.max_unreadable_images is {limit}"
+        raise DataError(what, where=f"site {site}", do=CHECK)
     if damaged:
-        _log.warning("site %s: %d damaged or missing images are left out of the run", site, len(damaged))
-    return damaged
+        _log.warning("site %s: the run skips %d damaged or missing images", site, len(damaged))
+    return frozenset(damaged)
 
 
 def read_record(path: Path) -> dict[str, frozenset[Place]]:
-    """What a run has left out so far, by site; empty where there is no record.
+    """The images that a run has skipped so far, by site; empty without a record.
 
     Raises:
         DataError: the record is damaged.
     """
-    if not path.is_file():
-        return {}
+    where, do = "the run's record of damaged images", "remove the run's folder at the site and start again"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != _FORMAT:
-            raise ValueError("of another version")
-        return {
-            str(site): frozenset((str(case), int(number)) for case, number in places)
-            for site, places in raw["sites"].items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        what = "the run's record of the images that it leaves out cannot be read"
-        raise DataError(what, do="remove the run's folder at the site and start again") from error
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", where=where, do=do) from error
+    record = parse_bytes(_Record, text, DataError, where=where, do=do, machine_written=True)
+    return {site: frozenset(places) for site, places in record.sites.items()}
 
 
 def write_record(path: Path, damaged: Mapping[str, Collection[Place]]) -> None:
-    """Keep what a run leaves out, by site, for the site's own eyes; nothing is written where that is nothing.
+    """Store the images that a run skips, by site; only the site's user can read it. No images, no file.
 
     Raises:
         OSError: as `write_atomic`.
     """
-    sites = {site: sorted(places) for site, places in damaged.items() if places}
+    sites = {site: tuple(sorted(places)) for site, places in damaged.items() if places}
     if sites and read_record(path) != {site: frozenset(places) for site, places in sites.items()}:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"format": _FORMAT, "sites": sites}), mode=0o600)
+        write_atomic(path, json.dumps(to_plain(_Record(1, sites))), mode=0o600)

@@ -1,4 +1,4 @@
-"""How different sites are, from their profiles: distances between their grey values and their structures' sizes."""
+"""Distances between sites' profiles: of their grey values and of their structures' sizes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Matrix = list[list[float | None]]
 
 
 def compare(profiles: Sequence[Profile]) -> dict[str, Any]:
-    """The profiles and the distances between them, in the sites' order by name; plain, for JSON.
+    """The profiles and the distances between them, as plain data for JSON, sites in order of name.
 
-    "intensity": Jensen-Shannon distance (base 2, in 0..1) of the grey values, the mean over three channels; "area": of
-    each structure the Wasserstein distance of its share of the area by patient, in shares of the image; None where a
-    site does not tell it.
+    "intensity": Jensen-Shannon distance (base 2, in 0..1) of the grey values, mean over three channels. "area": for
+    each structure, the Wasserstein distance of its share of the image's area by patient; None if a site suppresses it.
 
     Raises:
-        DataError: none at all, a site twice, or other data sets or structures.
+        DataError: no profile, a site twice, or different data sets or structures.
     """
     ordered = sorted(profiles, key=lambda found: found.site)
     sites = [found.site for found in ordered]
     if not ordered or len(set(sites)) != len(sites):
-        raise DataError("profiles of one site each are needed", where="sites", do="name the file of each once")
+        raise DataError("one profile per site is needed", where="sites", do="name the file of each site once")
     names = [tuple(structure.name for structure in found.structures) for found in ordered]
     if len({(found.dataset, own) for found, own in zip(ordered, names, strict=True)}) > 1:
-        raise DataError("the profiles are of other data sets or structures", where="sites", do="make all of one study")
+        what = "the profiles are of different data sets or structures"
+        raise DataError(what, where="sites", do="make all of them from one study")
     areas = {name: [found.structures[index].area for found in ordered] for index, name in enumerate(names[0])}
     return {
         "format": FORMAT,
@@ -42,8 +42,8 @@ def compare(profiles: Sequence[Profile]) -> dict[str, Any]:
         "sites": [found.to_dict() for found in ordered],
         "distances": {
             "sites": sites,
-            "intensity": _matrix([found.intensity for found in ordered], _apart_in_grey),
-            "area": {name: _matrix(own, _apart_in_size) for name, own in areas.items()},
+            "intensity": _matrix([found.intensity for found in ordered], _intensity_distance),
+            "area": {name: _matrix(own, _area_distance) for name, own in areas.items()},
         },
     }
 
@@ -52,14 +52,14 @@ def _matrix(values: Sequence[Any], distance: Callable[[Any, Any], float | None])
     return [[distance(one, other) for other in values] for one in values]
 
 
-def _apart_in_grey(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float | None:
+def _intensity_distance(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float | None:
     pairs = list(zip(one, other, strict=True))
     if not all(sum(shares) for pair in pairs for shares in pair):
         return None
     return round(float(np.mean([jensenshannon(a, b, base=2) for a, b in pairs])), 6)
 
 
-def _apart_in_size(one: Spread | None, other: Spread | None) -> float | None:
+def _area_distance(one: Spread | None, other: Spread | None) -> float | None:
     if one is None or other is None:
         return None
     return round(float(wasserstein_distance(one.groups, other.groups)), 6)

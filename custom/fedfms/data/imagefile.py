@@ -1,6 +1,6 @@
-"""One image file -> uint8 pixels, upright: Pillow opens it, or tifffile, or it is an array of numpy's.
+"""Reads an image file (Pillow, tifffile or a NumPy array) as upright uint8 pixels, for conversion and prediction.
 
-Every defect of a file is one `Fault` that names neither file nor folder. Conversion and prediction read alike.
+Every defect of a file becomes a `Fault`, which names neither file nor folder.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy"})
-LOSSY = ("JPEG", "MPO")  # formats, as Pillow names them
+LOSSY = ("JPEG", "MPO")  # in Pillow's terms
 GREY, COLOUR = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")  # modes of 8 bits
 _ORIENTATION = 0x0112  # the tag is the same in TIFF and EXIF
 
 
 class Fault(Exception):
-    """A case that cannot be converted, and why; the text is safe to show."""
+    """Why a case cannot be converted; the text is safe to show."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Pixels (H, W) of a grey image or (H, W, 3) of a colour one, EXIF orientation applied, alpha left out.
+    """Pixels (H, W) of a grey image or (H, W, 3) of a colour one, EXIF orientation applied, without alpha.
 
     Raises:
         Fault: damaged, too large, of several pages, or not of 8 bits.
@@ -57,7 +57,7 @@ def open_image(path: Path, what: str) -> tuple[Image.Image, str]:
     except UnidentifiedImageError:
         if suffix not in (".tif", ".tiff"):
             raise
-    # CVC-ClinicDB's: "MinIsBlack" of three samples, which Pillow's table of TIFF modes does not have
+    # CVC-ClinicDB: "MinIsBlack" with three samples, which is not in Pillow's table of TIFF modes
     return _with_tifffile(path, what), "TIFF"
 
 
@@ -77,25 +77,25 @@ def _with_tifffile(path: Path, what: str) -> Image.Image:
         if len(file.pages) > 1:
             raise _pages(what)
         page = file.pages.first
-        _refuse_bomb(page.imagewidth * page.imagelength, what)
+        _reject_bomb(page.imagewidth * page.imagelength, what)
         if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
-            raise Fault(f"the {what} is a TIFF of a kind that is not read; write it as PNG")
+            raise Fault(f"the {what} is a TIFF of an unsupported kind; write it as PNG")
         array, axes, tag = page.asarray(), page.axes, page.tags.get(_ORIENTATION)
     if axes == "SYX":
         array = np.moveaxis(array, 0, -1)
     elif axes not in ("YX", "YXS"):
-        raise Fault(f"the {what} is a TIFF of more than height, width and colour")
+        raise Fault(f"the {what} is a TIFF with axes other than height, width and colour")
     image = Image.fromarray(_eight_bits(array, what))
     image.getexif()[_ORIENTATION] = int(tag.value) if tag else 1
     return ImageOps.exif_transpose(image)
 
 
 def _load_array(path: Path, what: str) -> NDArray[np.uint8]:
-    # mapped, not read: a header may promise any number of pixels
+    # memory-mapped: a header may promise any number of pixels
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
-        raise Fault(f"the {what} is several arrays; write one array a file")
-    _refuse_bomb(array.size, what)
+        raise Fault(f"the {what} is several arrays; write one array per file")
+    _reject_bomb(array.size, what)
     if what == "mask" and np.issubdtype(array.dtype, np.integer):
         if array.size and (array.min() < 0 or array.max() > 255):
             raise Fault(f"the mask has values from {array.min()} to {array.max()}, not within 0..255")
@@ -104,7 +104,7 @@ def _load_array(path: Path, what: str) -> NDArray[np.uint8]:
 
 
 def _eight_bits(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
-    """The array as uint8 (H, W) or (H, W, 2 to 4), in memory; true is 255, as in an image of one bit."""
+    """The array as uint8 (H, W) or (H, W, 2 to 4), in memory; true becomes 255, as in an image of one bit."""
     if array.dtype == np.bool_:
         array = array * np.uint8(255)
     if array.dtype != np.uint8:
@@ -117,19 +117,19 @@ def _eight_bits(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
 
 
 def _pages(what: str) -> Fault:
-    return Fault(f"the {what} has several pages; write one file a slice")
+    return Fault(f"the {what} has several pages; write one file per slice")
 
 
-def _refuse_bomb(pixels: int, what: str) -> None:
+def _reject_bomb(pixels: int, what: str) -> None:
     if pixels > (Image.MAX_IMAGE_PIXELS or pixels):
         raise Fault(f"the {what} has more than {Image.MAX_IMAGE_PIXELS} pixels")
 
 
 @contextmanager
 def as_fault(what: str) -> Iterator[None]:
-    """Whatever goes wrong in reading one file (`what`: "image", "mask") is a `Fault` of this file.
+    """Any error while reading one file (`what`: "image", "mask") becomes a `Fault`.
 
-    The texts of the libraries' and the system's own errors may hold the path, so none is passed on.
+    Texts of the libraries' and the system's errors may contain the path, so they are not passed on.
     """
     try:
         yield
@@ -140,6 +140,6 @@ def as_fault(what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise Fault(f"the {what} is missing") from error
     except PermissionError as error:
-        raise Fault(f"the {what} cannot be read: this user has no right to") from error
+        raise Fault(f"the {what} cannot be read: permission denied") from error
     except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything inside a library
         raise Fault(f"the {what} cannot be read: damaged, cut short, or of an unknown kind") from error

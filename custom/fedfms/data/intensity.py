@@ -1,8 +1,8 @@
-"""A volume's intensities -> 8 bits, by one rule for all of its slices.
+"""Converts a volume's intensities to 8 bits, by one rule for all of its slices.
 
-By default: clipped at the volume's 99th percentile, then linear from its minimum (0) to there (255), rounded; the
-minimum and not 0, as FedFMS's and FedDG's own code does: it keeps what resampling or a stored offset put below 0,
-and for a magnitude image with air round it, it is 0.
+By default: clip at the volume's 99th percentile, then scale linearly from its minimum (0) to there (255), and round.
+The lower end is the minimum, not 0, as in FedFMS's and FedDG's own code: this preserves values that resampling or a
+stored offset moved below 0, and for a magnitude image surrounded by air, the minimum is 0.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ PERCENTILE = 99.0
 
 
 def eight_bits(array: Array, padding: Mask | None = None) -> Pixels:
-    """Intensities of any shape and kind of number as uint8 of the same shape, by the rule above; minimum and
-    percentile are of what is not `padding` (same shape).
+    """Intensities of any shape and dtype as uint8 of the same shape, by the rule above.
+
+    Minimum and percentile are computed without `padding` (same shape).
 
     Raises:
-        Fault: all is padding, or so many voxels have the volume's smallest value that nothing would be seen.
+        Fault: all voxels are padding, or nearly all have the volume's smallest value, so the image would be black.
     """
-    # as float64, for between two whole numbers of few bits the percentile may overflow
-    values = _seen(array, padding).astype(np.float64).reshape(-1)
+    # float64: interpolation between two integers of few bits may overflow
+    values = _unpadded(array, padding).astype(np.float64).reshape(-1)
     low, high = float(values.min()), float(np.percentile(values, PERCENTILE, overwrite_input=True))
     del values
     if not high > low:
@@ -36,18 +37,18 @@ def eight_bits(array: Array, padding: Mask | None = None) -> Pixels:
     return _scaled(array, low, high)
 
 
-def _seen(array: Array, padding: Mask | None) -> Array:
+def _unpadded(array: Array, padding: Mask | None) -> Array:
     """The voxels that are not padding."""
-    seen = array if padding is None else array[~padding]
-    if not seen.size:
-        raise Fault("the volume is nothing but padding")
-    return seen
+    values = array if padding is None else array[~padding]
+    if not values.size:
+        raise Fault("the volume consists of padding only")
+    return values
 
 
 def _scaled(array: Array, low: float, high: float) -> Pixels:
-    """`low` and below is 0, `high` and above 255, and linear between them, rounded."""
+    """Linear from `low` (0) to `high` (255), clipped and rounded."""
     pixels = np.empty(array.shape, dtype=np.uint8)
-    for index in range(len(array)):  # a part at a time: the float64 copy of a whole volume is large
+    for index in range(len(array)):  # slice by slice: a float64 copy of the whole volume is large
         clipped = np.clip(array[index].astype(np.float64), low, high)
         pixels[index] = np.rint((clipped - low) / (high - low) * 255)
     return pixels
@@ -55,7 +56,7 @@ def _scaled(array: Array, low: float, high: float) -> Pixels:
 
 @dataclass(frozen=True)
 class Window:
-    """Intensities by a window: `centre` - `width` / 2 and below is 0, `centre` + `width` / 2 and above 255."""
+    """Intensities by a window: linear from `centre` - `width` / 2 (0) to `centre` + `width` / 2 (255), clipped."""
 
     centre: float
     width: float
@@ -64,10 +65,10 @@ class Window:
         """As `eight_bits`.
 
         Raises:
-            Fault: all is padding, or all other voxels lie on one side of the window.
+            Fault: all voxels are padding, or all others lie on one side of the window.
         """
         low, high = self.centre - self.width / 2, self.centre + self.width / 2
-        seen = _seen(array, padding)
-        if float(seen.max()) <= low or float(seen.min()) >= high:
+        values = _unpadded(array, padding)
+        if float(values.max()) <= low or float(values.min()) >= high:
             raise Fault("all of the volume's voxels lie on one side of the window, so it shows nothing")
         return _scaled(array, low, high)

@@ -1,65 +1,54 @@
-"""A picture of an image, its truth and a prediction side by side. It shows a patient's image: it stays at the site."""
+"""Draws an image, its ground truth and a prediction side by side. The picture is patient data and stays at the site."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
-# Okabe and Ito's palette, which people with any colour vision can tell apart.
+# Okabe and Ito's palette, distinguishable with any colour vision.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0))
 _FILL = 0.3
 _OUTLINE_PX_PER_IMAGE_PX = 1 / 256
 _CAPTION_PX_PER_IMAGE_PX = 1 / 24
-_CAPTION_PX = 11  # at least, to be read
+_MIN_CAPTION_PX = 11
 _GAP_PX = 4
 
 
-def overlay(
-    image: torch.Tensor, truth: torch.Tensor, prediction: torch.Tensor, structures: Sequence[str] = ()
-) -> Image.Image:
-    """Three panels side by side: image, truth, prediction; under them the structures' names in their colours.
+def overlay(image: torch.Tensor, masks: Mapping[str, torch.Tensor], structures: Sequence[str] = ()) -> Image.Image:
+    """Panels side by side: the image, and the image with each of `masks`; below them the structures' names.
 
     Args:
         image: float (3, H, W) in 0..1.
-        truth, prediction: bool (C, h, w), resized to the image (nearest).
-        structures: C names for the caption; none: no caption. Nothing else is written on the picture but
-            "truth" and "prediction".
+        masks: by title ("truth", "prediction"), bool (C, h, w), resized to the image (nearest).
+        structures: C names for the caption; empty: no caption. The only other texts are the titles.
     """
-    panels = [_pixels(image), draw(image, truth), draw(image, prediction)]
-    pixels = np.concatenate(panels, axis=1)
-    titles = ("", "truth", "prediction")
-    return _with_caption(Image.fromarray(pixels), structures, titles) if structures else Image.fromarray(pixels)
+    panels = Image.fromarray(np.concatenate([_pixels(image), *(draw(image, own) for own in masks.values())], axis=1))
+    return _with_caption(panels, structures, ["", *masks]) if structures else panels
 
 
-def prediction_png(image: torch.Tensor, prediction: torch.Tensor, structures: Sequence[str]) -> bytes:
-    """As `overlay_png`, where there is no truth: image and prediction."""
-    panels = np.concatenate([_pixels(image), draw(image, prediction)], axis=1)
-    return as_png(_with_caption(Image.fromarray(panels), structures, ("", "prediction")))
-
-
-def overlay_png(image: torch.Tensor, truth: torch.Tensor, prediction: torch.Tensor, structures: Sequence[str]) -> bytes:
-    """`overlay` as the bytes of a PNG, which holds no text beside the pixels."""
-    return as_png(overlay(image, truth, prediction, structures))
+def overlay_png(image: torch.Tensor, masks: Mapping[str, torch.Tensor], structures: Sequence[str]) -> bytes:
+    """`overlay` as the bytes of a PNG without text chunks."""
+    return as_png(overlay(image, masks, structures))
 
 
 def as_png(picture: Image.Image) -> bytes:
-    """The bytes of a PNG, which holds no text beside the pixels."""
+    """The bytes of a PNG without text chunks."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def draw(image: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
-    """The image, uint8 (H, W, 3), with each mask filled lightly, then each outlined: a fill must not hide an outline.
+    """The image, uint8 (H, W, 3), with all masks filled lightly, then outlined, so that fills hide no outline.
 
     Args:
         image: float (3, H, W) in 0..1.
-        masks: bool (C, h, w), resized to the image (nearest); mask k in `COLOURS[k]`, from the start when they run out.
+        masks: bool (C, h, w), resized to the image (nearest); mask k in colour k of `COLOURS`, which repeat.
     """
     masks = _fit(masks, (image.shape[-2], image.shape[-1]))
     pixels = _pixels(image).astype(np.float32)
@@ -73,9 +62,11 @@ def draw(image: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
 
 
 def _with_caption(panels: Image.Image, structures: Sequence[str], titles: Sequence[str]) -> Image.Image:
-    """Under the panels, one for each title: the structures' names, and the titles where these leave room."""
+    """The panels, one for each title, above the structures' names, and above the titles where there is space."""
     width = panels.width // len(titles)
-    font = ImageFont.load_default(size=max(_CAPTION_PX, round(min(width, panels.height) * _CAPTION_PX_PER_IMAGE_PX)))
+    font = ImageFont.load_default(
+        size=max(_MIN_CAPTION_PX, round(min(width, panels.height) * _CAPTION_PX_PER_IMAGE_PX))
+    )
     ascent_and_descent = font.getbbox("Ápgj")[3]
     sheet = Image.new("RGB", (panels.width, int(ascent_and_descent) + panels.height + _GAP_PX), "black")
     sheet.paste(panels, (0, 0))
@@ -86,7 +77,7 @@ def _with_caption(panels: Image.Image, structures: Sequence[str], titles: Sequen
         x += pen.textlength(f"{name}  ", font=font)
     for index, title in enumerate(titles):
         right = (index + 1) * width - pen.textlength(title, font=font) - _GAP_PX
-        if right > x:  # else the structures' names need the room
+        if right > x:  # otherwise the structures' names need the space
             pen.text((right, y), title, fill="white", font=font)
     return sheet
 
@@ -101,7 +92,7 @@ def _pixels(image: torch.Tensor) -> np.ndarray:
 
 
 def _outline(inside: torch.Tensor) -> np.ndarray:
-    """Pixels of a mask (H, W) near one outside it; a line of the same look at any size. The image's edge is none."""
+    """Pixels of a mask (H, W) near its boundary, but not at the image's edge; the width scales with the image."""
     width = max(1, round(min(inside.shape) * _OUTLINE_PX_PER_IMAGE_PX))
     outside = (~inside).float()[None, None]
     near_outside = functional.max_pool2d(outside, 2 * width + 1, stride=1, padding=width)[0, 0] > 0

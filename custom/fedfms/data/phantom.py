@@ -1,18 +1,20 @@
-"""The embedded phantom: a data set made on the spot from (seed, site), for the demo and the tests.
+"""The embedded phantom: a data set computed from (seed, site), for the demo and the tests.
 
-Two looks. "fundus": RGB, a bright disc with a brighter cup, vessels, a textured background. "mri": grey, a
-body, an organ with a bright core. Sites differ visibly in contrast, brightness, colour cast, noise, blur and
-in the size of the structures; blobs that look like the structures but are none keep a mere threshold from
-doing well. Under the shift "strong" some sites' devices show the structures dark instead of bright and mix the
-colours otherwise, so that what one site learns misleads another: sites then have kin and strangers among the others.
+It has nested regions, one for each label value. Two appearances: "fundus" (RGB, a bright disc with a brighter cup,
+vessels, a textured background) and "mri" (grey, a body, an organ with a bright core). Sites differ visibly in contrast,
+brightness, colour cast, noise, blur and size of the structures. Distractor blobs look like the structures, so a mere
+threshold does not segment well. Under the shift "strong" some sites' devices show the structures dark instead of bright
+and permute the colours, so what one site learns misleads another.
 
-In float64, but for the noise as it is drawn: processors differ in the last digits of an exponential, and with float32's
-they would round some pixels, on whose hashes splits hang, to other grey levels.
+Computed in float64, except the noise: processors differ in the last digits of an exponential, and with float32 that
+would round some pixels to other grey levels and change their hashes, on which splits depend.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ Array = NDArray[np.float64]
 SLICES_PER_PATIENT = 2
 EMPTY_SHARE = 0.05
 _EDGE = 0.012  # softness of an outline, as a share of the image's side
+_CORE = 0.55  # softness of an inner outline, as a share of the outer radius
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Phantom:
 
 @dataclass(frozen=True)
 class _Look:
-    """What distinguishes a site. Lengths are shares of the image's side."""
+    """Appearance of a site. Lengths are shares of the image's side."""
 
     contrast: float
     brightness: float
@@ -44,36 +47,33 @@ class _Look:
     noise: float
     blur: float
     scale: float
-    cast: Array  # (3,)
-    negative: bool = False  # dark is bright, as between two MRI sequences
-    colours: tuple[int, ...] = (0, 1, 2)  # which channel of the scene each channel of the image shows
+    cast: Array  # of colours, (3,)
+    negative: bool = False  # inverts brightness, as between two MRI sequences
+    colours: tuple[int, ...] = (0, 1, 2)  # the channel of the scene in each channel of the image
 
 
 def make_phantom(
-    seed: int, site: str, *, n: int = 40, size_px: int = 128, structures: int = 2, kind: str | None = None,
-    shift: str = "look",
+    seed: int, site: str, *, n: int = 40, size_px: int = 128, values: Sequence[int] = (1, 2),
+    kind: Literal["fundus", "mri"] | None = None, shift: Literal["look", "strong"] = "look",
 ) -> Phantom:  # fmt: skip
     """`n` images of `size_px` for a site; the same for the same arguments, on any machine.
 
     Args:
-        structures: 2: label 1 is the rim of the outer structure and 2 the inner one; 1: label 1 is the outer
-            one.
-        kind: "fundus" or "mri"; by default fundus for two structures and mri for one, so that a study is of a
-            piece.
-        shift: "look" or "strong".
+        values: label values of the nested regions, from the outermost in; each but the last is a rim.
+        kind: None: "fundus" for two values, otherwise "mri", so all sites of a study have the same.
     """
     look = _look(seed, site)
     if shift == "strong":
-        look = _stronger(look, seed, site)
+        look = _strong_shift(look, seed, site)
     random = rng(seed, site, purpose="phantom-images")
-    fundus = (kind or ("fundus" if structures == 2 else "mri")) == "fundus"
+    fundus = (kind or ("fundus" if len(values) == 2 else "mri")) == "fundus"
     full = _full(random, n)
-    geometry = _Geometry(random, n, size_px, look.scale, fundus)
+    geometry = _Geometry(random, n, size_px, len(values), look.scale, fundus)
     paint = _fundus if fundus else _mri
     images = _acquire(random, paint(random, geometry, full), look, size_px)
-    labels = ((geometry.outer < 1) & full[:, None, None]).astype(np.uint8)
-    if structures == 2:
-        labels += (geometry.inner < 1) & full[:, None, None]
+    labels = np.zeros((n, size_px, size_px), np.uint8)
+    for value, distance in zip(values, geometry.regions, strict=False):  # the core of a single region has no label
+        labels[(distance < 1) & full[:, None, None]] = value
     patients = tuple(f"phantom-{i // SLICES_PER_PATIENT:04d}" for i in range(n))
     return Phantom(images, labels, patients)
 
@@ -91,26 +91,29 @@ def _look(seed: int, site: str) -> _Look:
     )
 
 
-def _stronger(look: _Look, seed: int, site: str) -> _Look:
-    """The same device with a polarity and an order of colours of its own."""
+def _strong_shift(look: _Look, seed: int, site: str) -> _Look:
+    """The same device with its own polarity and order of colours."""
     random = rng(seed, site, purpose="phantom-shift")
     negative, colours = bool(random.random() < 0.5), tuple(random.permutation(3).tolist())
     return replace(look, negative=negative, colours=colours)
 
 
 def _full(random: np.random.Generator, n: int) -> NDArray[np.bool_]:
-    """Which images (n,) have the structures; a few have none."""
+    """Which images (n,) show the structures; a few do not."""
     full = np.ones(n, dtype=np.bool_)
     full[random.permutation(n)[: round(EMPTY_SHARE * n)]] = False
     return full
 
 
 class _Geometry:
-    """Elliptic distances (n, H, W), below 1 inside, of `outer`, `inner` and `body`; `x`, `y` (1, H, W) in
-    -1..1.
+    """Elliptic distances (n, H, W), below 1 inside, of the nested `regions` and of `body`; `x`, `y` (1, H, W) in -1..1.
+
+    The outermost region has `radius` (n,); all within it are concentric.
     """
 
-    def __init__(self, random: np.random.Generator, n: int, size_px: int, scale: float, fundus: bool) -> None:
+    def __init__(
+        self, random: np.random.Generator, n: int, size_px: int, count: int, scale: float, fundus: bool
+    ) -> None:
         axis = (np.arange(size_px) + 0.5) / size_px * 2 - 1
         self.x, self.y = axis[None, None, :], axis[None, :, None]
         spread = 0.32 if fundus else 0.24
@@ -121,18 +124,15 @@ class _Geometry:
         shift = random.uniform(-0.12, 0.12, (n, 2)) * radius[:, None]
         self.angle = random.uniform(0, np.pi, n)
         self.centre, self.radius = centre, radius
-        self.outer = self.ellipse(centre, radius, shape, self.angle)
-        self.inner = self.ellipse(centre + shift, radius * ratio, shape, self.angle)
+        self.regions = [self.ellipse(centre, radius, shape, self.angle)]
+        inner = max(count - 1, 1)  # a single region has an unlabelled core
+        for index in range(inner, 0, -1):
+            within = radius * ratio * (index / inner)
+            self.regions.append(self.ellipse(centre + shift, within, shape, self.angle))
         middle, size = random.uniform(-0.06, 0.06, (n, 2)), random.uniform(0.8, 0.92, n)
         self.body = self.ellipse(middle, size, random.uniform(0.85, 1.15, n), self.angle)
 
-    def ellipse(
-        self,
-        centre: NDArray[np.floating],
-        radius: NDArray[np.floating],
-        shape: NDArray[np.floating],
-        angle: NDArray[np.floating],
-    ) -> Array:
+    def ellipse(self, centre: Array, radius: Array, shape: Array, angle: Array) -> Array:
         """Elliptic distance (n, H, W) for centres (n, 2) and radii, axis ratios and angles (n,)."""
         dx = self.x - _column(centre[:, 0])
         dy = self.y - _column(centre[:, 1])
@@ -150,7 +150,7 @@ def _column(values: NDArray[np.floating]) -> Array:
 def _by_patient(
     random: np.random.Generator, n: int, low: float, high: float, *, jitter: float, columns: int = 1
 ) -> NDArray[np.float64]:
-    """Values (n, columns) that images of a patient share, but for some jitter."""
+    """Values (n, columns) that the images of a patient share, up to some jitter."""
     patients = -(-n // SLICES_PER_PATIENT)
     own = random.uniform(low, high, (patients, columns)).repeat(SLICES_PER_PATIENT, axis=0)[:n]
     return np.asarray(own + random.uniform(-jitter, jitter, (n, columns)))
@@ -173,9 +173,9 @@ def _texture(random: np.random.Generator, n: int, size_px: int, cells: int) -> A
 
 
 def _blobs(random: np.random.Generator, geometry: _Geometry, count: int) -> Array:
-    """Soft indicator (n, H, W) of small blobs beside the structures."""
+    """Soft indicator (n, H, W) of small blobs around the structures."""
     n = len(geometry.radius)
-    total = np.zeros_like(geometry.outer)
+    total = np.zeros_like(geometry.regions[0])
     for _ in range(count):
         turn = random.uniform(0, 2 * np.pi, n)
         away = geometry.radius * random.uniform(1.7, 2.4, n)
@@ -205,37 +205,40 @@ def _vessels(random: np.random.Generator, geometry: _Geometry, count: int = 7) -
 
 def _fundus(random: np.random.Generator, geometry: _Geometry, full: NDArray[np.bool_]) -> Array:
     """Scenes (n, H, W, 3) in 0..1."""
-    n, size_px = geometry.outer.shape[:2]
-    there = _column(full.astype(np.float64))
-    disc = _inside(geometry.outer, geometry.radius) * there
-    cup = _inside(geometry.inner, geometry.radius * 0.55) * there
+    n, size_px = geometry.regions[0].shape[:2]
     light: Array = 1 + 0.16 * _texture(random, n, size_px, 4) + 0.1 * _texture(random, n, size_px, 16)
     light = light * (1 - 0.25 * (geometry.x**2 + geometry.y**2))
     scene: Array = np.asarray([0.52, 0.27, 0.13]) * light[..., None]
     scene = _over(scene, _blobs(random, geometry, 3) * 0.8, (0.8, 0.6, 0.34))
-    scene = _over(scene, disc * 0.9, (0.8, 0.56, 0.3))
-    scene = _over(scene, cup * 0.9, (0.92, 0.82, 0.58))
+    scene = _paint_regions(scene, geometry, full, ((0.8, 0.56, 0.3), (0.92, 0.82, 0.58)))
     return _over(scene, _vessels(random, geometry) * 0.6, (0.34, 0.1, 0.06))
 
 
 def _mri(random: np.random.Generator, geometry: _Geometry, full: NDArray[np.bool_]) -> Array:
     """Scenes (n, H, W, 1) in 0..1."""
-    n, size_px = geometry.outer.shape[:2]
-    there = _column(full.astype(np.float64))
+    n, size_px = geometry.regions[0].shape[:2]
     body: Array = _inside(geometry.body, np.ones(n))
-    organ = _inside(geometry.outer, geometry.radius) * there
-    core = _inside(geometry.inner, geometry.radius * 0.55) * there
     tissue = body * (0.3 + 0.07 * _texture(random, n, size_px, 12))
     scene: Array = tissue[..., None] + 0.05
     scene = _over(scene, _blobs(random, geometry, 4) * body * 0.85, (0.68,))
-    scene = _over(scene, organ * 0.9, (0.56,))
-    scene = _over(scene, core * 0.9, (0.8,))
+    scene = _paint_regions(scene, geometry, full, ((0.56,), (0.8,)))
     bias: Array = 1 + 0.22 * _texture(random, n, size_px, 2)
     return scene * bias[..., None]
 
 
+def _paint_regions(
+    scene: Array, geometry: _Geometry, full: NDArray[np.bool_], colours: tuple[tuple[float, ...], tuple[float, ...]]
+) -> Array:
+    """The scene with the nested regions of the images (n,) that are `full`, in alternating colours."""
+    present = _column(full.astype(np.float64))
+    for index, distance in enumerate(geometry.regions):
+        cover = _inside(distance, geometry.radius * (_CORE if index else 1)) * present
+        scene = _over(scene, cover * 0.9, colours[index % 2])
+    return scene
+
+
 def _over(scene: Array, cover: Array, colour: tuple[float, ...]) -> Array:
-    """`scene` (n, H, W, C) with a colour laid over it where `cover` (n, H, W) is 1."""
+    """`scene` (n, H, W, C) blended with a colour by the opacity `cover` (n, H, W)."""
     laid: Array = scene + cover[..., None] * (np.asarray(colour) - scene)
     return laid
 

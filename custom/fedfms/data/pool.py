@@ -1,4 +1,4 @@
-"""The data of several sites as if they were one site's: what the centralised yardsticks train on."""
+"""Pooled data of several sites: what the centralised counterparts train on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedfms.study import Study
 
 @dataclass(frozen=True)
 class PooledData:
-    """Several sites' data one after another; every site is split as it would be by itself."""
+    """Several sites' data one after another; each site is split as in a federated run."""
 
     members: tuple[SiteData, ...]
 
@@ -31,12 +31,12 @@ class PooledData:
 
     @property
     def scored_part(self) -> str:
-        """As each of the sites has it."""
+        """The same for all sites."""
         return self.members[0].scored_part
 
     @property
     def unreadable_images(self) -> int:
-        """Number of the images that are left out because they are damaged, of all sites."""
+        """Number of images that are skipped because they are damaged, over all sites."""
         return sum(member.unreadable_images for member in self.members)
 
     def dataset(self, part: str, **how: Any) -> Dataset[dict[str, Any]]:
@@ -48,12 +48,14 @@ class PooledData:
 
 def open_pool(
     study: Study, sites: Sequence[str], settings: SiteSettings, known: Mapping[str, Collection[Place]],
-    go_on: Callable[[], None],
+    check_stop: Callable[[], None],
 ) -> PooledData:  # fmt: skip
-    """The data of `sites`, all of which must lie where this process runs; `known` by site, else as `open_site`.
+    """The data of `sites`, all of which must be on this machine; `known` by site, otherwise as `open_site`.
 
     Raises:
         SettingsError, DataError: as `open_site`, with the site in `where`.
     """
     alone = replace(study, held_out=())
-    return PooledData(tuple(open_site(alone, site, settings, known.get(site, ()), go_on) for site in sorted(sites)))
+    return PooledData(
+        tuple(open_site(alone, site, settings, known.get(site, ()), check_stop) for site in sorted(sites))
+    )

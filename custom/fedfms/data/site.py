@@ -1,4 +1,4 @@
-"""A site's data for a study: which slices are in which part, and datasets of them."""
+"""A site's data for a study: the slices of each part, and datasets of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from torch.utils.data import Dataset
 
 from fedfms.data import splits
 from fedfms.data.damaged import Place, find_damaged
-from fedfms.data.manifest import Manifest, blank_sha256, load_manifest, make_splits, missing_files, pixel_sha256
+from fedfms.data.manifest import (
+    CONVERT,
+    Manifest,
+    blank_sha256,
+    load_manifest,
+    make_splits,
+    missing_files,
+    pixel_sha256,
+)
 from fedfms.data.phantom import make_phantom
-from fedfms.data.source import FolderSource, Item, MemorySource, Pixels, Source, list_items
+from fedfms.data.source import FolderSource, Item, MemorySource, Source, list_items
 from fedfms.data.transforms import make_transforms, plain
 from fedfms.errors import DataError, SettingsError
 from fedfms.rng import rng
@@ -27,35 +35,35 @@ from fedfms.study import PHANTOM, DataSpec, Study
 _log = logging.getLogger(__name__)
 
 
-def _on() -> None:
-    """Nothing stops the reading of images."""
+def _never_stop() -> None:
+    """The default of `check_stop`."""
 
 
 @dataclass(frozen=True)
 class SiteData:
-    """Slices of a site by part, in an order that pixels alone decide.
+    """Slices of a site by part, in an order that depends on pixels alone.
 
-    Parts: train, val, all, and test under the "personal" protocol, where val is the same slices. A held-out
-    site has nothing in train and everything in the others. `damaged` slices are in none.
+    Parts: train, val, all, and test under the "personal" protocol, where val is the same slices. A held-out site has
+    no slices in train and all slices in the others.
     """
 
     site: str
     parts: Mapping[str, tuple[Item, ...]]
-    scored_part: str  # what a model is scored on here: "val", "test" or (held out) "all"
+    scored_part: str  # "val", "test" or (held-out site) "all"
     spec: DataSpec
     seed: int
     source: Source
-    damaged: frozenset[Place] = frozenset()
+    damaged: frozenset[Place] = frozenset()  # skipped slices, which are in no part
 
     @property
     def unreadable_images(self) -> int:
-        """Number of the images that are left out because they are damaged."""
+        """Number of images that are skipped because they are damaged."""
         return len(self.damaged)
 
     def whole_cases(self, part: str) -> bool:
-        """Whether all slices of each case of a part are in it: neither left out nor beyond `data.max_images`."""
-        cut = {case for case, _ in self.damaged}
-        return self.spec.max_images is None and not any(item.case in cut for item in self.parts[part])
+        """Whether a part has all slices of each of its cases: none skipped, and no limit by `data.max_images`."""
+        incomplete = {case for case, _ in self.damaged}
+        return self.spec.max_images is None and not any(item.case in incomplete for item in self.parts[part])
 
     def counts(self) -> dict[str, int]:
         """Number of slices by part."""
@@ -63,13 +71,16 @@ class SiteData:
 
     def dataset(
         self, part: str, *, input_px: int, mask_px: int, augment: bool = False, round_: int = 0,
-        go_on: Callable[[], None] = _on,
+        check_stop: Callable[[], None] = _never_stop,
     ) -> Dataset[dict[str, Any]]:  # fmt: skip
-        """Samples of a part: image float32 (3, input_px, input_px) in 0..1, label float32 (C, mask_px,
-        mask_px) in {0, 1}, case str, slice int, key str (content hash of the image).
+        """Samples of a part.
 
-        With `data.cache`, every slice of the part is decoded here, once, and kept; before each, `go_on` is called,
-        which may raise to stop there.
+        Image float32 (3, input_px, input_px) in 0..1, label float32 (C, mask_px, mask_px) in {0, 1}, case str, slice
+        int, key str (content hash of the image). With `data.cache`, every slice of the part is decoded here, once, and
+        cached in memory.
+
+        Args:
+            check_stop: called before each image is decoded here; may raise to stop there.
 
         Raises:
             DataError: no such part, or a slice that cannot be read.
@@ -79,21 +90,16 @@ class SiteData:
         transforms = make_transforms(self.spec, input_px=input_px, mask_px=mask_px, augment=augment)
         if self.spec.cache:
             for item in self.parts[part]:
-                go_on()
+                check_stop()
                 self.source.read(item)
         return _Slices(self, self.parts[part], transforms, round_)
 
 
 class _Slices(Dataset[dict[str, Any]]):
-    """Items through transforms; each item's randomness hangs on its content and the round, not on the
-    order.
-    """
+    """Transformed items; the randomness of each depends on its content and the round, not on the order."""
 
     def __init__(self, data: SiteData, items: tuple[Item, ...], transforms: Compose, round_: int) -> None:
-        self._data = data
-        self._items = items
-        self._transforms = transforms
-        self._round = round_
+        self._data, self._items, self._transforms, self._round = data, items, transforms, round_
 
     def __len__(self) -> int:
         return len(self._items)
@@ -110,21 +116,22 @@ class _Slices(Dataset[dict[str, Any]]):
 
 
 def open_site(
-    study: Study, site: str, settings: SiteSettings, known: Collection[Place] = (), go_on: Callable[[], None] = _on
-) -> SiteData:
+    study: Study, site: str, settings: SiteSettings, known: Collection[Place] = (),
+    check_stop: Callable[[], None] = _never_stop,
+) -> SiteData:  # fmt: skip
     """The data of a site for a study.
 
-    Damage inside a file is found when a part is first decoded (`SiteData.dataset`); the rest is found here. Where the
-    study lets a site go on without a few images, each that it uses is decoded and compared with the manifest here.
+    Missing files and wrong sizes are detected here, damage inside a file when a part is first decoded
+    (`SiteData.dataset`). If the study allows unreadable images, all images are decoded and compared with the manifest
+    here.
 
     Args:
-        known: slices to leave out as damaged, whatever they are now.
-        go_on: called before each image is decoded; may raise to stop there.
+        known: slices to skip as damaged, even if their files are good now.
+        check_stop: called before each image is decoded; may raise to stop there.
 
     Raises:
         SettingsError: the study needs a data set, and the site has no data_root.
-        DataError: no manifest or case; a missing file, or one of another size; a structure without label
-            values.
+        DataError: no manifest or no case; a missing file, or one of another size; a label value that the data lack.
     """
     items, source = find_items(study, site, settings)
     if study.data.dataset == PHANTOM != study.name:
@@ -132,16 +139,13 @@ def open_site(
     parts, scored = split_items(study, site, items)
     damaged: frozenset[Place] = frozenset()
     if study.data.max_unreadable_images:
-        damaged = find_damaged(site, parts["all"], source, study.data.max_unreadable_images, known, go_on)
-        parts = {
-            part: tuple(item for item in items if (item.case, item.slice) not in damaged)
-            for part, items in parts.items()
-        }
+        damaged = find_damaged(site, parts["all"], source, study.data.max_unreadable_images, known, check_stop)
+        parts = {p: tuple(i for i in own if (i.case, i.slice) not in damaged) for p, own in parts.items()}
     return SiteData(site, parts, scored, study.data, study.seed, source, damaged)
 
 
 def find_items(study: Study, site: str, settings: SiteSettings) -> tuple[list[Item], Source]:
-    """Every slice that a site has for a study, before subset and split, and what reads them.
+    """Every slice that a site has for a study, before subset and split, and their source.
 
     Raises:
         SettingsError, DataError: as `open_site`.
@@ -155,23 +159,14 @@ def find_items(study: Study, site: str, settings: SiteSettings) -> tuple[list[It
 
 
 def _open_phantom(study: Study, site: str) -> tuple[list[Item], Source]:
-    used = {value for structure in study.data.structures for value in structure.values}
-    if not used <= {0, 1, 2}:
-        raise DataError(
-            f"the phantom has no label values {sorted(used - {0, 1, 2})}", where=f"study {study.name}",
-            do="its values are 1 (rim) and 2 (inner structure)",
-        )  # fmt: skip
     spec = study.data
+    used = {value for structure in spec.structures for value in structure.values}
+    # Value 1 is the outermost region, also of a study that does not use it.
     phantom = make_phantom(
-        study.seed,
-        site,
-        n=spec.phantom_images,
-        size_px=spec.phantom_px,
-        structures=2 if 2 in used else 1,
+        study.seed, site, n=spec.phantom_images, size_px=spec.phantom_px, values=sorted({1} | used),
         shift=spec.phantom_shift,
-    )
-    items: list[Item] = []
-    pixels: dict[tuple[str, int], Pixels] = {}
+    )  # fmt: skip
+    items, pixels = [], {}
     for number, (image, label) in enumerate(zip(phantom.images, phantom.labels, strict=True)):
         case, values = f"phantom-{number:04d}", tuple(np.unique(label).tolist())
         height_px, width_px = label.shape
@@ -184,53 +179,44 @@ def _open_folder(study: Study, site: str, settings: SiteSettings) -> tuple[list[
     if settings.data_root is None:
         raise SettingsError(
             f"study {study.name} needs the data set {study.data.dataset!r}, and no data_root is set",
-            where=f"site {site}",
-            do="write data_root in local/fedfms_site.yaml, or in the file that FEDFMS_SITE names",
-        )
+            where=f"site {site}", do="set data_root in local/fedfms_site.yaml, or in the file that FEDFMS_SITE names",
+        )  # fmt: skip
     if not settings.data_root.is_dir():
         raise DataError("the data root is not a folder", do="correct data_root in the site's settings, or mount it")
     folder = settings.data_root / study.data.dataset / site
     if not folder.is_dir():
-        raise DataError(
-            f"there is no folder {study.data.dataset}/{site} in the data root",
-            do="convert the site with `python -m preprocessing`, or correct data_root or the site's name",
-        )
+        what = f"there is no folder {study.data.dataset}/{site} in the data root"
+        raise DataError(what, do="convert the site with `python -m preprocessing`, or correct data_root or its name")
     manifest = load_manifest(folder)
     _check_manifest(study, site, manifest, folder)
     source = FolderSource(folder, site, cache=study.data.cache)
     items = list_items(manifest)
     if not study.data.max_unreadable_images:
         for item in items:
-            source.look(item)
+            source.check_size(item)
     return items, source
 
 
 def _check_manifest(study: Study, site: str, manifest: Manifest, folder: Path) -> None:
-    again = "convert the site again with `python -m preprocessing`"
     if (manifest.dataset, manifest.site) != (study.data.dataset, site):
-        raise DataError("the manifest is of another data set or site", do="put the folder where it belongs")
+        raise DataError("the manifest is of another data set or site", do="move the folder to its place")
     if not manifest.cases:
-        raise DataError("the manifest lists no case", do=again)
+        raise DataError("the manifest lists no case", do=CONVERT)
     missing = missing_files(manifest, folder)
     if missing and not study.data.max_unreadable_images:
         more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
-        raise DataError(missing[0] + more, do=again)
+        raise DataError(missing[0] + more, do=CONVERT)
     for structure in study.data.structures:
-        odd = sorted(set(structure.values) - manifest.values)
-        if odd:
+        if unknown := sorted(set(structure.values) - manifest.values):
             known = {structure.name: structure.value for structure in manifest.structures}
-            raise DataError(
-                f"{structure.name!r} of study {study.name} has label values {odd}, the data have {known}",
-                do="correct data.structures in the study, or the label rule of the conversion",
-            )
+            what = f"{structure.name!r} of study {study.name} has label values {unknown}, the data have {known}"
+            raise DataError(what, do="correct data.structures in the study, or the label rule of the conversion")
     if manifest.splits != make_splits(manifest.cases):
-        raise DataError(f"the splits are not those of rule {splits.RULE_VERSION}", do=again)
+        raise DataError(f"the splits are not those of rule {splits.RULE_VERSION}", do=CONVERT)
 
 
 def split_items(study: Study, site: str, items: Sequence[Item]) -> tuple[dict[str, tuple[Item, ...]], str]:
-    """Items by part and the part to score on; `max_images` is applied before the split, so proportions
-    hold.
-    """
+    """Items by part and the part to score on; `max_images` applies before the split, which preserves proportions."""
     by_patient: dict[str, list[Item]] = {}
     for item in sorted(items, key=lambda item: (item.key, item.label_sha256, item.slice)):
         by_patient.setdefault(item.patient, []).append(item)

@@ -1,4 +1,4 @@
-"""Where slices come from: a site's folder, or arrays in memory. Both give native uint8 pixels."""
+"""Sources of slices: a site's folder, or arrays in memory. Both give native uint8 pixels."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ CHECK = "run `python -m preprocessing check` on the data root, then convert the 
 
 @dataclass(frozen=True)
 class Item:
-    """One slice: pseudonymous case, number in it, content hash of the image, size, label values present."""
+    """One slice of a case; `case` and `patient` are pseudonyms."""
 
     case: str
-    slice: int
+    slice: int  # its number in the case
     patient: str
     key: str  # SHA-256 of the image's pixels
     width_px: int
     height_px: int
     channels: int
-    values: tuple[int, ...]
+    values: tuple[int, ...]  # label values present
     label_sha256: str = ""
-    image: str = ""  # file names relative to the site's folder; empty in memory
+    image: str = ""  # file name relative to the site's folder; empty for arrays in memory
     label: str = ""
 
     def has(self, structure: Structure) -> bool:
@@ -53,7 +53,7 @@ def list_items(manifest: Manifest) -> list[Item]:
 
 
 class Source(Protocol):
-    """Gives the pixels of an item, or checks that it can."""
+    """Reads the pixels of an item, or checks that it can."""
 
     def read(self, item: Item) -> Pixels: ...
 
@@ -61,7 +61,7 @@ class Source(Protocol):
 
 
 class MemorySource:
-    """Pixels that are in memory, by (case, slice)."""
+    """Pixels in memory, by (case, slice)."""
 
     def __init__(self, pixels: dict[tuple[str, int], Pixels]) -> None:
         self._pixels = pixels
@@ -71,41 +71,40 @@ class MemorySource:
         return self._pixels[item.case, item.slice]
 
     def check(self, item: Item) -> None:
-        """What is in memory is whole."""
+        """Arrays in memory cannot be damaged."""
 
 
 class FolderSource:
-    """Pixels in a site's folder, compared with the manifest when first read, kept in memory when `cache`."""
+    """Pixels in a site's folder, compared with the manifest when first read; with `cache`, kept in memory."""
 
     def __init__(self, folder: Path, site: str, *, cache: bool) -> None:
         self._folder = folder
         self._site = site
-        self._cache = cache
-        self._kept: dict[tuple[str, int], Pixels] = {}
-        self._seen: set[tuple[str, int]] = set()
+        self._cache: dict[tuple[str, int], Pixels] | None = {} if cache else None
+        self._verified: set[tuple[str, int]] = set()
 
     def read(self, item: Item) -> Pixels:
         """Image and label values of the item.
 
         Raises:
-            DataError: a file is gone or damaged, or its pixels are not those of the manifest.
+            DataError: a file is missing or damaged, or its pixels are not those of the manifest.
         """
         place = item.case, item.slice
-        if place in self._kept:
-            return self._kept[place]
+        if self._cache is not None and place in self._cache:
+            return self._cache[place]
         pixels = self._decode(item.image, item, "image"), self._decode(item.label, item, "label")
-        if place not in self._seen:
+        if place not in self._verified:
             self._verify(pixels, item)
-            self._seen.add(place)
-        if self._cache:
-            self._kept[place] = pixels
+            self._verified.add(place)
+        if self._cache is not None:
+            self._cache[place] = pixels
         return pixels
 
     def read_label(self, item: Item) -> NDArray[np.uint8]:
-        """Label values (H, W) of the item alone: for a count over all slices the images need not be decoded.
+        """Label values (H, W) of the item, without decoding its image.
 
         Raises:
-            DataError: the file is gone or damaged, or its pixels are not those of the manifest.
+            DataError: the file is missing or damaged, or its pixels are not those of the manifest.
         """
         label = self._decode(item.label, item, "label")
         if pixel_sha256(label) != item.label_sha256:
@@ -113,16 +112,16 @@ class FolderSource:
         return label
 
     def check(self, item: Item) -> None:
-        """Read the item once, and see that its files are what the manifest says.
+        """Read the item once and check that its files match the manifest.
 
         Raises:
-            DataError: they are not.
+            DataError: they do not.
         """
-        self.look(item)
+        self.check_size(item)
         self.read(item)
 
-    def look(self, item: Item) -> None:
-        """Check that both files open and have the item's size, without decoding them.
+    def check_size(self, item: Item) -> None:
+        """Check that both files can be opened and have the item's size, without decoding them.
 
         Raises:
             DataError: they do not.
@@ -138,16 +137,14 @@ class FolderSource:
                 what = f"the {kind} of slice {item.slice} is missing, or neither PNG nor WebP"
                 raise self._fault(what, item) from error
             if size != (item.width_px, item.height_px) or mode not in modes:
-                raise self._fault(
-                    f"the {kind} of slice {item.slice} is {size[0]} x {size[1]} px {mode}, "
-                    f"the manifest says {item.width_px} x {item.height_px} px {modes[0]}",
-                    item,
-                )
+                expected = f"{item.width_px} x {item.height_px} px {modes[0]}"
+                what = f"is {size[0]} x {size[1]} px {mode}, the manifest has {expected}"
+                raise self._fault(f"the {kind} of slice {item.slice} {what}", item)
 
     def _decode(self, name: str, item: Item, kind: str) -> NDArray[np.uint8]:
         try:
             with Image.open(self._folder / name, formats=FORMATS) as opened:
-                return np.array(opened)  # a copy: torch wants it writable
+                return np.array(opened)  # a copy: torch needs it writable
         except _DAMAGE as error:
             raise self._fault(f"the {kind} of slice {item.slice} is missing or damaged", item) from error
 
@@ -155,9 +152,8 @@ class FolderSource:
         image, label = pixels
         if image.shape[:2] != label.shape[:2] or label.ndim != 2:
             raise self._fault(f"image and label of slice {item.slice} differ in size", item)
-        odd = sorted(set(np.unique(label).tolist()) - set(item.values))
-        if odd:
-            raise self._fault(f"slice {item.slice} has label values {odd} that the manifest does not list", item)
+        if unknown := sorted(set(np.unique(label).tolist()) - set(item.values)):
+            raise self._fault(f"slice {item.slice} has label values {unknown} that the manifest does not list", item)
         if pixel_sha256(image) != item.key or pixel_sha256(label) != item.label_sha256:
             raise self._fault(f"the pixels of slice {item.slice} have changed since the conversion", item)
 

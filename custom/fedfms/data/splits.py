@@ -1,8 +1,7 @@
-"""Which patient trains and which is only looked at: from pixels and the seed, not from names, ids or
-directory order.
+"""Assigns patients to training or to validation and test, from pixels and the seed alone.
 
-Case ids are keyed by a secret of the site, so they differ from machine to machine; the pixels do not. Two
-machines with the same images therefore make the same split.
+Names, case ids and directory order play no part: case ids are keyed by a secret of the site, so they differ from
+machine to machine. Two machines with the same images make the same split.
 """
 
 from __future__ import annotations
@@ -11,24 +10,27 @@ import hashlib
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from itertools import islice
+from typing import Literal
 
 from fedfms.errors import DataError
 
-RULE_VERSION = 2  # a change of the rule below is a new number: a manifest of another one is refused
-PROTOCOLS: Mapping[str, tuple[str, float]] = {
-    "held-out": ("val", 0.1),  # training 9 : validation 1; whole sites are held out besides
-    "personal": ("test", 0.2),  # training 8 : test 2
-}
+Protocol = Literal["held-out", "personal"]
 Patients = Mapping[str, Sequence[str]]  # patient id -> SHA-256 of the pixels of each of its slices
 
+RULE_VERSION = 2  # a change of the rule below needs a new number: manifests of another version are rejected
+PROTOCOLS: Mapping[Protocol, tuple[str, float]] = {
+    "held-out": ("val", 0.1),  # training 9 : validation 1; whole sites are held out in addition
+    "personal": ("test", 0.2),  # training 8 : test 2
+}
 
-def assign(patients: Patients, protocol: str, seed: int, blank: Container[str] = ()) -> dict[str, tuple[str, ...]]:
+
+def assign(patients: Patients, protocol: Protocol, seed: int, blank: Container[str] = ()) -> dict[str, tuple[str, ...]]:
     """{"train": patient ids, "val" or "test": patient ids}, disjoint and complete, each in the rule's order.
 
-    With two patients or more (that share no image) neither part is empty. Patients that share an identical
-    image are taken for one, so that no image is on both sides; the `blank` ones are nobody's, for the black slices at
-    the ends of volumes would make one patient of a whole site. The smaller part is filled with whole patients
-    for as long as each brings its number of slices nearer to the protocol's share.
+    Patients that share an identical image count as one, so no image is on both sides. `blank` images are exempt:
+    the black slices at the ends of volumes would join all patients of a site. The smaller part is filled with whole
+    patients, as long as each brings its number of slices nearer to the protocol's share. With two patients or more
+    (that share no image) neither part is empty.
 
     Raises:
         DataError: an unknown protocol.
@@ -38,25 +40,25 @@ def assign(patients: Patients, protocol: str, seed: int, blank: Container[str] =
     name, share = PROTOCOLS[protocol]
     groups = _in_order(patients, f"{seed}:{protocol}", blank)
     sizes = [sum(len(patients[patient]) for patient in group) for group in groups]
-    aside = _choose(sizes, share)
+    smaller = _choose(sizes, share)
     return {
-        "train": tuple(p for i, group in enumerate(groups) if i not in aside for p in group),
-        name: tuple(p for i, group in enumerate(groups) if i in aside for p in group),
+        "train": tuple(p for i, group in enumerate(groups) if i not in smaller for p in group),
+        name: tuple(p for i, group in enumerate(groups) if i in smaller for p in group),
     }
 
 
-def scored(protocol: str, images: int) -> int:
-    """Slices of so many that a site sets aside to score on, where each is of a patient of its own."""
+def scored(protocol: Protocol, images: int) -> int:
+    """Number of slices, of `images`, that a site scores on where each slice is of a different patient."""
     return len(_choose([1] * images, PROTOCOLS[protocol][1]))
 
 
 def subset(
     patients: Patients, max_images: int | None, seed: int, blank: Container[str] = ()
 ) -> dict[str, tuple[str, ...]]:
-    """The slices (sorted hashes by patient) that a study of at most `max_images` a site uses; None = all.
+    """The slices (sorted hashes by patient) of a study with at most `max_images` per site; None: all.
 
-    One of each patient, in an order that the seed draws, then a second one of each, until the number is
-    reached: filled patient by patient, a few long sequences would leave nobody to validate on.
+    Takes one slice of each patient, in an order drawn by the seed, then a second one of each, until the number is
+    reached. Filled patient by patient, a few long sequences would leave no patient to validate on.
     """
     everything = {patient: sorted(hashes) for patient, hashes in patients.items() if hashes}
     if max_images is None:
@@ -69,7 +71,7 @@ def subset(
 
 
 def _in_order(patients: Patients, salt: str, blank: Container[str]) -> list[tuple[str, ...]]:
-    """Groups of patients that share no image, by the SHA-256 of salt and content."""
+    """Groups of patients that share an image, sorted by the SHA-256 of salt and content."""
     keyed = []
     for group in _groups(patients, blank):
         digests = [digest for patient in group for digest in patients[patient]]
@@ -80,7 +82,7 @@ def _in_order(patients: Patients, salt: str, blank: Container[str]) -> list[tupl
 
 
 def _groups(patients: Patients, blank: Container[str]) -> list[list[str]]:
-    """Patients, joined where they share an identical image; those with no slice are left out."""
+    """Patients, joined where they share an identical image; patients without slices are skipped."""
     parent = {patient: patient for patient, hashes in patients.items() if hashes}
 
     def root(patient: str) -> str:
@@ -91,9 +93,8 @@ def _groups(patients: Patients, blank: Container[str]) -> list[list[str]]:
     first: dict[str, str] = {}
     for patient in parent:
         for digest in patients[patient]:
-            if digest in blank:
-                continue
-            parent[root(patient)] = root(first.setdefault(digest, patient))
+            if digest not in blank:
+                parent[root(patient)] = root(first.setdefault(digest, patient))
     groups: dict[str, list[str]] = {}
     for patient in parent:
         groups.setdefault(root(patient), []).append(patient)
@@ -101,14 +102,14 @@ def _groups(patients: Patients, blank: Container[str]) -> list[list[str]]:
 
 
 def _choose(sizes: Sequence[int], share: float) -> set[int]:
-    """Indices of the groups that are set aside: never all of them, and at least one of two."""
+    """Indices of the groups of the smaller part: never all of them, and at least one of two."""
     target, count = share * sum(sizes), 0
-    aside: set[int] = set()
+    chosen: set[int] = set()
     for index, size in enumerate(sizes):
         nearer = abs(count + size - target) < abs(count - target)
-        if nearer and len(aside) + 1 < len(sizes):
-            aside.add(index)
+        if nearer and len(chosen) + 1 < len(sizes):
+            chosen.add(index)
             count += size
-    if not aside and len(sizes) > 1:
-        aside.add(min(range(len(sizes)), key=lambda index: (sizes[index], index)))
-    return aside
+    if not chosen and len(sizes) > 1:
+        chosen.add(min(range(len(sizes)), key=lambda index: (sizes[index], index)))
+    return chosen

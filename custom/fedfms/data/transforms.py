@@ -1,11 +1,11 @@
-"""From decoded slices to what a model takes, as MONAI dictionary transforms.
+"""MONAI dictionary transforms from decoded slices to a model's input.
 
-A sample enters as {"image": uint8 (1 or 3, H, W), "label": uint8 (1, H, W)} at native resolution and leaves
-as {"image": float32 (3, input_px, input_px) in 0..1, "label": float32 (C, mask_px, mask_px) in {0, 1}}. The
-aspect ratio is not kept: both are stretched to a square, as in FedFMS's own loader.
+In: {"image": uint8 (1 or 3, H, W), "label": uint8 (1, H, W)} at native resolution. Out: {"image": float32 (3, input_px,
+input_px) in 0..1, "label": float32 (C, mask_px, mask_px) in {0, 1}}. Both are stretched to a square, regardless of the
+aspect ratio, as in FedFMS's own loader.
 
-The arithmetic is NumPy's and torch's uint8 kernels, on one thread: a float pipeline on all threads took 30 to
-60 times as long on a machine that other sites share.
+The arithmetic uses NumPy's and torch's uint8 kernels on one thread: on a machine shared with other sites, a float
+pipeline on all threads took 30 to 60 times as long.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import torch
 from monai.transforms import Compose, MapTransform, RandFlipd, RandSpatialCropd
 from torch.nn import functional
 
-from fedfms.data import nnunet
+from fedfms.data.augmentation import nnunet_intensity, nnunet_spatial, photometric
 from fedfms.data.native import centres
-from fedfms.data.photometric import photometric
 from fedfms.study import DataSpec, Structure
 
 KEYS = ("image", "label")
@@ -28,12 +27,11 @@ Sample = dict[Hashable, Any]
 
 
 class MasksOfStructuresd(MapTransform):
-    """Label values uint8 (1, H, W) -> float32 (C, size_px, size_px) in {0, 1}, one mask a structure,
-    nearest-exact.
+    """Label values uint8 (1, H, W) -> one mask per structure, float32 (C, size_px, size_px) in {0, 1}, nearest-exact.
 
-    Structures may overlap (a disc is its rim and its cup). Sampling takes the value at each target pixel's
-    centre, so masks neither shift nor mix values, and it commutes with the choice of values: the small map is
-    looked up, which gives what resizing each full-size binary mask would.
+    Structures may overlap (a disc is its rim and its cup). Samples the value at each target pixel's centre, so masks
+    are neither shifted nor mixed. Sampling commutes with the lookup of values, so the lookup on the small map gives the
+    same as resizing each full-size binary mask.
     """
 
     def __init__(self, keys: Sequence[str], structures: Sequence[Structure], size_px: int) -> None:
@@ -53,11 +51,10 @@ class MasksOfStructuresd(MapTransform):
 
 
 class ResizeImaged(MapTransform):
-    """uint8 (1 or 3, H, W) -> float32 (3, size_px, size_px) in 0..1, bilinear, with antialiasing where it
-    shrinks.
+    """uint8 (1 or 3, H, W) -> float32 (3, size_px, size_px) in 0..1, bilinear, antialiased where it shrinks.
 
-    Resized in uint8, as SAM's own preprocessing does; a grey image as one channel, expanded after. MONAI's
-    own antialiasing (a Gaussian before the resize) blurs more than the area that a target pixel covers.
+    Resizes in uint8, as SAM's own preprocessing; a grey image is expanded to three channels afterwards. MONAI's
+    antialiasing (a Gaussian before the resize) would blur over more than the area of a target pixel.
     """
 
     def __init__(self, keys: Sequence[str], size_px: int) -> None:
@@ -79,26 +76,22 @@ class ResizeImaged(MapTransform):
 
 
 def make_transforms(spec: DataSpec, *, input_px: int, mask_px: int, augment: bool) -> Compose:
-    """Random crop at native resolution, flips, nnU-Net's rotation (when `augment`, as the study says), masks, resize,
-    scale, and what changes intensities.
-    """
+    """The study's transforms; with `augment` also its random crop, flips, rotation and intensity changes."""
     steps: list[Any] = []
     if augment and spec.crop_px is not None:
         steps.append(RandSpatialCropd(KEYS, roi_size=(spec.crop_px, spec.crop_px), random_size=False))
     if augment and spec.augment != "none":
         steps += [RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in (0, 1)]
     if augment and spec.augment == "nnunet":
-        steps += nnunet.spatial(KEYS)
+        steps += nnunet_spatial(KEYS)
     steps += [MasksOfStructuresd(("label",), spec.structures, mask_px), ResizeImaged(("image",), input_px)]
     if augment and spec.augment == "photometric":
         steps += photometric(("image",))
     if augment and spec.augment == "nnunet":
-        steps += nnunet.intensity(("image",))
+        steps += nnunet_intensity(("image",))
     return Compose(steps)
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor without MONAI's metadata, whose bookkeeping costs more than these transforms, and more than a small
-    network: every operation on such a tensor is one of MONAI's.
-    """
+    """The tensor without MONAI's metadata, whose bookkeeping in every operation costs more than these transforms."""
     return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor

@@ -1,40 +1,45 @@
-"""How a volume is cut into slices, where the slices of a case lie in it, and putting them back."""
+"""Volumes: cut into slices, the position of a case's slices in the volume, and reassembly into a NIfTI image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
 
-from fedfms.data.plain import CONVERT, exact, finite, of
 from fedfms.errors import DataError
+from fedfms.schema import STRICT
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Image
 
 DEPTHS = ("coarsest", "third")
-_SAME_SPACING = 0.99  # spacings closer than this count as equal, and then the third axis is taken
+_SAME_SPACING = 0.99  # spacings closer than this ratio count as equal
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume of `shape` voxels and its slices: slice k is `np.take(array, positions[k], axis)`, unchanged, so
-    its height and width are the other two axes in their order.
+    """A volume of `shape` voxels and its slices: slice k is `np.take(array, positions[k], axis)`.
 
-    `affine` is NIfTI's matrix (4 x 4) from voxel indices to mm, 16 numbers row by row.
+    The height and width of a slice are the other two axes in their order. Types are checked when a manifest is read,
+    not in code: the reader of a data set may give NumPy's numbers.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     shape: tuple[int, int, int]
-    affine: tuple[float, ...]
+    affine: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    """NIfTI's matrix (4 x 4) from voxel indices to mm, 16 numbers row by row."""
     axis: int
-    positions: tuple[int, ...]  # strictly increasing, one for each slice of the case
+    positions: tuple[int, ...]
+    """Strictly increasing, one for each slice of the case."""
 
     def fault(self, sizes: Sequence[tuple[int, int]]) -> str:
         """What is wrong with it for slices of (height, width) in pixels, in order; empty if nothing is."""
-        if len(self.shape) != 3 or min(self.shape) < 1:
+        if min(self.shape) < 1:
             return "the volume's shape is not three numbers above 0"
         if len(self.affine) != 16:
             return f"the volume's affine has {len(self.affine)} numbers, not 16"
@@ -46,72 +51,58 @@ class Volume:
             return "a position is outside the volume"
         if any(one >= two for one, two in zip(self.positions, self.positions[1:], strict=False)):
             return "the positions are not strictly increasing"
-        due = tuple(length for axis, length in enumerate(self.shape) if axis != self.axis)
-        wrong = next((number for number, size in enumerate(sizes) if tuple(size) != due), None)
-        return "" if wrong is None else f"slice {wrong} has not the size of the volume's other two axes"
-
-
-def parse_volume(raw: Any, where: str) -> Volume | None:
-    """The volume that plain JSON values describe; None for None. Its fit to slices is `Volume.fault`.
-
-    Raises:
-        DataError: other keys or kinds of values, or an affine that is not finite.
-    """
-    if raw is None:
-        return None
-    raw = exact(raw, Volume, where)
-    lengths = tuple(of(length, int, where) for length in of(raw["shape"], list, where))
-    if len(lengths) != 3:
-        raise DataError("the volume's shape is not three numbers", where=where, do=CONVERT)
-    return Volume(
-        shape=(lengths[0], lengths[1], lengths[2]),
-        affine=tuple(finite(number, where) for number in of(raw["affine"], list, where)),
-        axis=of(raw["axis"], int, where),
-        positions=tuple(of(position, int, where) for position in of(raw["positions"], list, where)),
-    )
+        expected = tuple(length for axis, length in enumerate(self.shape) if axis != self.axis)
+        wrong = next((number for number, size in enumerate(sizes) if tuple(size) != expected), None)
+        return "" if wrong is None else f"slice {wrong} does not have the size of the volume's other two axes"
 
 
 def depth_axis(affine: NDArray[np.float64], depth: str) -> int:
-    """The axis (0, 1, 2) to cut across, by the affine (4, 4) of the volume: `depth` "coarsest" is the axis of the
-    coarsest spacing (the third where spacings are equal), "third" the third axis whatever the spacing.
+    """The axis (0, 1, 2) to cut across, from the volume's affine (4, 4).
+
+    `depth` "coarsest": the axis of the coarsest spacing, the last of several equal ones. "third": the third axis.
     """
     if depth == "third":
         return 2
-    from nibabel.affines import voxel_sizes  # here: as in `to_nifti`
+    from nibabel.affines import voxel_sizes  # slow to import, as in `to_nifti`
 
     spacing = voxel_sizes(affine)
     return int(max(np.flatnonzero(spacing >= _SAME_SPACING * spacing.max())))
 
 
 def cut(pixels: NDArray[np.uint8], position: int, axis: int, *, neighbours: bool) -> NDArray[np.uint8]:
-    """The slice (H, W) of a volume at a position, or with `neighbours` (H, W, 3): the slices before, at and after it;
-    at either end of the volume, the end slice again.
+    """The slice (H, W) of a volume at a position.
+
+    With `neighbours` (H, W, 3): the slices before, at and after it. The ends of the volume repeat their slice.
     """
     if not neighbours:
         return np.take(pixels, position, axis)
     around = (position - 1, position, position + 1)
-    # "clip": the slice before the first is the first, the slice after the last is the last
     return np.stack([np.take(pixels, i, axis, mode="clip") for i in around], axis=-1)
 
 
 def to_nifti(volume: Volume, slices: Sequence[NDArray[np.uint8]]) -> Nifti1Image:
-    """The label volume, uint8 of `volume.shape`, that slices of label values, uint8 (H, W) at native size and one
-    for each position, were cut from; 0 where no slice is. Its affine is the original's, its header is new.
+    """The label volume, uint8 of `volume.shape`, reassembled from its slices; 0 where there is no slice.
+
+    Args:
+        slices: label values, uint8 (H, W) at native size, one for each position.
+
+    Returns:
+        An image with the original's affine and an otherwise new header.
 
     Raises:
-        DataError: slices that do not fit the volume, in number, size or kind.
+        DataError: slices that do not fit the volume in number, size or dtype.
     """
-    import nibabel  # here: the manifest needs `Volume`, and this import takes longer than all of the others
+    import nibabel  # slow to import, and most users of `Volume` do not need it
 
     fault = volume.fault([(slice_.shape[0], slice_.shape[1]) if slice_.ndim == 2 else (0, 0) for slice_ in slices])
     if not fault and any(slice_.dtype != np.uint8 for slice_ in slices):
-        fault = "a slice of label values is not of 8 bits"
+        fault = "a slice of label values is not uint8"
     if fault:
-        raise DataError(fault, where="volume to put back", do="give each slice of the case, at its own size")
+        raise DataError(fault, where="volume to reassemble", do="give each slice of the case at its native size")
     array = np.zeros(volume.shape, dtype=np.uint8)
-    along = np.moveaxis(array, volume.axis, 0)  # a view: what is set in it is set in the array
+    view = np.moveaxis(array, volume.axis, 0)
     for position, slice_ in zip(volume.positions, slices, strict=True):
-        along[position] = slice_
+        view[position] = slice_
     image = nibabel.Nifti1Image(array, np.asarray(volume.affine, dtype=np.float64).reshape(4, 4))
     image.header.set_xyzt_units("mm")
     return image

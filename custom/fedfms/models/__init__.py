@@ -1,10 +1,11 @@
-"""Networks: a backbone a file, `BACKBONES` names them, `build_model` makes them. They know no site."""
+"""Networks: `BACKBONES` names them, `build_model` builds them; independent of sites and data."""
 
 from __future__ import annotations
 
 from fedfms.models.base import ROLES, SegmentationModel
-from fedfms.models.registry import BACKBONES, FAMILIES, build_model, counterpart, family_of, meta_model
+from fedfms.models.registry import BACKBONES, FAMILIES, build_model, family_of, meta_model, replacement_backbone
 
 __all__ = [
-    "BACKBONES", "FAMILIES", "ROLES", "SegmentationModel", "build_model", "counterpart", "family_of", "meta_model",
+    "BACKBONES", "FAMILIES", "ROLES", "SegmentationModel", "build_model", "family_of", "meta_model",
+    "replacement_backbone",
 ]  # fmt: skip

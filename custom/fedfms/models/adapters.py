@@ -1,23 +1,24 @@
-"""MSA: adapters in the blocks of a frozen image encoder (Wu et al., 2023; FedFMS, section 3.1)."""
+"""Adapters in the blocks of a frozen image encoder (MSA: Wu et al., 2023; FedFMS, section 3.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fedfms.study import ModelSpec
 
-BESIDE_MLP_SCALE = 0.5
+MLP_ADAPTER_SCALE = 0.5
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class Adapter(nn.Module):
     """x -> up(act(down(x))): (..., dim) -> (..., dim), through max(1, int(ratio x dim)) channels.
 
-    `init="zero"` starts the up-projection at zero, so that round 0 is exactly the pre-trained
-    function; `"reference"` is torch's default, as in the paper's code.
+    `init="zero"` initialises the up-projection with zeros, so round 0 is exactly the pre-trained function;
+    `"reference"` is torch's default, as in the paper's code.
     """
 
     def __init__(self, dim: int, *, ratio: float, act: str, init: str) -> None:
@@ -36,29 +37,25 @@ class Adapter(nn.Module):
         return out
 
 
-def _adapter(dim: int, spec: ModelSpec) -> Adapter:
-    return Adapter(dim, ratio=spec.adapter_ratio, act=spec.adapter_act, init=spec.adapter_init)
-
-
 class BlockAdapters(nn.Module):
-    """The two adapters of one block, in the order of A_1..A_K: after attention, then beside the MLP."""
+    """The two adapters of one block, in the order of A_1..A_K: after attention, then parallel to the MLP."""
 
     def __init__(self, dim: int, spec: ModelSpec) -> None:
         super().__init__()
-        self.after_attention = _adapter(dim, spec)
-        self.beside_mlp = _adapter(dim, spec)
+        make = partial(Adapter, dim, ratio=spec.adapter_ratio, act=spec.adapter_act, init=spec.adapter_init)
+        self.after_attention, self.beside_mlp = make(), make()
 
     def adapt_attention(self, attended: Tensor) -> Tensor:
-        """Attention's output (B, H, W, dim), before the block's own residual -> the same shape; has a skip.
+        """Attention's output (B, H, W, dim), before the block's residual -> the same shape, with a skip connection.
 
-        An adapter works token by token, so remove the windows' padding first: same result, less work.
+        Adapters work token by token, so the result does not depend on the windows' padding: remove it first.
         """
         out: Tensor = attended + self.after_attention(attended)
         return out
 
     def add_beside_mlp(self, x: Tensor, normed: Tensor) -> Tensor:
         """x + 0.5 x adapter(normed), `normed` the MLP's own normalised input; all (..., dim)."""
-        return torch.add(x, self.beside_mlp(normed), alpha=BESIDE_MLP_SCALE)
+        return torch.add(x, self.beside_mlp(normed), alpha=MLP_ADAPTER_SCALE)
 
 
 def build_adapters(block_dims: Sequence[int], spec: ModelSpec) -> nn.ModuleList:

@@ -1,19 +1,18 @@
-"""Attention with an additive bias, exact, without its N x N matrix.
+"""Exact attention with an additive bias, without storing the N x N matrix of scores.
 
-SAM's bias is decomposed: a score is scale x q.k + rel_h[q, row of k] + rel_w[q, column of k]; TinyViT's is a table of
-its own for each head. Two ways, by device:
+SAM decomposes its bias: score = scale x q.k + rel_h[q, row of k] + rel_w[q, column of k]. TinyViT has a table of
+biases for each head. The implementation depends on the device:
 
-- CPU: blocks of queries against all keys, so few that they stay in caches. Nothing of a block is kept: the backward
-  pass works the scores out anew, as FlashAttention does; whole rows need no log-sum-exp for that. All is float32 for
-  bfloat16 too where the processor has no instructions for its products. Where it has, blocks are bfloat16, but for the
-  scores of the backward pass: by bfloat16's, gradients of the tables are twice as far off.
-- Others: rel_h and rel_w become further dimensions of q, and k says by ones which of them are its own, so that the
-  fused kernels of `scaled_dot_product_attention` apply.
+- CPU: blocks of queries against all keys, small enough for the caches. As in FlashAttention, no scores are stored: the
+  backward pass recomputes them (whole rows, so it needs no log-sum-exp). bfloat16 inputs are computed in float32 on
+  CPUs without bfloat16 products. On others, blocks are bfloat16, except the scores of the backward pass: recomputed in
+  bfloat16, they would double the error of the tables' gradients.
+- Other devices: rel_h and rel_w become additional dimensions of q, and k gets one-hot entries that select its own row
+  and column, so the fused kernels of `scaled_dot_product_attention` apply.
 """
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -25,11 +24,11 @@ from torch.nn import functional as F
 
 from fedfms.machine import multiplies_bfloat16
 
-# Scores that a thread works on at a time: 4 MiB of float32, of which there are two in forward and four in backward.
-# Measured between 2^16 and 2^22 at N = 196 and 4096, where the cores share 32 MiB of cache.
+# Scores per thread and block: 4 MiB of float32, with two buffers in forward and four in backward. The best of 2^16 to
+# 2^22, measured at N = 196 and 4096 on cores that share 32 MiB of cache.
 BLOCK = 1 << 20
-_MANY = 1024  # tokens from which on scores in bfloat16 are faster; a bias that is added by short rows is not
-_ALIGNED = 8  # kernels on cards take head dimensions in multiples of this
+_BFLOAT16_SCORES_TOKENS = 1024  # tokens from which scores in bfloat16 are faster: adding a bias to short rows is slow
+_ALIGNMENT = 8  # GPU kernels need head dimensions in multiples of this
 
 
 def attend(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
@@ -37,63 +36,63 @@ def attend(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
 
     Args:
         qkv: (3, M, N, c), float32 or lower.
-        rel_h: (H, H, c), for each row of a query and row of a key; the score is its product with the unscaled q.
+        rel_h: (H, H, c), by row of the query and row of the key; its product with the unscaled q is added to the score.
         rel_w: (W, W, c), likewise for columns.
     """
     rel_h, rel_w = rel_h.to(qkv.dtype), rel_w.to(qkv.dtype)
-    return _on_cpu(qkv, rel_h, rel_w) if on_processor(qkv.device) else folded(qkv, rel_h, rel_w)
+    return _in_blocks(qkv, rel_h, rel_w) if uses_cpu_path(qkv.device) else attend_fused(qkv, rel_h, rel_w)
 
 
-def attend_by_table(qkv: Tensor, table: Tensor) -> Tensor:
-    """softmax(scale q.k + table) v for windows of h heads each: -> (M, N, c), M = windows x h; where `on_processor`.
+def attend_with_table(qkv: Tensor, table: Tensor) -> Tensor:
+    """softmax(scale q.k + table) v for windows of h heads each: -> (M, N, c), M = windows x h; on the CPU path.
 
     Args:
-        qkv: (3, M, N, c), float32 or lower; a window's heads lie together.
+        qkv: (3, M, N, c), float32 or lower; the heads of a window are adjacent.
         table: (h, N, N).
     """
-    return _on_cpu(qkv, table.to(qkv.dtype))
+    return _in_blocks(qkv, table.to(qkv.dtype))
 
 
-def on_processor(device: torch.device) -> bool:
-    """Whether the work is the processor's: attention goes by blocks, convolutions channels last. So it is on meta."""
+def uses_cpu_path(device: torch.device) -> bool:
+    """Whether attention runs in blocks and convolutions channels last: on the CPU, and on meta in its place."""
     return device.type in ("cpu", "meta")
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which operations take their inputs' precision, whatever surrounds it."""
+    """A context without autocast: operations use the precision of their inputs."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
-def as_autocast_takes(x: Tensor) -> Tensor:
-    """A tensor in the precision in which autocast gives it to a linear layer; without autocast, as it is."""
+def to_autocast_dtype(x: Tensor) -> Tensor:
+    """The tensor in the precision to which autocast converts a linear layer's input; unchanged without autocast."""
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return x.to(torch.get_autocast_dtype(kind))
     return x
 
 
-def folded(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """As `attend`, by `scaled_dot_product_attention` on q' = [scale q, rel_h, rel_w] and k' = [k, one-hots]."""
+def attend_fused(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """As `attend`, by `scaled_dot_product_attention` of q' = [scale q, rel_h, rel_w] and k' = [k, one-hot entries]."""
     q, k, v = qkv.unbind()
     rows, columns = rel_h.shape[0], rel_w.shape[0]
     bias_h, bias_w = _biases(q, rel_h, rel_w)
     own_row = torch.eye(rows, dtype=k.dtype, device=k.device).repeat_interleave(columns, dim=0)
     own_column = torch.eye(columns, dtype=k.dtype, device=k.device).repeat(rows, 1)
-    hot = torch.cat([own_row, own_column], dim=1).expand(k.shape[0], -1, -1)
-    longer = torch.cat([q * q.shape[-1] ** -0.5, bias_h, bias_w], dim=-1), torch.cat([k, hot], dim=-1)
-    queries, keys = (F.pad(part, (0, -part.shape[-1] % _ALIGNED))[None] for part in longer)
+    one_hot = torch.cat([own_row, own_column], dim=1).expand(k.shape[0], -1, -1)
+    extended = torch.cat([q * q.shape[-1] ** -0.5, bias_h, bias_w], dim=-1), torch.cat([k, one_hot], dim=-1)
+    queries, keys = (F.pad(part, (0, -part.shape[-1] % _ALIGNMENT))[None] for part in extended)
     return F.scaled_dot_product_attention(queries, keys, v[None], scale=1.0)[0]
 
 
-def _on_cpu(qkv: Tensor, *bias: Tensor) -> Tensor:
+def _in_blocks(qkv: Tensor, *bias: Tensor) -> Tensor:
     out: Tensor = _Blocks.apply(qkv, *bias)
     return out
 
 
 class _Blocks(torch.autograd.Function):
-    """Attention on the CPU; keeps its inputs alone."""
+    """Attention on the CPU; stores only its inputs for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, *bias: Tensor) -> Tensor:
@@ -115,24 +114,8 @@ class _Blocks(torch.autograd.Function):
             return _gradients(_Scores(qkv, *bias, backward=True, train_bias=any(ctx.needs_input_grad[1:])), grad)
 
 
-class _Bias(abc.ABC):
-    """What is added to the scores before softmax, and where its gradient goes."""
-
-    @abc.abstractmethod
-    def put(self, scores: Tensor, heads: slice, queries: slice) -> None:
-        """Write the bias of a block into `scores` (h, n, N)."""
-
-    @abc.abstractmethod
-    def take(self, d_scores: Tensor, heads: slice, queries: slice) -> None:
-        """Add the gradient of a block's scores up, (h, n, N)."""
-
-    @abc.abstractmethod
-    def gradients(self, d_q: Tensor) -> tuple[Tensor | None, ...]:
-        """Of the tensors that the bias is made of, where they train; what it adds to q's (M, N, c) is added there."""
-
-
-class _Decomposed(_Bias):
-    """rel_h (H, H, c) and rel_w (W, W, c) times q (M, N, c); the gradients are two sums over the same block."""
+class _Decomposed:
+    """The bias of rel_h (H, H, c) and rel_w (W, W, c), times q (M, N, c)."""
 
     def __init__(self, q: Tensor, rel_h: Tensor, rel_w: Tensor, *, train: bool) -> None:
         self._q, self._rel_h, self._rel_w, self._train = q, rel_h, rel_w, train
@@ -141,17 +124,20 @@ class _Decomposed(_Bias):
         self._d_row: Tensor | None = None
         self._d_column: Tensor | None = None
 
-    def put(self, scores: Tensor, heads: slice, queries: slice) -> None:
+    def write(self, scores: Tensor, heads: slice, queries: slice) -> None:
+        """Write the bias of a block into `scores` (h, n, N)."""
         by_row, by_column = self._by_row[heads, queries, :, None], self._by_column[heads, queries, None]
         torch.add(by_row, by_column, out=scores.unflatten(2, self._sides))
 
-    def take(self, d_scores: Tensor, heads: slice, queries: slice) -> None:
+    def accumulate(self, d_scores: Tensor, heads: slice, queries: slice) -> None:
+        """Add the gradient of a block's scores (h, n, N)."""
         if self._d_row is None or self._d_column is None:
             self._d_row, self._d_column = torch.empty_like(self._by_row), torch.empty_like(self._by_column)
         on_grid = d_scores.unflatten(2, self._sides)
         self._d_row[heads, queries], self._d_column[heads, queries] = on_grid.sum(dim=3), on_grid.sum(dim=2)
 
     def gradients(self, d_q: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the bias's tensors (None: not trained); adds the bias's share to the gradient of q (M, N, c)."""
         assert self._d_row is not None and self._d_column is not None
         by_row, by_column = self._d_row.unflatten(1, self._sides), self._d_column.unflatten(1, self._sides)
         d_q += torch.einsum("mhwk,hkc->mhwc", by_row, self._rel_h).flatten(1, 2)
@@ -162,77 +148,78 @@ class _Decomposed(_Bias):
         return torch.einsum("mhwk,mhwc->hkc", by_row, q), torch.einsum("mhwk,mhwc->wkc", by_column, q)
 
 
-class _Table(_Bias):
-    """A table (h, N, N), the same in every window."""
+class _Table:
+    """The bias of a table (h, N, N), the same in every window; methods as those of `_Decomposed`."""
 
     def __init__(self, table: Tensor, *, train: bool) -> None:
         self._table = table
         self._gradient = torch.zeros_like(table) if train else None
 
-    def _own(self, heads: slice) -> Tensor:
+    def _indices(self, heads: slice) -> Tensor:
         return torch.arange(heads.start, heads.stop, device=self._table.device) % len(self._table)
 
-    def put(self, scores: Tensor, heads: slice, queries: slice) -> None:
-        torch.index_select(self._table[:, queries], 0, self._own(heads), out=scores)
+    def write(self, scores: Tensor, heads: slice, queries: slice) -> None:
+        torch.index_select(self._table[:, queries], 0, self._indices(heads), out=scores)
 
-    def take(self, d_scores: Tensor, heads: slice, queries: slice) -> None:
+    def accumulate(self, d_scores: Tensor, heads: slice, queries: slice) -> None:
         if self._gradient is not None:
-            self._gradient[:, queries].index_add_(0, self._own(heads), d_scores.to(self._gradient.dtype))
+            self._gradient[:, queries].index_add_(0, self._indices(heads), d_scores.to(self._gradient.dtype))
 
     def gradients(self, d_q: Tensor) -> tuple[Tensor | None, ...]:
         return (self._gradient,)
 
 
 class _Scores:
-    """The attention probabilities of some heads, a block of queries at a time, in buffers used again and again."""
+    """Attention probabilities of a group of heads and a block of queries at a time, in reused buffers."""
 
     def __init__(self, qkv: Tensor, *bias: Tensor, backward: bool = False, train_bias: bool = False) -> None:
         _, self._count, tokens, _ = qkv.shape
-        quick = qkv.dtype == torch.bfloat16 and multiplies_bfloat16()
-        self.wide = torch.promote_types(qkv.dtype, torch.float32)  # of sums over blocks
-        self.dtype = qkv.dtype if quick else self.wide  # of a block of probabilities or gradients
-        self._scored = self.wide if backward or tokens < _MANY else self.dtype
+        native = qkv.dtype == torch.bfloat16 and multiplies_bfloat16()
+        self.sum_dtype = torch.promote_types(qkv.dtype, torch.float32)  # of sums over blocks
+        self.dtype = qkv.dtype if native else self.sum_dtype  # of a block of probabilities or gradients
+        exact = backward or tokens < _BFLOAT16_SCORES_TOKENS
+        self._score_dtype = self.sum_dtype if exact else self.dtype
         self.qkv = qkv
         self.scale = qkv.shape[-1] ** -0.5
-        made_of = [tensor.to(self._scored) for tensor in bias]
-        self.bias: _Bias
-        if len(made_of) == 1:
-            self.bias = _Table(*made_of, train=train_bias)
+        tensors = [tensor.to(self._score_dtype) for tensor in bias]
+        self.bias: _Decomposed | _Table
+        if len(tensors) == 1:
+            self.bias = _Table(*tensors, train=train_bias)
         else:
-            self.bias = _Decomposed(qkv[0].to(self._scored), *made_of, train=train_bias)
-        self._at_once = min(self._count, max(1, BLOCK // tokens**2) * torch.get_num_threads())
+            self.bias = _Decomposed(qkv[0].to(self._score_dtype), *tensors, train=train_bias)
+        self._heads = min(self._count, max(1, BLOCK // tokens**2) * torch.get_num_threads())
         self._rows = min(tokens, max(1, BLOCK // tokens))
-        self._scores, self._probabilities = self.buffer(self._scored), self.buffer(self._scored)
-        self._narrow = None if self._scored == self.dtype else self.buffer(self.dtype)
+        self._scores, self._probabilities = self.buffer(self._score_dtype), self.buffer(self._score_dtype)
+        self._converted = None if self._score_dtype == self.dtype else self.buffer(self.dtype)
 
     def buffer(self, dtype: torch.dtype) -> Tensor:
-        """Room for a block, for `part`."""
-        size = self._at_once * self._rows * self.qkv.shape[2]
+        """Memory for one block, to be used through `part`."""
+        size = self._heads * self._rows * self.qkv.shape[2]
         return torch.empty(size, dtype=dtype, device=self.qkv.device)
 
     @staticmethod
     def part(buffer: Tensor, like: Tensor) -> Tensor:
-        """The beginning of a buffer in the shape of a block."""
+        """The start of a buffer, in the shape of a block."""
         return buffer[: like.numel()].view(like.shape)
 
     def heads(self) -> Iterator[slice]:
-        """The heads to work on together."""
-        for start in range(0, self._count, self._at_once):
-            yield slice(start, min(start + self._at_once, self._count))
+        """Groups of heads that are computed together."""
+        for start in range(0, self._count, self._heads):
+            yield slice(start, min(start + self._heads, self._count))
 
     def blocks(self, heads: slice) -> Iterator[tuple[slice, Tensor]]:
-        """Queries and their probabilities (h, n, N) in `dtype`, which last until the next block."""
+        """Queries and their probabilities (h, n, N) in `dtype`, valid until the next block."""
         tokens = self.qkv.shape[2]
-        q, keys = self.qkv[:2, heads].to(self._scored)
-        keys = keys.transpose(1, 2).contiguous()  # oneDNN would copy them for each block
+        q, keys = self.qkv[:2, heads].to(self._score_dtype)
+        keys = keys.transpose(1, 2).contiguous()  # otherwise oneDNN copies them for each block
         for start in range(0, tokens, self._rows):
             queries = slice(start, min(start + self._rows, tokens))
-            some = q[:, queries]
-            scores = self._scores[: some.shape[0] * some.shape[1] * tokens].view(*some.shape[:2], tokens)
-            self.bias.put(scores, heads, queries)
-            scores.baddbmm_(some, keys, alpha=self.scale)
-            found = torch.softmax(scores, dim=-1, out=self.part(self._probabilities, scores))
-            yield queries, found if self._narrow is None else self.part(self._narrow, found).copy_(found)
+            block = q[:, queries]
+            scores = self._scores[: block.shape[0] * block.shape[1] * tokens].view(*block.shape[:2], tokens)
+            self.bias.write(scores, heads, queries)
+            scores.baddbmm_(block, keys, alpha=self.scale)
+            p = torch.softmax(scores, dim=-1, out=self.part(self._probabilities, scores))
+            yield queries, p if self._converted is None else self.part(self._converted, p).copy_(p)
 
 
 def _biases(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,30 +230,30 @@ def _biases(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gradients(scores: _Scores, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Of qkv, and of what the bias is made of where it trains."""
+    """Gradients of qkv and of the bias's tensors (None if these do not train)."""
     dtype, qkv = scores.dtype, scores.qkv
     out = torch.empty_like(qkv)
     d_probabilities, d_scores = scores.buffer(dtype), scores.buffer(dtype)
     for heads in scores.heads():
         q, key, value = qkv[:, heads].to(dtype)
         value = value.transpose(1, 2).contiguous()
-        d_key, d_value = (torch.zeros(key.shape, dtype=scores.wide, device=key.device) for _ in range(2))
+        d_key, d_value = (torch.zeros(key.shape, dtype=scores.sum_dtype, device=key.device) for _ in range(2))
         for queries, p in scores.blocks(heads):
             g = grad[heads, queries].to(dtype)
             _add_product(d_value, p.transpose(1, 2), g)
             d_p = torch.bmm(g, value, out=scores.part(d_probabilities, p))
             d_s = scores.part(d_scores, p)
             torch.ops.aten._softmax_backward_data.out(d_p, p, -1, dtype, grad_input=d_s)
-            scores.bias.take(d_s, heads, queries)
+            scores.bias.accumulate(d_s, heads, queries)
             out[0, heads, queries] = torch.bmm(d_s, key).mul_(scores.scale)
             _add_product(d_key, d_s.transpose(1, 2), q[:, queries])
         out[1, heads], out[2, heads] = d_key.mul_(scores.scale), d_value
-    of_inputs = scores.bias.gradients(out[0])
-    return out, *(None if tensor is None else tensor.to(out.dtype) for tensor in of_inputs)
+    d_bias = scores.bias.gradients(out[0])
+    return out, *(None if tensor is None else tensor.to(out.dtype) for tensor in d_bias)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, of many; blocks of lower precision are rounded, their sum is float32."""
+    """total += left @ right, batched; products of lower precision are rounded, their sum is float32."""
     if left.dtype == total.dtype:
         total.baddbmm_(left, right)
     else:

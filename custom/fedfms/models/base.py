@@ -1,4 +1,4 @@
-"""What every network of a study offers, whatever it is made of."""
+"""Base classes of the networks: the interface that training and methods use."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 ROLES = ("encoder", "adapter", "decoder", "head", "extra", "unused")
-EXTRAS = "extras."  # of the names of what a method adds to a network
+EXTRAS = "extras."  # prefix of the names of parameters that a method adds to a network
 
 
 class SegmentationModel(nn.Module, abc.ABC):
     """Images (B, 3, input_px, input_px) in 0..1 -> logits (B, n_structures, mask_px, mask_px).
 
-    The caller chooses what trains (`requires_grad`); autograd stores nothing before the first such tensor. In training
-    mode a network may give K logits of falling resolution, (B, K, n_structures, mask_px, mask_px), to a method of its
-    own family, whose loss knows them.
+    The caller chooses the trained parameters (`requires_grad`); autograd stores nothing before the first of them. In
+    training mode a network may return K logits of decreasing resolution, (B, K, n_structures, mask_px, mask_px), for
+    the loss of a method of its own family.
     """
 
-    # Names of tensors that a file of pre-trained weights may hold in vain: this network has no use for them.
-    ignored_pretrained: ClassVar[tuple[str, ...]] = ()
-    # Which methods train it: those of the same `Method.family`.
+    # Prefixes of names in a file of pre-trained weights that this network does not use.
+    ignored_pretrained: tuple[str, ...] = ()
+    # Whether caching `prefix`'s features by image is faster than computing them.
+    prefix_is_costly: bool = False
+    # Whether `configure` selected the original code.
+    plain_attention: bool = False
+    # Methods of the same `Method.family` train it.
     family: ClassVar[str] = "sam"
-    # Whether a step runs in torch's training mode: for a batch's own statistics, or for deep supervision.
+    # Whether training steps run in torch's training mode, for batch statistics or deep supervision.
     train_mode: ClassVar[bool] = False
 
-    # What a method adds (`Method.extend_model`): embedding -> embedding of the same shape, before the decoder.
+    # Added by a method (`Method.extend_model`): embedding -> embedding of the same shape, before the decoder.
     extras: nn.Module | None
 
     def __init__(self, backbone: str, *, input_px: int, mask_px: int, n_structures: int) -> None:
@@ -45,10 +49,10 @@ class SegmentationModel(nn.Module, abc.ABC):
         return self.from_prefix(self.prefix(images))
 
     def check_size(self, images: Tensor) -> None:
-        """Images must be (B, 3, input_px, input_px).
+        """Check that images are (B, 3, input_px, input_px).
 
         Raises:
-            ValueError: they are of another size.
+            ValueError: they are not.
         """
         if tuple(images.shape[1:]) != (3, self.input_px, self.input_px):
             size = f"(B, 3, {self.input_px}, {self.input_px})"
@@ -56,46 +60,46 @@ class SegmentationModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def prefix(self, images: Tensor) -> Tensor:
-        """What depends on the images alone while only adapters, decoder and head train: (B, ...) features."""
-
-    @property
-    def prefix_is_costly(self) -> bool:
-        """Whether keeping `prefix`'s features by image saves more than reading them back costs."""
-        return False
+        """The features (B, ...) that depend on the images alone while only adapters, decoder and head train."""
 
     @abc.abstractmethod
     def from_prefix(self, features: Tensor) -> Tensor:
         """Logits (B, n_structures, mask_px, mask_px) from `prefix`'s features, bit-equal to `forward`."""
 
-    @abc.abstractmethod
     def prefix_names(self) -> frozenset[str]:
         """Names, as in the state dict, of the parameters and buffers that `prefix` depends on.
 
-        Cached features stay valid as long as none of them changes, nor the study's `model` section.
+        Cached features are valid until one of these or the study's `model` section changes.
         """
+        return frozenset()
 
-    @abc.abstractmethod
     def roles(self) -> dict[str, str]:
-        """One of `ROLES` for every parameter name; "unused" = no mask depends on it, no gradient."""
+        """One of `ROLES` for every parameter name; "unused": no mask depends on it, so it has no gradient."""
+        names = (name for name, _ in self.named_parameters())
+        return {name: "extra" if name.startswith(EXTRAS) else self.role(name) for name in names}
 
     @abc.abstractmethod
+    def role(self, name: str) -> str:
+        """The role of a parameter of the network itself, without `extras`."""
+
     def adapters_in_order(self) -> list[tuple[str, ...]]:
         """Parameter names of the adapters A_1..A_K, from input to output; empty without adapters."""
+        return []
 
     def moving_buffers(self) -> tuple[str, ...]:
-        """Names of the buffers that training moves: those of `extras`, and batch statistics where there are any."""
+        """Names of the buffers that training changes: those of `extras`, and running batch statistics."""
         return tuple(name for name, _ in self.named_buffers() if name.startswith(EXTRAS))
 
     def embedding_shape(self) -> tuple[int, int, int]:
-        """(dim, height, width) of the image embedding that `extras` gets.
+        """(dim, height, width) of the image embedding that `extras` receives.
 
         Raises:
-            ValueError: the network has none to give.
+            ValueError: the network has no image embedding.
         """
         raise ValueError(f"{self.backbone} has no image embedding")
 
     def skip_blocks(self, blocks: Collection[int]) -> None:
-        """Leave these transformer blocks (0-based, from input to output) out of the forward pass; () = none.
+        """Skip these transformer blocks (0-based, from input to output) in the forward pass; () resets.
 
         Raises:
             ValueError: the network has no such blocks.
@@ -103,39 +107,34 @@ class SegmentationModel(nn.Module, abc.ABC):
         if blocks:
             raise ValueError(f"{self.backbone} has no blocks to skip")
 
-    def work_by(self, *, plain_attention: bool = False, checkpointing: bool = False) -> None:
-        """How the same numbers are worked out; a network that knows one way only has nothing to set.
+    def configure(self, *, plain_attention: bool = False, gradient_checkpointing: bool = False) -> None:
+        """Select the implementation, which does not change the numbers; ignored by networks with only one.
 
         Args:
-            plain_attention: by the code that the network comes from, which the fast one is held against.
-            checkpointing: keep the input of each block alone, and work it out anew in the backward pass.
+            plain_attention: use the original code of the network, the reference of the fast implementation.
+            gradient_checkpointing: store only the input of each block, and recompute the block in the backward pass.
         """
 
-    @property
-    def plain_attention(self) -> bool:
-        """Whether it works by the code that the network comes from, as `work_by` was told."""
-        return False
-
     def pretrained_names(self) -> frozenset[str]:
-        """Names, as in the state dict, of the tensors that a file of pre-trained weights must hold."""
+        """Names, as in the state dict, of the tensors that a file of pre-trained weights must contain."""
         return frozenset(self.state_dict())
 
     def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`state`, with the tables that depend on the input size brought to this model's."""
+        """`state`, with tables that depend on the input size resized to this model's."""
         return dict(state)
 
 
 class ImageEncoder(nn.Module, abc.ABC):
-    """Images (B, 3, S, S) -> embedding (B, out_dim, grid, grid), in two parts; with adapters or without."""
+    """Images (B, 3, S, S) -> embedding (B, out_dim, grid, grid), in two parts, with or without adapters."""
 
     ignored_pretrained: ClassVar[tuple[str, ...]] = ()
     prefix_is_costly: ClassVar[bool] = False
     grid: int
     block_dims: tuple[int, ...]  # channels of each transformer block, from input to output
-    adapters: nn.ModuleList  # one `BlockAdapters` for each transformer block, or none at all
-    skipped: frozenset[int] = frozenset()  # indices into `block_dims` of the blocks that `rest` leaves out
-    plain_attention: bool = False  # see `SegmentationModel.work_by`
-    checkpointing: bool = False
+    adapters: nn.ModuleList  # one `BlockAdapters` for each transformer block, or empty
+    skipped: frozenset[int] = frozenset()  # indices into `block_dims` of the blocks that `rest` skips
+    plain_attention: bool = False  # see `SegmentationModel.configure`
+    gradient_checkpointing: bool = False
 
     @abc.abstractmethod
     def prefix(self, images: Tensor) -> Tensor:
@@ -149,11 +148,15 @@ class ImageEncoder(nn.Module, abc.ABC):
     def prefix_modules(self) -> tuple[str, ...]:
         """Names of the modules and parameters of this encoder that `prefix` uses."""
 
-    def checkpointed(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        """block(*inputs); with `checkpointing`, nothing of it but its inputs is kept for the backward pass."""
-        if not (self.checkpointing and torch.is_grad_enabled()):
+    def uses_plain_code(self) -> bool:
+        """Whether to run the original code: if selected, and in an export, which needs torch's own operations."""
+        return self.plain_attention or torch.jit.is_tracing()
+
+    def run_block(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """block(*inputs), with gradient checkpointing if enabled; blocks must not use random numbers."""
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return block(*inputs)
-        out: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+        out: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         return out
 
     def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Pre-trained weights: read without running them, checked against a published hash, loaded strictly."""
+"""Pre-trained weights: read without executing code, verified against published hashes, loaded strictly."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from torch import Tensor
 from fedfms.errors import CheckpointError
 from fedfms.models.base import SegmentationModel
 
-# Meta publishes SAM's weights under names that end in the first 6 digits of the file's MD5.
+# Names of Meta's SAM weights end in the first 6 digits of the file's MD5.
 _PUBLISHED = re.compile(r"sam_vit_[blh]_([0-9a-f]{6})\.pth")
 _VIT_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
-_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 def load_checkpoint(model: SegmentationModel, path: Path, *, sha256: str | None = None) -> None:
-    """Load the pre-trained tensors of `model` from `path`, strictly; adapters and head stay as they are.
+    """Load the pre-trained tensors of `model` from `path`, strictly; adapters and head are unchanged.
 
-    Position tables of another input size are interpolated, once, here. Values are copied out of the file.
+    Position tables of another input size are interpolated. Values are copied out of the memory-mapped file.
 
     Raises:
-        CheckpointError: no such file; wrong hash; not a file of tensors; missing, extra or misshapen ones.
+        CheckpointError: no such file; wrong hash; not a file of tensors; missing, unexpected or misshapen tensors.
     """
     fitted, expected = check_checkpoint(model, path, sha256=sha256), model.state_dict()
-    chosen = {name: fitted[name].to(dtype=expected[name].dtype, copy=True) for name in model.pretrained_names()}
-    model.load_state_dict(chosen, strict=False, assign=True)
+    loaded = {name: fitted[name].to(dtype=expected[name].dtype, copy=True) for name in model.pretrained_names()}
+    model.load_state_dict(loaded, strict=False, assign=True)
 
 
 def check_checkpoint(model: SegmentationModel, path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
-    """The tensors of `path`, seen to fit `model`, which may be an outline; nothing is put into it.
+    """The tensors of `path`, checked to fit `model`, which may be a meta-device model and is not changed.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
@@ -55,34 +55,28 @@ def verify(path: Path, *, sha256: str | None = None) -> None:
         CheckpointError: no such file, or another hash.
     """
     if not path.is_file():
-        raise CheckpointError(
-            "no such file in the site's checkpoint folder", where=path.name,
-            do="put it there, or train from scratch",
-        )  # fmt: skip
+        what, do = "no such file in the site's checkpoint folder", "copy it there, or train from scratch"
+        raise CheckpointError(what, where=path.name, do=do)
     published = _PUBLISHED.fullmatch(path.name)
     if published and not _digest(path, "md5").startswith(published.group(1)):
-        raise CheckpointError(
-            f"its MD5 does not begin with {published.group(1)}, as its name says", where=path.name,
-            do="download it again",
-        )  # fmt: skip
+        what = f"its MD5 does not begin with {published.group(1)}, the digits in its name"
+        raise CheckpointError(what, where=path.name, do="download it again")
     if sha256 is not None and _digest(path, "sha256") != sha256.strip().lower():
-        raise CheckpointError(
-            "its SHA-256 is not the study's model.checkpoint_sha256", where=path.name,
-            do="fetch the file that the study means",
-        )  # fmt: skip
+        what = "its SHA-256 is not the study's model.checkpoint_sha256"
+        raise CheckpointError(what, where=path.name, do="get the file of the study")
 
 
 def check_accepted(path: Path, accepted: Collection[str]) -> None:
-    """Check a file against the hashes that its site accepts, SHA-256 in small letters.
+    """Check a file against the hashes that its site accepts, SHA-256 in lower case.
 
     Raises:
-        CheckpointError: no such file; it has none of them, or cannot be read.
+        CheckpointError: no such file, another hash, or it cannot be read.
     """
     verify(path)
     if _digest(path, "sha256") not in accepted:
         raise CheckpointError(
             "its SHA-256 is not among those that the site accepts", where=path.name,
-            do="ask the site to add it to checkpoint_sha256 of its settings, or let the study name another file",
+            do="ask the site to add it to checkpoint_sha256 in its settings, or choose another file in the study",
         )  # fmt: skip
 
 
@@ -98,41 +92,41 @@ def _digest(path: Path, algorithm: str) -> str:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, by name, on the CPU; nothing in the file is executed.
+    """The tensors in a file, by name, on the CPU; no code in the file is executed.
 
     Raises:
-        CheckpointError: it cannot be read, or holds anything but named tensors.
+        CheckpointError: it cannot be read, or contains anything but named tensors.
     """
     state = read_plain(path, where=path.name, do="download it again, or save it with torch.save(model.state_dict())")
     if not is_state(state):
-        raise CheckpointError("does not hold tensors by name", where=path.name, do="save a state dict")
+        raise CheckpointError("does not contain tensors by name", where=path.name, do="save a state dict")
     return dict(state)
 
 
 def read_plain(path: Path, *, where: str, do: str) -> Any:
-    """What `torch.save` wrote, of tensors, numbers, texts, lists and dicts; nothing in the file is executed.
+    """Tensors, numbers, texts, lists and dicts that `torch.save` wrote; no code in the file is executed.
 
     Raises:
-        CheckpointError: it cannot be read, or holds anything else.
+        CheckpointError: it cannot be read, or contains anything else.
     """
     try:
-        # Only the zip format can be mapped into memory; files older than torch 1.6 are read whole.
+        # Only the zip format can be memory-mapped; files older than torch 1.6 are read completely.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything inside torch
         raise CheckpointError(
             f"not a file of plain tensors, or damaged ({type(error).__name__})", where=where, do=do,
-        ) from None  # torch's own text has the whole path, and advice to switch the safety off  # fmt: skip
+        ) from None  # torch's text contains the path, and advice to disable the safety  # fmt: skip
 
 
 def is_state(content: Any) -> bool:
-    """Whether it is tensors by name."""
+    """Whether the content is a mapping of names to tensors."""
     return isinstance(content, Mapping) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     )
 
 
 def describe(state: Mapping[str, Tensor]) -> str | None:
-    """The backbone, and stem, that the tensors look like; None if that cannot be told."""
+    """The backbone, and stem, to which the tensors seem to belong; None if unknown."""
     patch = state.get("image_encoder.patch_embed.proj.weight")
     if patch is not None:
         return _VIT_WIDTHS.get(patch.shape[0])
@@ -147,25 +141,25 @@ def _check_fit(
 ) -> None:
     faults = []
     if missing := sorted(expected.keys() - state.keys()):
-        faults.append(f"lacks {_some(missing)}")
+        faults.append(f"lacks {_shown(missing)}")
     if extra := sorted(n for n in state.keys() - expected.keys() if not n.startswith(ignored)):
-        faults.append(f"has unexpected {_some(extra)}")
+        faults.append(f"has unexpected {_shown(extra)}")
     shapes = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
         for name in sorted(expected.keys() & state.keys())
         if state[name].shape != expected[name].shape
     ]
     if shapes:
-        faults.append(f"has wrong shapes: {_some(shapes)}")
+        faults.append(f"has wrong shapes: {_shown(shapes)}")
     if faults:
         looks, wanted = describe(state), describe(expected)
-        told = f"looks like {looks}" if looks and looks != wanted else "does not fit the model"
-        needs = f"the study asks for {wanted}; " if wanted else ""
+        what = f"looks like {looks}" if looks and looks != wanted else "does not fit the model"
+        needs = f"the study needs {wanted}; " if wanted else ""
         raise CheckpointError(
-            f"{told}: {', '.join(faults)}", where=file, do=f"{needs}check model.backbone and model.stem"
+            f"{what}: {', '.join(faults)}", where=file, do=f"{needs}check model.backbone and model.stem"
         )
 
 
-def _some(items: Collection[str]) -> str:
-    shown = ", ".join(list(items)[:_SHOWN])
-    return shown if len(items) <= _SHOWN else f"{shown} and {len(items) - _SHOWN} more"
+def _shown(items: Collection[str]) -> str:
+    first = ", ".join(list(items)[:_MAX_SHOWN])
+    return first if len(items) <= _MAX_SHOWN else f"{first} and {len(items) - _MAX_SHOWN} more"

@@ -1,8 +1,8 @@
-"""What convolutional networks have in common: everything trains, from scratch; masks have a size of their own."""
+"""Base class of convolutional networks: all parameters train from scratch; masks have their own size."""
 
 from __future__ import annotations
 
-import abc
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,41 +11,42 @@ from fedfms.models.base import SegmentationModel
 
 
 class ConvModel(SegmentationModel):
-    """A network without anything frozen before it, and without adapters; a subclass makes `net`."""
+    """A network without a frozen prefix and without adapters; a subclass builds `net`."""
 
     train_mode = True
+    head_names: ClassVar[tuple[str, ...]]  # prefixes of parameter names in `net`
+    decoder_names: ClassVar[tuple[str, ...]]
 
     net: nn.Module  # features (B, 3, S, S) -> logits (..., S, S)
 
+    def prefix(self, images: Tensor) -> Tensor:
+        """The images, unchanged: all parameters train."""
+        self.check_size(images)
+        return images
+
     def from_prefix(self, features: Tensor) -> Tensor:
-        """`prefix`'s images (B, 3, S, S) -> logits (B, C, mask_px, mask_px), or (B, K, C, ...) as `net` gives them."""
+        """`prefix`'s images (B, 3, S, S) -> logits (B, C, mask_px, mask_px); (B, K, C, ...) with deep supervision."""
         return to_mask_size(self.net(features), self.mask_px)
 
-    def prefix_names(self) -> frozenset[str]:
-        """None."""
-        return frozenset()
+    def role(self, name: str) -> str:
+        """Encoder: the contracting path; decoder: the expanding path; head: the layers that give logits."""
+        name = name.removeprefix("net.")
+        if name.startswith(self.head_names):
+            return "head"
+        return "decoder" if name.startswith(self.decoder_names) else "encoder"
 
-    def roles(self) -> dict[str, str]:
-        """The way down is the encoder, the way up the decoder, what gives logits the head."""
-        return {name: self._role(name) for name, _ in self.named_parameters()}
-
-    @staticmethod
-    @abc.abstractmethod
-    def _role(name: str) -> str:
-        """The role of the parameter of this name."""
-
-    def adapters_in_order(self) -> list[tuple[str, ...]]:
-        """None."""
-        return []
+    def moving_buffers(self) -> tuple[str, ...]:
+        """All of them: running mean, variance and count of every batch norm."""
+        return tuple(name for name, _ in self.named_buffers())
 
 
 def mask_size(input_px: int, max_mask_px: int) -> int:
-    """The largest whole part of `input_px` that is at most `max_mask_px`: 1024 -> 256, 128 -> 128, 320 -> 160."""
+    """The largest divisor of `input_px` up to `max_mask_px`; for 256: 1024 -> 256, 128 -> 128, 320 -> 160."""
     return next(input_px // k for k in range(1, input_px + 1) if input_px % k == 0 and input_px // k <= max_mask_px)
 
 
 def to_mask_size(logits: Tensor, mask_px: int) -> Tensor:
-    """Logits (..., S, S) -> (..., mask_px, mask_px), each the mean over its cell."""
+    """Logits (..., S, S) -> (..., mask_px, mask_px), by average pooling."""
     cell = logits.shape[-1] // mask_px
     if cell == 1:
         return logits

@@ -1,6 +1,6 @@
-"""Networks without values: on torch's meta device, where nothing is drawn or worked out.
+"""Builds networks on torch's meta device: names, shapes and dtypes without values or computation.
 
-Some of torch's operators there are Python, and import its compiler, which takes a process two seconds.
+Some of torch's operators for this device import its compiler, which takes two seconds per process; they are skipped.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch.overrides import TorchFunctionMode
 
 
 class _NoValues(TorchFunctionMode):
-    """Leaves out what changes values only."""
+    """Skips operations that change values only."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
-        tensor = args[0] if args else named.get("tensor")  # torch gives its own initialisers' by name
+        tensor = args[0] if args else named.get("tensor")  # torch's own initialisers pass it by name
         if isinstance(tensor, Tensor) and tensor.is_meta:
             if func in (nn.init.normal_, Tensor.normal_):
                 return tensor
@@ -34,6 +34,6 @@ class _NoValues(TorchFunctionMode):
 
 @contextmanager
 def on_meta_device() -> Iterator[None]:
-    """What is made within has names, shapes and dtypes, and neither values nor memory."""
+    """Tensors created inside have shape and dtype, but no values and no memory."""
     with _NoValues(), torch.device("meta"):
         yield

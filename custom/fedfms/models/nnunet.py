@@ -1,4 +1,4 @@
-"""nnU-Net's 2D network (MONAI's DynUNet) with deep supervision, made to a plan."""
+"""nnU-Net's 2D network (MONAI's DynUNet) with deep supervision, built from a plan."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from fedfms.models.nnunet_plan import Plan, plan_at
 from fedfms.rng import seeded
 from fedfms.study import ModelSpec
 
-_NO_VARIANCE = 1e-8  # nnU-Net's floor of an image's s.d.
+_MIN_SD = 1e-8  # of an image, as in nnU-Net
 _UNSUPERVISED = 2  # the two lowest resolutions have no loss
 
 
 class NNUNet(ConvModel):
-    """Plain convolutions, instance norm and leaky ReLU; each image is brought to mean 0 and s.d. 1 by channel.
+    """Plain convolutions, instance norm and leaky ReLU; each channel of an image is normalised to mean 0 and s.d. 1.
 
-    In training mode the logits are (B, K, C, mask_px, mask_px), K from the full resolution down, each enlarged to the
-    full one: of n stages all but the two lowest, so K = n - 2. Each has a head.
+    In training mode the logits are (B, K, C, mask_px, mask_px), K from the full resolution down, all upsampled to it:
+    of n stages all but the two lowest, so K = n - 2. Each has its own head.
     """
 
     family = "nnunet"
+    head_names = ("output_block.", "deep_supervision_heads.")
+    decoder_names = ("upsamples.",)
 
     def __init__(self, spec: ModelSpec, n_structures: int, plan: Plan, max_mask_px: int) -> None:
         mask_px = mask_size(plan.input_px, max_mask_px)
         super().__init__(spec.backbone, input_px=plan.input_px, mask_px=mask_px, n_structures=n_structures)
         extra = len(plan.strides) - _UNSUPERVISED - 1
-        # Here, for it imports every network that MONAI has, segment-anything among them.
+        # Imported here because it loads all of MONAI's networks.
         from monai.networks.nets import DynUNet
 
         self.net = DynUNet(
@@ -42,35 +44,28 @@ class NNUNet(ConvModel):
         )  # fmt: skip
 
     def prefix(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S), each channel of each minus its mean, over its s.d."""
-        self.check_size(images)
-        centred = images - images.mean((2, 3), keepdim=True)
-        return centred / images.std((2, 3), keepdim=True, correction=0).clamp_min(_NO_VARIANCE)
-
-    @staticmethod
-    def _role(name: str) -> str:
-        if name.startswith(("net.output_block.", "net.deep_supervision_heads.")):
-            return "head"
-        return "decoder" if name.startswith("net.upsamples.") else "encoder"
+        """Images (B, 3, S, S), each channel normalised to mean 0 and s.d. 1."""
+        centred = super().prefix(images) - images.mean((2, 3), keepdim=True)
+        return centred / images.std((2, 3), keepdim=True, correction=0).clamp_min(_MIN_SD)
 
 
 def build_nnunet(
     spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool, plan: Mapping[str, Any],
-    base_features: int = 32, most_features: int = 512, max_mask_px: int = 256,
+    base_features: int = 32, max_features: int = 512, max_mask_px: int = 256,
 ) -> NNUNet:  # fmt: skip
-    """The network of `plan`, or (it is empty) of what the rules make of `spec.input_px` alone. See `build_unet`.
+    """The network of `plan`, or without one, of the plan for `spec.input_px` alone; `adapters`, `blank` do not apply.
 
     Raises:
-        StudyError: no plan, or one for another input size.
+        StudyError: an invalid plan, or one for another input size.
     """
-    made = (
-        Plan.from_dict(plan) if plan
-        else plan_at(spec.input_px, n_structures, base_features=base_features, most_features=most_features)
-    )  # fmt: skip
-    if made.input_px != spec.input_px:
+    if plan:
+        layout = Plan.from_dict(plan)
+    else:
+        layout = plan_at(spec.input_px, n_structures, base_features=base_features, max_features=max_features)
+    if layout.input_px != spec.input_px:
         raise StudyError(
-            f"the plan is for {made.input_px} px, the study says {spec.input_px}", where="model",
-            do=f"set model.input_px to {made.input_px}",
+            f"the plan is for {layout.input_px} px, the study has {spec.input_px}", where="model",
+            do=f"set model.input_px to {layout.input_px}",
         )  # fmt: skip
     with seeded(seed, "nnunet"):
-        return NNUNet(spec, n_structures, made, max_mask_px)
+        return NNUNet(spec, n_structures, layout, max_mask_px)

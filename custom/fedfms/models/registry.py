@@ -1,8 +1,9 @@
-"""Backbones by name, in families that other methods train. A new one is a file with its builder, and a line here."""
+"""Registry of backbones, in families that different methods train; a new backbone is a file and a line here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,28 +21,32 @@ from fedfms.study import ModelSpec
 
 
 class Builder(Protocol):
-    """Makes a network; `blank` = its pre-trained tensors need no values, a checkpoint follows. See `build_model`."""
+    """Builds a network; `blank`: its pre-trained tensors get no values, as a checkpoint follows. See `build_model`."""
 
     def __call__(
         self, spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool, plan: Mapping[str, Any]
     ) -> SegmentationModel: ...
 
 
+@dataclass(frozen=True)
+class Family:
+    """Backbones that the same methods train (`Method.family`)."""
+
+    default: str
+    """Replaces a SAM backbone of a study in methods of this family."""
+    small: str
+    """Replaces SAM's small one; for tests and the demo."""
+    backbones: Mapping[str, Builder]
+
+
 VIT_SHAPES: Mapping[str, ViTShape] = {
     "vit_b": ViTShape(embed_dim=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
     "vit_l": ViTShape(embed_dim=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
     "vit_h": ViTShape(embed_dim=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
-    # For tests and the demo: SAM's classes, small enough for a laptop; there are no weights for it.
+    # SAM's classes at laptop size; without pre-trained weights.
     "vit_tiny": ViTShape(
-        embed_dim=96,
-        depth=4,
-        heads=4,
-        global_blocks=(1, 3),
-        patch_px=8,
-        window=7,
-        out_dim=64,
-        random_positions=True,
-    ),  # fmt: skip
+        embed_dim=96, depth=4, heads=4, global_blocks=(1, 3), patch_px=8, window=7, out_dim=64, random_positions=True
+    ),
 }
 TINY_DECODER = DecoderShape(dim=64, heads=4, mlp_dim=256, iou_hidden=64)
 
@@ -50,26 +55,39 @@ def _vit(name: str, decoder: DecoderShape) -> Builder:
     return partial(build_sam, encoder=partial(ViTEncoder, VIT_SHAPES[name]), decoder=decoder)
 
 
-# The first of a family stands in where a study names one of SAM's; the last is its small one.
-FAMILIES: Mapping[str, Mapping[str, Builder]] = {
-    "sam": {
-        "vit_b": _vit("vit_b", DecoderShape()),
-        "vit_l": _vit("vit_l", DecoderShape()),
-        "vit_h": _vit("vit_h", DecoderShape()),
-        "tiny_vit": partial(build_sam, encoder=TinyViTEncoder, decoder=DecoderShape()),
-        "vit_tiny": _vit("vit_tiny", TINY_DECODER),
-    },
-    "unet": {
-        "unet": partial(build_unet, shape=UNetShape()),
-        # For tests and the demo, at the mask size of vit_tiny on the phantom.
-        "unet_tiny": partial(build_unet, shape=UNetShape(channels=(8, 16, 32, 64, 128), max_mask_px=64)),
-    },
-    "nnunet": {
-        "nnunet": build_nnunet,
-        "nnunet_tiny": partial(build_nnunet, base_features=8, most_features=64, max_mask_px=64),
-    },
+FAMILIES: Mapping[str, Family] = {
+    "sam": Family(
+        default="vit_b",
+        small="vit_tiny",
+        backbones={
+            "vit_b": _vit("vit_b", DecoderShape()),
+            "vit_l": _vit("vit_l", DecoderShape()),
+            "vit_h": _vit("vit_h", DecoderShape()),
+            "tiny_vit": partial(build_sam, encoder=TinyViTEncoder, decoder=DecoderShape()),
+            "vit_tiny": _vit("vit_tiny", TINY_DECODER),
+        },
+    ),
+    "unet": Family(
+        default="unet",
+        small="unet_tiny",
+        backbones={
+            "unet": partial(build_unet, shape=UNetShape()),
+            # The mask size of vit_tiny on the phantom.
+            "unet_tiny": partial(build_unet, shape=UNetShape(channels=(8, 16, 32, 64, 128), max_mask_px=64)),
+        },
+    ),
+    "nnunet": Family(
+        default="nnunet",
+        small="nnunet_tiny",
+        backbones={
+            "nnunet": build_nnunet,
+            "nnunet_tiny": partial(build_nnunet, base_features=8, max_features=64, max_mask_px=64),
+        },
+    ),
 }
-BACKBONES: Mapping[str, Builder] = {name: build for family in FAMILIES.values() for name, build in family.items()}
+BACKBONES: Mapping[str, Builder] = {
+    name: build for family in FAMILIES.values() for name, build in family.backbones.items()
+}
 
 
 def family_of(backbone: str) -> str:
@@ -78,49 +96,42 @@ def family_of(backbone: str) -> str:
     Raises:
         StudyError: unknown backbone.
     """
-    for family, members in FAMILIES.items():
-        if backbone in members:
-            return family
+    for name, family in FAMILIES.items():
+        if backbone in family.backbones:
+            return name
     raise StudyError(f"unknown backbone {backbone!r}", where="model", do=f"known ones: {', '.join(sorted(BACKBONES))}")
 
 
-def counterpart(family: str, backbone: str) -> str:
-    """The backbone of `family` that stands in for SAM's `backbone`: the small one for the small one."""
-    members = list(FAMILIES[family])
-    return members[-1] if backbone == list(FAMILIES["sam"])[-1] else members[0]
+def replacement_backbone(family: str, sam_backbone: str) -> str:
+    """The backbone of `family` that replaces a study's SAM backbone: its small one for SAM's small one."""
+    return FAMILIES[family].small if sam_backbone == FAMILIES["sam"].small else FAMILIES[family].default
 
 
 def build_model(
-    spec: ModelSpec,
-    n_structures: int,
-    *,
-    adapters: bool,
-    seed: int,
-    checkpoint: Path | None = None,
+    spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, checkpoint: Path | None = None,
     plan: Mapping[str, Any] | None = None,
-) -> SegmentationModel:
+) -> SegmentationModel:  # fmt: skip
     """The network of a study, in float32, every parameter trainable; random values depend on `seed` alone.
 
     Args:
         spec: the study's `model` section.
         n_structures: C, the number of output channels.
-        adapters: put two adapters in every transformer block.
+        adapters: insert two adapters into every transformer block.
         seed: the study's.
         checkpoint: the site's file of pre-trained weights.
-        plan: the layout of a network that is made to one (`nnunet_plan.Plan`); the others have none.
+        plan: the layout of a network that follows one (`nnunet_plan.Plan`); None for the others.
 
     Raises:
-        StudyError: unknown backbone, or values of `spec` that do not go together.
-        CheckpointError: `spec` names a checkpoint and none is given, or the file is not right.
+        StudyError: unknown backbone, or values of `spec` that contradict each other.
+        CheckpointError: `spec` names a checkpoint and none is given, or the file is wrong.
     """
     if spec.checkpoint is not None and checkpoint is None:
         raise CheckpointError(
             "the study starts from this file, but the site has no checkpoint folder", where=spec.checkpoint,
-            do="set it in the site's settings, or leave model.checkpoint out to start from random weights",
+            do="set it in the site's settings, or omit model.checkpoint to start from random weights",
         )  # fmt: skip
-    model = _builder(spec)(
-        spec, n_structures, adapters=adapters, seed=seed, blank=checkpoint is not None, plan=plan or {}
-    )
+    blank = checkpoint is not None
+    model = _builder(spec)(spec, n_structures, adapters=adapters, seed=seed, blank=blank, plan=plan or {})
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, sha256=spec.checkpoint_sha256)
     return model
@@ -129,7 +140,7 @@ def build_model(
 def meta_model(
     spec: ModelSpec, n_structures: int, *, adapters: bool, plan: Mapping[str, Any] | None = None
 ) -> SegmentationModel:
-    """The network of a study without values or memory: its tensors' names, shapes and roles.
+    """The network of a study on torch's meta device: names, shapes and roles of its tensors, no values, no memory.
 
     Raises:
         StudyError: as `build_model`.
@@ -139,5 +150,4 @@ def meta_model(
 
 
 def _builder(spec: ModelSpec) -> Builder:
-    family_of(spec.backbone)
-    return BACKBONES[spec.backbone]
+    return FAMILIES[family_of(spec.backbone)].backbones[spec.backbone]

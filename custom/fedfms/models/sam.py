@@ -1,4 +1,4 @@
-"""SAM without prompts: image encoder, SAM's mask decoder on a whole batch at once, structure head."""
+"""SAM without prompts: image encoder, SAM's mask decoder on a batch of images, structure head."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import build_adapters
 from fedfms.models.attention import without_autocast
-from fedfms.models.base import EXTRAS, ImageEncoder, SegmentationModel
+from fedfms.models.base import ImageEncoder, SegmentationModel
 from fedfms.models.meta_device import on_meta_device
 from fedfms.rng import seeded
 from fedfms.study import ModelSpec
 
-# segment-anything's build_sam.py has them for pixels in 0..255; here for 0..1.
+# As in segment-anything's build_sam.py, for pixels in 0..1 instead of 0..255.
 PIXEL_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 PIXEL_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 MASK_TOKENS = 4
@@ -27,7 +27,7 @@ UPSCALING = 4  # of the embedding grid, by the decoder's two transposed convolut
 _ENCODER, _ADAPTERS, _DECODER, _PROMPTS = (
     "image_encoder.", "image_encoder.adapters.", "mask_decoder.", "prompt_encoder.",
 )  # fmt: skip
-# Of SAM's prompt encoder only the positional encoding of the grid is used.
+# Only the positional encoding of the grid is used of SAM's prompt encoder.
 UNUSED_PROMPT_KEYS = tuple(
     f"{_PROMPTS}{name}." for name in ("point_embeddings", "not_a_point_embed", "mask_downscaling", "no_mask_embed")
 )
@@ -55,7 +55,7 @@ def _mask_decoder(shape: DecoderShape) -> Any:
 
 
 class GridEncoding(nn.Module):
-    """What is left of SAM's prompt encoder: fixed random frequencies, in a frozen buffer."""
+    """The positional encoding of SAM's prompt encoder: fixed random frequencies in a buffer."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -64,15 +64,15 @@ class GridEncoding(nn.Module):
     def forward(self, grid: int) -> Tensor:
         """Positional encoding (1, dim, grid, grid) of the image grid."""
         frequencies = self.pe_layer.positional_encoding_gaussian_matrix
-        with without_autocast(frequencies.device):  # a phase of many turns has no digits to lose
+        with without_autocast(frequencies.device):  # the large phases need all digits
             encoding: Tensor = self.pe_layer((grid, grid))
         return encoding[None]
 
 
 class PromptFreeSam(SegmentationModel):
-    """Images (B, 3, S, S) in 0..1 -> logits (B, C, 4 x grid, 4 x grid); no prompt ever enters.
+    """Images (B, 3, S, S) in 0..1 -> logits (B, C, 4 x grid, 4 x grid), without prompts.
 
-    `head="token"` takes mask token 0 as it is (C = 1); `"conv"` convolves (1 x 1) the 4 tokens' masks to C.
+    `head="token"` is the mask of token 0 (C = 1); `"conv"` a 1 x 1 convolution from the masks of all 4 tokens to C.
 
     Raises:
         StudyError: head "token" with more than one structure.
@@ -97,6 +97,8 @@ class PromptFreeSam(SegmentationModel):
         self.mask_decoder = decoder
         self.prompt_encoder = positions
         self.head = nn.Conv2d(MASK_TOKENS, n_structures, 1) if kind == "conv" else None
+        self.prefix_is_costly = encoder.prefix_is_costly
+        self.ignored_pretrained = UNUSED_PROMPT_KEYS + tuple(_ENCODER + name for name in encoder.ignored_pretrained)
         self._normalise = spec.normalise == "sam"
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
@@ -111,11 +113,6 @@ class PromptFreeSam(SegmentationModel):
         if self._normalise:
             images = (images - self.pixel_mean) / self.pixel_std
         return self.image_encoder.prefix(images)
-
-    @property
-    def prefix_is_costly(self) -> bool:
-        """As the encoder says."""
-        return self.image_encoder.prefix_is_costly
 
     def embedding_shape(self) -> tuple[int, int, int]:
         """(dim, grid, grid)."""
@@ -133,8 +130,8 @@ class PromptFreeSam(SegmentationModel):
     def decode(self, embedding: Tensor) -> Tensor:
         """Image embedding (B, dim, grid, grid) -> logits (B, C, mask_px, mask_px).
 
-        SAM's `predict_masks` repeats one image for many prompts; here there are many images and no prompt, so
-        its parts are run on the batch as it is, without the prediction of mask quality.
+        SAM's `predict_masks` repeats one image for many prompts. Here there are many images and no prompt, so its parts
+        run directly on the batch, without the prediction of mask quality.
         """
         decoder = self.mask_decoder
         batch, dim, grid, _ = embedding.shape
@@ -149,19 +146,14 @@ class PromptFreeSam(SegmentationModel):
         return masks if self.head is None else self.head(masks)
 
     def prefix_names(self) -> frozenset[str]:
-        """Patch embedding or stem, positions, convolutional stage; the pixel mean and s.d. are constants."""
+        """Patch embedding or stem, positions, convolutional stage; pixel mean and s.d. are constants."""
         starts = tuple(f"{_ENCODER}{name}" for name in self.image_encoder.prefix_modules())
         return frozenset(
             name for name in self.state_dict() if any(name == s or name.startswith(s + ".") for s in starts)
         )
 
-    def roles(self) -> dict[str, str]:
-        """As the base says; with head "token", the hypernetworks of mask tokens 1..3 are unused."""
-        return {name: self._role(name) for name, _ in self.named_parameters()}
-
-    def _role(self, name: str) -> str:
-        if name.startswith(EXTRAS):
-            return "extra"
+    def role(self, name: str) -> str:
+        """See the base class; with head "token", the hypernetworks of mask tokens 1..3 are unused."""
         if name.startswith(_ADAPTERS):
             return "adapter"
         if name.startswith(_ENCODER):
@@ -174,7 +166,7 @@ class PromptFreeSam(SegmentationModel):
         return "unused" if name.startswith(tuple(unused)) else "decoder"
 
     def adapters_in_order(self) -> list[tuple[str, ...]]:
-        """Names of A_1..A_K; in each block first after attention, then beside the MLP: K = 2 x depth."""
+        """Names of A_1..A_K, K = 2 x depth: in each block first after attention, then parallel to the MLP."""
         return [
             tuple(f"{_ADAPTERS}{index}.{place}.{name}" for name, _ in adapter.named_parameters())
             for index, pair in enumerate(self.image_encoder.adapters)
@@ -182,36 +174,26 @@ class PromptFreeSam(SegmentationModel):
         ]
 
     def skip_blocks(self, blocks: Collection[int]) -> None:
-        """As the base says; a block goes with its adapters."""
+        """See the base class; a block is skipped with its adapters."""
         unknown = set(blocks) - set(range(len(self.image_encoder.block_dims)))
         if unknown:
             raise ValueError(f"{self.backbone} has no blocks {sorted(unknown)}")
         self.image_encoder.skipped = frozenset(blocks)
 
-    def work_by(self, *, plain_attention: bool = False, checkpointing: bool = False) -> None:
-        """As the base says; both concern the encoder."""
-        self.image_encoder.plain_attention = plain_attention
-        self.image_encoder.checkpointing = checkpointing
-
-    @property
-    def plain_attention(self) -> bool:
-        """As the base says."""
-        return self.image_encoder.plain_attention
+    def configure(self, *, plain_attention: bool = False, gradient_checkpointing: bool = False) -> None:
+        """See the base class; both concern the encoder."""
+        self.plain_attention = self.image_encoder.plain_attention = plain_attention
+        self.image_encoder.gradient_checkpointing = gradient_checkpointing
 
     def pretrained_names(self) -> frozenset[str]:
-        """Encoder, decoder and positional encoding; adapters and head are ours."""
+        """Encoder, decoder and positional encoding, but not adapters and head."""
         return frozenset(
             name for name in self.state_dict()
             if name.startswith((_ENCODER, _DECODER, _PROMPTS)) and not name.startswith(_ADAPTERS)
         )  # fmt: skip
 
-    @property
-    def ignored_pretrained(self) -> tuple[str, ...]:  # type: ignore[override]
-        """SAM's prompt keys, and what the encoder's own file carries in vain."""
-        return UNUSED_PROMPT_KEYS + tuple(_ENCODER + name for name in self.image_encoder.ignored_pretrained)
-
     def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Position tables of a checkpoint of another input size, brought to this one's by the encoder."""
+        """The checkpoint's tensors, with position tables resized by the encoder to this input size."""
         inner = {n.removeprefix(_ENCODER): t for n, t in state.items() if n.startswith(_ENCODER)}
         fitted = self.image_encoder.fit_pretrained(inner)
         return {**state, **{_ENCODER + name: table for name, table in fitted.items()}}
@@ -221,11 +203,11 @@ def build_sam(
     spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool, plan: Mapping[str, Any],
     encoder: Callable[[ModelSpec], ImageEncoder], decoder: DecoderShape,
 ) -> PromptFreeSam:  # fmt: skip
-    """A prompt-free SAM around the encoder that `encoder` makes.
+    """A prompt-free SAM with the encoder that `encoder` builds.
 
-    Every part draws from a stream of its own, so that the frozen tensors and the decoder are the same with
-    and without adapters, for any number of structures. `blank` leaves encoder and decoder without memory: a
-    checkpoint is to come. There is no plan to follow.
+    Every part draws from its own random stream, so the frozen tensors and the decoder are the same with and without
+    adapters and for any number of structures. With `blank`, encoder and decoder have no memory until a checkpoint is
+    loaded. `plan` does not apply.
 
     Raises:
         StudyError: input size, head and structures do not go together.

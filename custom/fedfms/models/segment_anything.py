@@ -1,10 +1,9 @@
-"""The one place that loads segment-anything's network classes, without running its `__init__`.
+"""Loads segment-anything's network classes without running the package's `__init__`.
 
-`segment_anything/__init__.py` imports torchvision for its interactive predictor, which nothing here uses.
-Published torchvision wheels fail beside a CPU build of torch (RuntimeError: operator torchvision::nms does
-not exist), and then take the whole package with them. Its sub-package `modeling` needs torch alone, so that
-one is loaded by its file, under a name of our own: an installed, absent or broken torchvision, or a
-half-imported `segment_anything`, makes no difference.
+`segment_anything/__init__.py` imports torchvision for an interactive predictor that is not used here, and published
+torchvision wheels fail with a CPU build of torch (RuntimeError: operator torchvision::nms does not exist). The
+sub-package `modeling` needs torch alone, so it is loaded from its file under a private name. It works with an
+installed, absent or broken torchvision, and with a half-imported `segment_anything`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Inside our own package, so that a pickled module finds its class by importing `fedfms.models`.
+# Inside this package, so unpickling a module finds its class by importing `fedfms.models`.
 PRIVATE_NAME = "fedfms.models._segment_anything_modeling"
 
 
@@ -24,7 +23,7 @@ def _modeling_folder() -> Path:
     """Folder of `segment_anything.modeling`, found without importing the package."""
     try:
         spec = importlib.util.find_spec("segment_anything")
-    except ValueError:  # a stand-in without __spec__ sits in sys.modules; the path still knows the real one
+    except ValueError:  # sys.modules has a stub without __spec__; the import path still has the package
         spec = importlib.machinery.PathFinder.find_spec("segment_anything")
     for folder in (spec.submodule_search_locations if spec else None) or ():
         if (Path(folder) / "modeling" / "__init__.py").is_file():
@@ -33,7 +32,7 @@ def _modeling_folder() -> Path:
 
 
 def load_modeling() -> ModuleType:
-    """`segment_anything.modeling` as a module of our own; loaded once a process.
+    """`segment_anything.modeling` under a private name; loaded once per process.
 
     Raises:
         ImportError: segment-anything is not installed.
@@ -45,9 +44,9 @@ def load_modeling() -> ModuleType:
         PRIVATE_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     if spec is None or spec.loader is None:
-        raise ImportError("segment-anything's modeling package cannot be read: install it again")
+        raise ImportError("segment-anything's modeling package cannot be read: reinstall it")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[PRIVATE_NAME] = module  # its relative imports look their parent up here
+    sys.modules[PRIVATE_NAME] = module  # its relative imports look up their parent here
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -1,6 +1,6 @@
-"""TinyViT image encoder, 5M (Wu et al., ECCV 2022), as in MobileSAM and LiteMedSAM.
+"""TinyViT image encoder, 5M parameters (Wu et al., ECCV 2022), as in MobileSAM and LiteMedSAM.
 
-State names and the layout of every tensor are those of their checkpoints.
+State names and tensor layouts are those of their checkpoints.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from torch.nn import functional as F
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import BlockAdapters
-from fedfms.models.attention import as_autocast_takes, attend_by_table, on_processor
+from fedfms.models.attention import attend_with_table, to_autocast_dtype, uses_cpu_path
 from fedfms.models.base import ImageEncoder
 from fedfms.models.mbconv import ConvBN, MBConv, PatchEmbed, PatchMerging
-from fedfms.models.windows import from_windows, reach_over, to_windows
+from fedfms.models.windows import from_windows, needs_padding, to_windows
 from fedfms.study import ModelSpec
 
 DIMS = (64, 128, 160, 320)
 DEPTHS = (2, 2, 6, 2)
 HEADS = (2, 4, 5, 10)
-WINDOWS = (7, 7, 14, 7)  # tokens a side; the first stage is convolutional and has none
+WINDOWS = (7, 7, 14, 7)  # tokens per side; the first stage is convolutional and has no windows
 MLP_RATIO = 4
 OUT_DIM = 256
-STEMS = {"mobile_sam": 16, "lite_medsam": 4}  # input pixels for each cell of the embedding grid
-LITE_MAX_PX = 256  # `auto` takes LiteMedSAM's stem up to here: the size its weights were trained at
+STEMS = {"mobile_sam": 16, "lite_medsam": 4}  # input pixels per cell of the embedding grid
+LITE_MAX_PX = 256  # largest input for which `auto` is LiteMedSAM's stem: the size at which its weights were trained
 
 
 def stem_of(spec: ModelSpec) -> str:
@@ -38,7 +38,7 @@ def stem_of(spec: ModelSpec) -> str:
 
 
 class Attention(nn.Module):
-    """Attention within a window, its own norm first, with a learnt bias for each |dx|, |dy|."""
+    """Norm and attention within a window, with a learnt bias for each |dx|, |dy|."""
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
     def bias(self) -> Tensor:
         """(heads, N, N), N = window x window tokens in raster order."""
-        # Made anew each time: cheap, and a cached index from inference mode could not be saved for backward.
+        # Not cached: it is cheap, and an index cached in inference mode cannot be saved for the backward pass.
         cells = torch.arange(self.window, device=self.attention_biases.device)
         apart = (cells[:, None] - cells[None, :]).abs()
         index = apart[:, None, :, None] * self.window + apart[None, :, None, :]
@@ -66,22 +66,22 @@ class Attention(nn.Module):
         return projected
 
     def on_grid(self, x: Tensor) -> Tensor:
-        """All windows of a grid (B, H, W, dim) -> the same shape; norm, qkv and proj on the real tokens only."""
+        """All windows of a grid (B, H, W, dim) -> the same shape; norm, qkv and proj of the real tokens only."""
         side, grid = (self.window, self.window), (x.shape[0], x.shape[1], x.shape[2])
-        # A padded token is zero before the norm, and enters attention as the norm's bias.
-        padding = self._by_head(self.norm.bias) if reach_over(grid[1:], side) else None
-        attended = attend_by_table(to_windows(self._by_head(self.norm(x)), padding, side), self.bias())
+        # A padded token is zero before the norm, so it enters attention as the norm's bias.
+        padding = self._by_head(self.norm.bias) if needs_padding(grid[1:], side) else None
+        attended = attend_with_table(to_windows(self._by_head(self.norm(x)), padding, side), self.bias())
         projected: Tensor = self.proj(from_windows(attended, grid, side, self.heads))
         return projected
 
     def _by_head(self, normed: Tensor) -> Tensor:
         """q, k, v (..., 3, heads, c) of normalised tokens (..., dim)."""
-        # Head by head, each q, k, v of its own: not q of all heads first, as in SAM's ViT.
+        # Ordered head by head, not q of all heads first as in SAM's ViT.
         return cast(Tensor, self.qkv(normed).unflatten(-1, (self.heads, 3, -1)).transpose(-2, -3))
 
 
 class Mlp(nn.Module):
-    """fc2(gelu(fc1(.))); `norm` is applied by the block: an adapter takes the same normalised input."""
+    """fc2(gelu(fc1(.))) of (..., dim); the block applies `norm`, as its adapter has the same normalised input."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -90,7 +90,6 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(dim * MLP_RATIO, dim)
 
     def forward(self, normed: Tensor) -> Tensor:
-        """Normalised tokens (..., dim) -> (..., dim)."""
         out: Tensor = self.fc2(F.gelu(self.fc1(normed)))
         return out
 
@@ -106,17 +105,17 @@ class TinyViTBlock(nn.Module):
         self.local_conv = ConvBN(dim, dim, 3, groups=dim)
 
     def forward(self, x: Tensor, adapters: BlockAdapters | None, plain: bool) -> Tensor:
-        """(B, H, W, dim) -> the same shape."""
-        attended = self._attend_plain(x) if plain or not on_processor(x.device) else self.attn.on_grid(x)
+        attended = self._attend_plain(x) if plain or not uses_cpu_path(x.device) else self.attn.on_grid(x)
         x = x + (attended if adapters is None else adapters.adapt_attention(attended))
         x = self.local_conv(x.permute(0, 3, 1, 2), plain=plain).permute(0, 2, 3, 1)
-        normed = self.mlp.norm(x) if plain else as_autocast_takes(self.mlp.norm(x))  # once for both who take it
+        normed = self.mlp.norm(x)
+        normed = normed if plain else to_autocast_dtype(normed)  # converted once for MLP and adapter
         x = x + self.mlp(normed)
         return x if adapters is None else adapters.add_beside_mlp(x, normed)
 
     def _attend_plain(self, x: Tensor) -> Tensor:
         height, width, dim = x.shape[1:]
-        # Padded before attention's norm, as TinyViT was trained: a padded token enters as the norm's bias.
+        # Padding before attention's norm, as in TinyViT's training: a padded token enters as the norm's bias.
         windows, padded = sa.window_partition(x, self.window)
         attended = self.attn(windows.reshape(-1, self.window * self.window, dim))
         out: Tensor = sa.window_unpartition(attended, self.window, padded, (height, width))
@@ -124,7 +123,7 @@ class TinyViTBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width, then the merging to the next one's; names are the checkpoint's."""
+    """Blocks of one width, then merging to the next width; names are the checkpoint's."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -133,11 +132,11 @@ class Stage(nn.Module):
             TinyViTBlock(dim, HEADS[index], WINDOWS[index]) if index else MBConv(dim) for _ in range(DEPTHS[index])
         )
         last = index == len(DIMS) - 1
-        # The merging to 320 channels keeps the grid.
+        # Merging to 320 channels does not shrink the grid.
         self.downsample = None if last else PatchMerging(dim, DIMS[index + 1], 1 if index == len(DIMS) - 2 else 2)
 
     def merge(self, x: Tensor, *, plain: bool) -> Tensor:
-        """(B, dim, H, W) -> what the next stage takes."""
+        """(B, dim, H, W) -> the input of the next stage."""
         return x if self.downsample is None else self.downsample(x, plain)
 
 
@@ -148,9 +147,9 @@ class TinyViTEncoder(ImageEncoder):
         StudyError: the input size is not a multiple of the stem's pixels for each grid cell.
     """
 
-    # The classifier that MobileSAM's file still carries from ImageNet.
+    # The ImageNet classifier in MobileSAM's file.
     ignored_pretrained: ClassVar[tuple[str, ...]] = ("norm_head.", "head.")
-    prefix_is_costly = True  # the convolutional stage works at the highest resolution
+    prefix_is_costly = True  # the convolutional stage has the highest resolution
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -172,34 +171,31 @@ class TinyViTEncoder(ImageEncoder):
 
     def prefix(self, images: Tensor) -> Tensor:
         """Stem and convolutional stage: (B, 3, S, S) -> (B, 128, 2 x grid, 2 x grid)."""
-        plain = self._plain()
-        # Channels last is what the processor's convolutions work in: they would bring every input to it, and back.
-        x = images if plain or not on_processor(images.device) else images.contiguous(memory_format=torch.channels_last)
-        x = self.checkpointed(self.patch_embed, x, plain)
+        plain, x = self.uses_plain_code(), images
+        if uses_cpu_path(images.device) and not plain:  # CPU convolutions would convert every input to channels last
+            x = images.contiguous(memory_format=torch.channels_last)
+        x = self.run_block(self.patch_embed, x, plain)
         first = cast(Stage, self.layers[0])
         for block in first.blocks:
-            x = self.checkpointed(block, x, plain)
+            x = self.run_block(block, x, plain)
         return first.merge(x, plain=plain)
 
     def rest(self, features: Tensor) -> Tensor:
         """(B, 128, 2 x grid, 2 x grid) -> (B, 256, grid, grid)."""
-        x, done = features, 0
-        plain = self._plain()
+        x, index = features, 0
+        plain = self.uses_plain_code()
         for layer in list(self.layers)[1:]:
             stage = cast(Stage, layer)
             x = x.permute(0, 2, 3, 1)
-            # Of a kept prefix channels come first, and every sum with it would keep that.
-            x = x.contiguous() if on_processor(x.device) and not plain else x
+            # A cached prefix is channels first, and sums with it would preserve that layout.
+            x = x.contiguous() if uses_cpu_path(x.device) and not plain else x
             for block in stage.blocks:
-                adapters = cast(BlockAdapters, self.adapters[done]) if self.adapters else None
-                x = x if done in self.skipped else self.checkpointed(block, x, adapters, plain)
-                done += 1
+                adapters = cast(BlockAdapters, self.adapters[index]) if self.adapters else None
+                x = x if index in self.skipped else self.run_block(block, x, adapters, plain)
+                index += 1
             x = stage.merge(x.permute(0, 3, 1, 2), plain=plain)
         out: Tensor = self.neck(x)
         return out
-
-    def _plain(self) -> bool:
-        return self.plain_attention or torch.jit.is_tracing()  # an exported network is of torch's own operations
 
     def prefix_modules(self) -> tuple[str, ...]:
         """Stem and convolutional stage."""

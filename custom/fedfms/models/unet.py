@@ -1,4 +1,4 @@
-"""The U-Net with batch normalisation, trained from scratch: what the federated SAM is held against."""
+"""The U-Net with batch normalisation, trained from scratch: the baseline of the federated SAM."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from fedfms.errors import StudyError
 from fedfms.models.conv import ConvModel, mask_size
 from fedfms.rng import seeded
 from fedfms.study import ModelSpec
 
 _STEP = 16  # four poolings
-_MIN_PX = 32  # below, the lowest level is one pixel, and a batch of one has no statistics
+_MIN_PX = 32  # at less, the lowest level is one pixel, and a batch of one image has no statistics
 
 
 @dataclass(frozen=True)
 class UNetShape:
-    """Channels from the full resolution down; masks are at most `max_mask_px`, what the SAM beside it is scored at."""
+    """Channels from the full resolution down, and the largest mask size: that of the SAM that it is compared with."""
 
     channels: tuple[int, int, int, int, int] = (64, 128, 256, 512, 1024)  # Ronneberger et al., MICCAI 2015
     max_mask_px: int = 256
@@ -28,14 +26,16 @@ class UNetShape:
 class UNet(ConvModel):
     """MONAI's BasicUNet: two 3 x 3 convolutions a level, max pooling, transposed convolutions, batch norm, ReLU.
 
-    Unlike MONAI's `UNet`, which strides and adds residually, it is the network of the paper that everyone calls so.
-    Images go in as they are, 0..1; `model.normalise`, `head` and the like are SAM's and mean nothing here.
+    This is the network of the original paper; MONAI's `UNet` has strides and residual units instead. Images enter
+    unchanged, 0..1; `model.normalise`, `head` and the other options of SAM have no effect.
 
     Raises:
         StudyError: an input size that four poolings do not divide.
     """
 
     family = "unet"
+    head_names = ("final_conv.",)
+    decoder_names = ("upcat_",)
 
     def __init__(self, spec: ModelSpec, n_structures: int, shape: UNetShape) -> None:
         if spec.input_px % _STEP or spec.input_px < _MIN_PX:
@@ -45,7 +45,7 @@ class UNet(ConvModel):
             )  # fmt: skip
         mask_px = mask_size(spec.input_px, shape.max_mask_px)
         super().__init__(spec.backbone, input_px=spec.input_px, mask_px=mask_px, n_structures=n_structures)
-        # Here, for it imports every network that MONAI has, segment-anything among them.
+        # Imported here because it loads all of MONAI's networks.
         from monai.networks.nets import BasicUNet
 
         self.net = BasicUNet(
@@ -53,27 +53,12 @@ class UNet(ConvModel):
             act=("relu", {"inplace": True}), norm="batch", bias=False,
         )  # fmt: skip
 
-    def prefix(self, images: Tensor) -> Tensor:
-        """The images themselves: everything trains."""
-        self.check_size(images)
-        return images
-
-    @staticmethod
-    def _role(name: str) -> str:
-        if name.startswith("net.final_conv."):
-            return "head"
-        return "decoder" if name.startswith("net.upcat_") else "encoder"
-
-    def moving_buffers(self) -> tuple[str, ...]:
-        """Running mean, variance and count of every batch norm."""
-        return tuple(name for name, _ in self.named_buffers())
-
 
 def build_unet(
     spec: ModelSpec, n_structures: int, *, adapters: bool, seed: int, blank: bool, plan: Mapping[str, Any],
     shape: UNetShape,
 ) -> UNet:  # fmt: skip
-    """A U-Net. It has nothing to adapt, nothing worth leaving `blank`, and no plan to follow.
+    """A U-Net; `adapters`, `blank` and `plan` do not apply.
 
     Raises:
         StudyError: an input size that does not fit.

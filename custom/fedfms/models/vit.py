@@ -1,43 +1,43 @@
-"""SAM's own image encoder (ViT), made of segment-anything's modules; with adapters, for any input size."""
+"""SAM's image encoder (ViT) from segment-anything's modules, with adapters, for any input size."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import BlockAdapters
-from fedfms.models.attention import as_autocast_takes, attend
+from fedfms.models.attention import attend, to_autocast_dtype
 from fedfms.models.base import ImageEncoder
-from fedfms.models.windows import from_windows, reach_over, to_windows
+from fedfms.models.windows import from_windows, needs_padding, to_windows
 from fedfms.study import ModelSpec
 
 
 @dataclass(frozen=True)
 class ViTShape:
-    """Sizes of a ViT; those of SAM's three are in segment-anything's build_sam.py."""
+    """Sizes of a ViT; those of SAM are from segment-anything's build_sam.py."""
 
     embed_dim: int
     depth: int
     heads: int
     global_blocks: tuple[int, ...]
     patch_px: int = 16
-    window: int = 14  # tokens a side
+    window: int = 14  # tokens per side
     out_dim: int = 256
-    random_positions: bool = False  # SAM's code starts them at zero and leaves them to a checkpoint
+    random_positions: bool = False  # SAM's code initialises positions with zeros, for a checkpoint to replace
 
 
 class ViTEncoder(ImageEncoder):
     """Images (B, 3, S, S) -> embedding (B, out_dim, S / patch_px, S / patch_px).
 
-    State names are those of SAM's checkpoints, and blocks are segment-anything's own. What they compute is worked out
-    with less memory and time (`fedfms.models.attention`), or with `plain_attention` by their own code.
+    State names are those of SAM's checkpoints, and blocks are segment-anything's modules. `fedfms.models.attention`
+    computes them with less memory and time; `plain_attention` selects their own code.
 
     Raises:
         StudyError: the patch size does not divide the input size.
@@ -53,7 +53,7 @@ class ViTEncoder(ImageEncoder):
         plain = sa.ImageEncoderViT(
             img_size=spec.input_px, patch_size=shape.patch_px, embed_dim=shape.embed_dim, depth=shape.depth,
             num_heads=shape.heads, mlp_ratio=4, out_chans=shape.out_dim, qkv_bias=True,
-            norm_layer=_LayerNorm, use_rel_pos=True, window_size=shape.window,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=shape.window,
             global_attn_indexes=shape.global_blocks,
         )  # fmt: skip
         self.patch_embed, self.pos_embed = plain.patch_embed, plain.pos_embed
@@ -79,20 +79,20 @@ class ViTEncoder(ImageEncoder):
             if index in self.skipped:
                 continue
             adapters = cast(BlockAdapters, self.adapters[index]) if self.adapters else None
-            x = self.checkpointed(self._block, block, adapters, x)
+            x = self.run_block(self._block, block, adapters, x)
         out: Tensor = self.neck(x.permute(0, 3, 1, 2))
         return out
 
     def _block(self, block: Any, adapters: BlockAdapters | None, x: Tensor) -> Tensor:
-        """One block with its two adapters, if any: (B, H, W, dim) -> the same shape."""
-        plain = self.plain_attention or torch.jit.is_tracing()  # an exported network is of torch's own operations
-        if adapters is None:  # the paper's padding concerns its adapted blocks only: without adapters, SAM's order
+        """One block with its adapters, if any: (B, H, W, dim) -> the same shape."""
+        plain = self.uses_plain_code()
+        if adapters is None:  # SAM's order of padding: the paper's concerns adapted blocks only
             if plain:
                 return cast(Tensor, block(x))
             x = x + _attended(block, x, pad_first=False)
             return x + block.mlp(block.norm2(x))
         x = x + adapters.adapt_attention((_attended_plain if plain else _attended)(block, x, pad_first=self._pad_first))
-        normed = block.norm2(x) if plain else as_autocast_takes(block.norm2(x))  # once for both who take it
+        normed = block.norm2(x) if plain else to_autocast_dtype(block.norm2(x))  # converted once for MLP and adapter
         return adapters.add_beside_mlp(x + block.mlp(normed), normed)
 
     def prefix_modules(self) -> tuple[str, ...]:
@@ -100,10 +100,10 @@ class ViTEncoder(ImageEncoder):
         return ("patch_embed", "pos_embed")
 
     def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Position tables of a checkpoint of another input size, interpolated to this one's.
+        """The checkpoint's tensors, with position tables interpolated to this input size.
 
-        `pos_embed` (1, g, g, dim) bicubic to the grid; `rel_pos_*` (2g - 1, head_dim) of global blocks linear
-        to 2 x grid - 1 rows, which is what segment-anything does at every step. Tables of window blocks stay.
+        `pos_embed` (1, g, g, dim) bicubic to the grid; `rel_pos_*` (2g - 1, head_dim) of global blocks linear to
+        2 x grid - 1 rows, as segment-anything does at every step. Tables of windowed blocks are unchanged.
         """
         fitted = dict(state)
         for name, table in state.items():
@@ -121,18 +121,11 @@ class ViTEncoder(ImageEncoder):
         return bool(block.window_size == 0)
 
 
-class _LayerNorm(nn.LayerNorm):
-    """SAM's epsilon."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=1e-6)
-
-
 def _attended_plain(block: Any, x: Tensor, *, pad_first: bool) -> Tensor:
     """Attention of a block on its normalised input, by segment-anything's code: (B, H, W, dim) -> the same shape.
 
-    `pad_first`: windows are padded before norm1, as in the paper's code, so that a padded token enters
-    attention as norm1's bias; otherwise after it, in SAM's order, as zero.
+    `pad_first`: pad windows before norm1, as in the paper's code, so a padded token enters attention as norm1's bias.
+    Otherwise after norm1, as in SAM's code, as zero.
     """
     height, width = x.shape[1:3]
     tokens = x if pad_first else block.norm1(x)
@@ -148,14 +141,14 @@ def _attended_plain(block: Any, x: Tensor, *, pad_first: bool) -> Tensor:
 
 
 def _attended(block: Any, x: Tensor, *, pad_first: bool) -> Tensor:
-    """As `_attended_plain`, with norm1, qkv and proj on the real tokens only: all padded ones have the same q, k, v."""
+    """As `_attended_plain`, with norm1, qkv and proj of the real tokens only: all padded tokens share q, k, v."""
     attn, heads = block.attn, block.attn.num_heads
     height, width = x.shape[1:3]
-    # A global block's window is the grid, which may be oblong.
+    # The window of a global block is the grid, which may be oblong.
     side = (block.window_size, block.window_size) if block.window_size else (height, width)
     qkv = attn.qkv(block.norm1(x)).unflatten(3, (3, heads, -1))
     padding = None
-    if reach_over((height, width), side):
+    if needs_padding((height, width), side):
         padded = attn.qkv(block.norm1.bias) if pad_first else attn.qkv.bias
         padding = padded.to(qkv.dtype).unflatten(0, (3, heads, -1))
     tables = (sa.get_rel_pos(n, n, table) for n, table in zip(side, (attn.rel_pos_h, attn.rel_pos_w), strict=True))

@@ -1,4 +1,4 @@
-"""nnU-Net's augmentation: what it may change, and that masks move with their image."""
+"""nnU-Net's augmentation: valid model inputs, and masks that move with their image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.transforms import Compose, RandRotated, RandZoomd
 
-from fedfms.data import nnunet
+from fedfms.data.augmentation import nnunet_spatial
 from fedfms.data.transforms import KEYS, make_transforms
 from fedfms.study import DataSpec, Structure
 
@@ -25,7 +25,7 @@ def _sample(channels: int = 3) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_comes_out_is_what_a_model_takes_and_hangs_on_the_seed_alone(channels: int) -> None:
+def test_samples_are_valid_model_inputs_and_depend_on_the_seed_alone(channels: int) -> None:
     transforms = make_transforms(SPEC, input_px=32, mask_px=16, augment=True)
     seen = set()
     for seed in range(40):
@@ -50,7 +50,7 @@ def test_scoring_is_not_augmented() -> None:
 
 @pytest.mark.parametrize("kind", [RandRotated, RandZoomd])
 def test_masks_move_with_their_image(kind: type) -> None:
-    steps = nnunet.spatial(("image", "label"))
+    steps = nnunet_spatial(("image", "label"))
     (chosen,) = [step for step in steps if isinstance(step, kind)]
     chosen.prob = 1.0
     transforms = Compose([chosen, steps[-1]])
@@ -59,6 +59,6 @@ def test_masks_move_with_their_image(kind: type) -> None:
         assert moved["label"].dtype == moved["image"].dtype == torch.uint8
         assert set(torch.unique(torch.as_tensor(moved["label"])).tolist()) <= {0, 1, 2}
         assert not torch.equal(torch.as_tensor(moved["label"]), _sample()["label"])
-        inside = torch.as_tensor(moved["image"])[:1] > 70  # the disc is 120 or 220, what is around it 20 or nothing
+        inside = torch.as_tensor(moved["image"])[:1] > 70  # the disc is 120 or 220, its surroundings 20 or 0
         agree = (inside == (torch.as_tensor(moved["label"]) > 0)).float().mean()
         assert agree > 0.98
