@@ -1,4 +1,4 @@
-"""What the tests of several methods do: a tiny federation on the phantom, and figures of ViT-B."""
+"""Helpers for tests of methods: a tiny federation on the phantom, and parameter counts of ViT-B."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from fedfms.federation.inprocess import CompletedRound, rounds
 from fedfms.methods import Layout, Partition, Tensors, make_method
 from fedfms.models import build_model
-from fedfms.reporting.cost.traffic import Traffic, plan
+from fedfms.reporting.cost.traffic import Traffic, plan_traffic
 from fedfms.settings import SiteSettings
 from fedfms.study import STUDIES, ModelSpec, Study, load_study
 
@@ -27,23 +27,23 @@ SMALL = (
 
 
 def study(method: str, *overrides: str, rounds: int = 2, options: Mapping[str, Any] | None = None) -> Study:
-    """Sites of the phantom, so small that a round takes a fraction of a second."""
+    """A phantom study so small that a round takes a fraction of a second."""
     overrides += tuple(f"method_options.{name}={value}" for name, value in (options or {}).items())
     return load_study(PHANTOM, method=method, overrides=[*SMALL, f"train.rounds={rounds}", *overrides])
 
 
 def run(of: Study, folder: Path, stop_after: int | None = None) -> list[CompletedRound]:
-    """The study's rounds in one process: all of them, or the first so many; another call goes on from there."""
+    """Run the study's rounds in one process: all, or up to `stop_after` of them; another call resumes."""
     return list(islice(rounds(of, of.sites or SITES, SiteSettings(), folder), stop_after))
 
 
 def same(one: Tensors, other: Tensors) -> bool:
-    """Whether names and bits are the same."""
+    """Whether names and bits are equal."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def assert_goes_on_as_if_never_stopped(method: str, folder: Path, *overrides: str) -> list[CompletedRound]:
-    """Two rounds and then a third from what is on disk = three in one go; returns these three."""
+def assert_extended_run_is_identical(method: str, folder: Path, *overrides: str) -> list[CompletedRound]:
+    """Assert that two rounds and a third one from disk equal three rounds in one run; return the latter."""
     run(study(method, *overrides, rounds=2), folder / "stopped")
     last = run(study(method, *overrides, rounds=3), folder / "stopped")
     whole = run(study(method, *overrides, rounds=3), folder / "whole")
@@ -55,10 +55,10 @@ def assert_goes_on_as_if_never_stopped(method: str, folder: Path, *overrides: st
     return whole
 
 
-def assert_goes_on_after_a_stop(of: Study, folder: Path) -> list[CompletedRound]:
-    """The same study stopped after its first round and taken up again = in one go; returns all rounds of the latter.
+def assert_resumed_run_is_identical(of: Study, folder: Path) -> list[CompletedRound]:
+    """Assert that a run resumed after its first round equals an uninterrupted one; return the latter's rounds.
 
-    For methods that look at `train.rounds`, where a longer study is another one.
+    For methods that depend on `train.rounds`, whose runs cannot be extended.
     """
     run(of, folder / "stopped", stop_after=1)
     resumed, whole = run(of, folder / "stopped"), run(of, folder / "whole")
@@ -77,14 +77,16 @@ def vit_b(method: str, structures: int = 2, **options: object) -> tuple[Partitio
     return made.partition(layout), {name: p.numel() for name, p in model.named_parameters()}
 
 
-def card_says(method: str, parameters: int) -> bool:
-    """Whether the method's card tells this number of parameters, with the MB that they are in float32."""
+def card_states(method: str, parameters: int) -> bool:
+    """Whether the method's card states this number of parameters, and their size in float32 in MB."""
     return re.search(rf"\b{parameters:,}\b[^\n]*\b{parameters * 4 / 1e6:.1f} MB", card(method)) is not None
 
 
 def traffic(method: str, rounds: int) -> Traffic:
-    """What the polyp study at the paper's size (ViT-B at 1024 px, one structure) sends by this method."""
-    return plan(load_study(STUDIES / "polyp.yaml", method=method, preset="paper", overrides=[f"train.rounds={rounds}"]))
+    """Traffic of the polyp study at the paper's size (ViT-B at 1024 px, one structure) with this method."""
+    return plan_traffic(
+        load_study(STUDIES / "polyp.yaml", method=method, preset="paper", overrides=[f"train.rounds={rounds}"])
+    )
 
 
 def card(method: str) -> str:

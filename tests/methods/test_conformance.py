@@ -1,4 +1,4 @@
-"""Every registered method under the same tests, in process: a new method is tested by being registered."""
+"""One test matrix over all registered methods, in process: registering a method tests it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from fedfms.federation.inprocess import CompletedRound, final_scores, rounds
 from fedfms.methods import METHODS, POOL, Layout, Tensors, training_sites
 from fedfms.models.base import EXTRAS
-from fedfms.reporting.cost.traffic import plan
+from fedfms.reporting.cost.traffic import plan_traffic
 from fedfms.settings import SiteSettings
 from fedfms.study import STUDIES, Study, load_study
 from fedfms.training.build import build
@@ -39,7 +39,7 @@ def _run(study: Study, folder: Path, sites: tuple[str, ...] = (*SITES, "unseen")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """run(method) -> (its study, its rounds, their folder): three rounds without a stop, made once."""
+    """run(method) -> (study, rounds, folder): three rounds without a stop, run once per method."""
     made: dict[str, tuple[Study, list[CompletedRound], Path]] = {}
 
     def run(method: str) -> tuple[Study, list[CompletedRound], Path]:
@@ -56,7 +56,7 @@ def _same(one: Tensors, other: Tensors) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Of what a server's state may hold: tensors, numbers, texts, and dicts and lists of them."""
+    """Equality of server state: tensors, numbers, texts, and dicts and lists of them."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):
@@ -77,7 +77,7 @@ def _same_servers(one: Any, other: Any) -> bool:
 
 
 @BY_NAME
-def test_shared_private_and_frozen_are_all_parameters(method: str) -> None:
+def test_shared_private_and_frozen_tensors_cover_all_parameters(method: str) -> None:
     built = build(_study(method), SiteSettings())
     layout, partition = Layout.of(built.model), built.partition
     names = [*partition.shared, *partition.private, *partition.frozen]
@@ -89,7 +89,7 @@ def test_shared_private_and_frozen_are_all_parameters(method: str) -> None:
 
 
 @BY_NAME
-def test_what_leaves_a_site_is_shared_and_finite_and_was_trained(method: str, runs: Any) -> None:
+def test_updates_hold_shared_finite_and_trained_tensors(method: str, runs: Any) -> None:
     study, done, _ = runs(method)
     partition = build(study, SiteSettings()).partition
     assert len(done) == 3
@@ -105,7 +105,7 @@ def test_what_leaves_a_site_is_shared_and_finite_and_was_trained(method: str, ru
 
 
 @BY_NAME
-def test_a_site_trains_what_is_trained_and_nothing_else(method: str, runs: Any, tmp_path: Path) -> None:
+def test_a_site_changes_exactly_the_trained_tensors(method: str, runs: Any, tmp_path: Path) -> None:
     study, done, folder = runs(method)
     name = training_sites(study)[0]
     initial = build(study, SiteSettings())
@@ -122,15 +122,15 @@ def test_a_site_trains_what_is_trained_and_nothing_else(method: str, runs: Any, 
 
 
 @BY_NAME
-def test_the_order_of_sites_changes_nothing(method: str, runs: Any, tmp_path: Path) -> None:
+def test_the_order_of_sites_does_not_matter(method: str, runs: Any, tmp_path: Path) -> None:
     study, done, _ = runs(method)
     other = list(islice(rounds(study, ("unseen", *reversed(SITES)), SiteSettings(), tmp_path), 2))
     assert _same_servers(other[-1].server, done[1].server)
 
 
 @BY_NAME
-def test_a_stop_after_any_round_and_a_resume_give_the_same_end(method: str, runs: Any, tmp_path: Path) -> None:
-    """Stopped after the first and after the second round, each time when one site had begun the next already."""
+def test_a_run_resumed_after_any_round_gives_the_same_result(method: str, runs: Any, tmp_path: Path) -> None:
+    """Stopped after the first and the second round, each time after one site has trained the next."""
     study, done, folder = runs(method)
     first = training_sites(study)[0]
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_a_stop_after_any_round_and_a_resume_give_the_same_end(method: str, runs
     assert _same_servers(_run(study, tmp_path)[-1].server, done[-1].server)
     for name in training_sites(study):
         assert _same(_state(tmp_path / name).trained, _state(folder / name).trained)
-        assert _same(_state(tmp_path / name).memory, _state(folder / name).memory)
+        assert _same(_state(tmp_path / name).stored, _state(folder / name).stored)
 
 
 def _state(folder: Path) -> SiteState:
@@ -152,15 +152,15 @@ def _state(folder: Path) -> SiteState:
 
 
 @BY_NAME
-def test_bytes_are_told_beforehand_as_they_are_sent(method: str, runs: Any) -> None:
+def test_the_planned_traffic_is_what_is_sent(method: str, runs: Any) -> None:
     study, done, _ = runs(method)
-    told = plan(study)
+    planned = plan_traffic(study)
     sites = len(training_sites(study))
     up = sum(_nbytes(result.update.tensors) for round_ in done for result in round_.results.values())
     down = sum(_nbytes(round_.received[site]) for round_ in done for site in round_.results)
-    assert told.up_mb * 3 * sites * 1e6 == pytest.approx(up)
-    assert told.down_mb * 3 * sites * 1e6 == pytest.approx(down)
-    assert told.total_mb * 1e6 == pytest.approx(up + down)
+    assert planned.up_mb * 3 * sites * 1e6 == pytest.approx(up)
+    assert planned.down_mb * 3 * sites * 1e6 == pytest.approx(down)
+    assert planned.total_mb * 1e6 == pytest.approx(up + down)
 
 
 def _nbytes(tensors: Tensors) -> int:
@@ -168,7 +168,7 @@ def _nbytes(tensors: Tensors) -> int:
 
 
 @BY_NAME
-def test_every_site_is_scored_with_the_model_that_it_would_use(method: str, runs: Any) -> None:
+def test_every_site_is_scored(method: str, runs: Any) -> None:
     study, done, folder = runs(method)
     scores = final_scores(study, (*SITES, "unseen"), SiteSettings(), folder, done[-1].server)
     assert set(scores) == {*SITES, "unseen"}
@@ -177,7 +177,7 @@ def test_every_site_is_scored_with_the_model_that_it_would_use(method: str, runs
 
 
 @BY_NAME
-def test_a_site_keeps_its_own_model_where_the_method_is_personal(method: str, runs: Any) -> None:
+def test_a_site_saves_its_model_if_the_method_is_personal(method: str, runs: Any) -> None:
     study, done, folder = runs(method)
     server = done[-1].server
     for name in training_sites(study):
@@ -191,7 +191,7 @@ def test_a_site_keeps_its_own_model_where_the_method_is_personal(method: str, ru
 
 
 @BY_NAME
-def test_a_method_says_what_it_is(method: str) -> None:
+def test_a_method_describes_itself(method: str) -> None:
     registered = METHODS[method]
     assert registered.paper
     assert (Path(__file__).parents[2] / "docs" / "methods" / f"{method}.md").is_file(), "write its card"

@@ -1,4 +1,4 @@
-"""FedALA: w's steps by hand on a quadratic, when its learning ends, what is mixed, and a tiny federation."""
+"""FedALA: steps of w by hand on a quadratic, its convergence, what is mixed, and a tiny federation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedfms.study import ModelSpec
 from fedfms.training.site import Site
 from fedfms.training.state import StateStore
 from fedfms.training.trainer import Aborted
-from tests.methods.common import SITES, assert_goes_on_as_if_never_stopped, card, run, same, study, traffic
+from tests.methods.common import SITES, assert_extended_run_is_identical, card, run, same, study, traffic
 
 # Two blocks of two adapters, decoder and head.
 ADAPTERS = (("0.a",), ("0.m",), ("1.a",), ("1.m",))
@@ -29,7 +29,7 @@ LAYOUT = Layout(ROLES, ADAPTERS)
 
 
 class Quadratic:
-    """A learner whose loss is sum_k 1/2 (theta_k - target)^2 with the batch as target, or the next of `losses`."""
+    """Local data with loss sum_k 1/2 (theta_k - target)^2 and the batch as target, or with the given `losses`."""
 
     def __init__(self, batches: Sequence[float], losses: Iterable[float] | None = None) -> None:
         self._batches = batches
@@ -58,16 +58,16 @@ def _values(names: Iterable[str], *values: float) -> Tensors:
     return {name: torch.tensor(values) for name in names}
 
 
-def _site(learner: Quadratic, own: Tensors, passes: int = 1, **w: list[float]) -> SiteContext:
-    memory = {PASSES: torch.tensor(passes)} | {name: torch.tensor(value) for name, value in w.items()}
-    return SiteContext(3, 8, own, memory, learner)
+def _site(data: Quadratic, own: Tensors, passes: int = 1, **w: list[float]) -> SiteContext:
+    stored = {PASSES: torch.tensor(passes)} | {name: torch.tensor(value) for name, value in w.items()}
+    return SiteContext(3, 8, own, stored, data)
 
 
 def test_two_steps_of_w_by_hand() -> None:
     method = _fedala(layers=0)  # decoder and head
     own, received = _values(["d", "h", "1.m"], 0.0, 0.0, 1.0), _values(["d", "h", "1.m"], 1.0, 0.5, 3.0)
-    learner = Quadratic([0.25, 0.75])
-    start = method.receive(_site(learner, own), received)
+    data = Quadratic([0.25, 0.75])
+    start = method.on_receive(_site(data, own), received)
     # difference        1        0.5        2
     # w = 1: theta      1        0.5        3
     # gradient (0.25)   0.75     0.25       2.75
@@ -77,71 +77,71 @@ def test_two_steps_of_w_by_hand() -> None:
     # w - g x diff      0.75     1.03125->1 -0.5 -> 0
     # theta             0.75     0.5        1
     for name in ("d", "h"):
-        assert torch.equal(learner.seen[0][name], torch.tensor([1.0, 0.5, 3.0]))
-        assert torch.equal(learner.seen[1][name], torch.tensor([0.25, 0.4375, 1.0]))
-        assert torch.equal(start.memory[name], torch.tensor([0.75, 1.0, 0.0]))
+        assert torch.equal(data.seen[0][name], torch.tensor([1.0, 0.5, 3.0]))
+        assert torch.equal(data.seen[1][name], torch.tensor([0.25, 0.4375, 1.0]))
+        assert torch.equal(start.stored[name], torch.tensor([0.75, 1.0, 0.0]))
         assert torch.equal(start.tensors[name], torch.tensor([0.75, 0.5, 1.0]))
     assert torch.equal(start.tensors["1.m"], received["1.m"])
-    assert learner.asked == [(0.8, "ala")]  # one pass, as w was learnt before
-    assert start.memory[PASSES] == 2
-    # Before the next training the site's model is the mixture of what is there then, by the w that it kept.
-    personal = method.personal_model(_values(["d", "h", "1.m"], 2.0, 2.0, 2.0), start.memory, received)
+    assert data.asked == [(0.8, "ala")]  # one pass, since w was learnt before
+    assert start.stored[PASSES] == 2
+    # Until the next training, the site's model is the mixture of its tensors and the global ones by the stored w.
+    personal = method.personal_model(_values(["d", "h", "1.m"], 2.0, 2.0, 2.0), start.stored, received)
     assert torch.equal(personal["d"], torch.tensor([1.25, 0.5, 2.0]))
     assert torch.equal(personal["1.m"], received["1.m"])
 
 
-def test_w_goes_on_from_where_it_was_and_what_was_remembered_is_left_alone() -> None:
+def test_w_continues_from_its_value_and_inputs_are_not_modified() -> None:
     method = _fedala(layers=0, eta=0.5)
     own, received = _values(["d", "h"], 0.0), _values(["d", "h"], 1.0)
     site = _site(Quadratic([0.0]), own, d=[0.5], h=[1.0])
-    start = method.receive(site, received)
+    start = method.on_receive(site, received)
     # theta = w: gradient 0.5 and 1; w - 0.5 x gradient = 0.25 and 0.5
-    assert start.memory["d"].item() == 0.25
-    assert start.memory["h"].item() == 0.5
-    assert (site.memory["d"].item(), site.memory["h"].item()) == (0.5, 1.0)
+    assert start.stored["d"].item() == 0.25
+    assert start.stored["h"].item() == 0.5
+    assert (site.stored["d"].item(), site.stored["h"].item()) == (0.5, 1.0)
     assert same(own, _values(["d", "h"], 0.0))
 
 
 @pytest.mark.parametrize(
     ("losses", "passes"),
     [
-        ([1.0] * 50, 10),  # the first ten tell as soon as they are there
-        ([0.0, 1.0] * 25, 50),  # s.d. 0.5: never, and not for ever
-        ([9.0, 1.0, *[0.5] * 48], 12),  # nine of the last ten are not enough
+        ([1.0] * 50, 10),  # converged after the first ten
+        ([0.0, 1.0] * 25, 50),  # s.d. 0.5: never; ends at the maximum
+        ([9.0, 1.0, *[0.5] * 48], 12),  # needs all of the last ten
         ([0.0, 0.19] * 25, 10),  # s.d. 0.095
         ([0.0, 0.21] * 25, 50),  # s.d. 0.105
     ],
 )
-def test_the_first_time_it_learns_until_the_losses_settle(losses: list[float], passes: int) -> None:
-    learner = Quadratic([0.0], losses)
+def test_the_first_learning_of_w_ends_when_the_losses_converge(losses: list[float], passes: int) -> None:
+    data = Quadratic([0.0], losses)
     own, received = _values(["d", "h"], 0.0), _values(["d", "h"], 1.0)
-    start = _fedala(layers=0).receive(_site(learner, own, passes=0), received)
-    assert len(learner.asked) == passes == start.memory[PASSES]
-    assert set(learner.asked) == {(0.8, "ala")}
+    start = _fedala(layers=0).on_receive(_site(data, own, passes=0), received)
+    assert len(data.asked) == passes == start.stored[PASSES]
+    assert set(data.asked) == {(0.8, "ala")}
 
 
-def test_options_reach_the_learning() -> None:
-    learner = Quadratic([0.0], [0.0, 9.0] * 25)
+def test_options_apply_to_the_learning_of_w() -> None:
+    data = Quadratic([0.0], [0.0, 9.0] * 25)
     method = _fedala(layers=0, share=0.5, epochs=3)
-    method.receive(_site(learner, _values(["d", "h"], 0.0), passes=0), _values(["d", "h"], 1.0))
-    assert learner.asked == [(0.5, "ala")] * 3
-    learner = Quadratic([0.0], [0.0, 9.0] * 25)
+    method.on_receive(_site(data, _values(["d", "h"], 0.0), passes=0), _values(["d", "h"], 1.0))
+    assert data.asked == [(0.5, "ala")] * 3
+    data = Quadratic([0.0], [0.0, 9.0] * 25)
     method = _fedala(layers=0, window=2, spread=5.0)
-    method.receive(_site(learner, _values(["d", "h"], 0.0), passes=0), _values(["d", "h"], 1.0))
-    assert len(learner.asked) == 2
+    method.on_receive(_site(data, _values(["d", "h"], 0.0), passes=0), _values(["d", "h"], 1.0))
+    assert len(data.asked) == 2
 
 
 @pytest.mark.parametrize("round_", [0, 5])
-def test_in_its_first_round_a_site_takes_the_global_model(round_: int) -> None:
-    """A newcomer too: what it calls its own was never trained."""
+def test_a_site_starts_its_first_round_from_the_global_model(round_: int) -> None:
+    """A new site too: its own tensors were never trained."""
     method = _fedala()
-    learner = Quadratic([0.0])
+    data = Quadratic([0.0])
     own, received = _values(LAYOUT.roles, 0.1), _values([n for n in LAYOUT.roles if n != "frozen"], 0.3)
-    start = method.receive(SiteContext(round_, 8, own, {}, learner), received)
+    start = method.on_receive(SiteContext(round_, 8, own, {}, data), received)
     assert same(start.tensors, {**own, **received})
-    assert learner.asked == []
-    assert start.memory.keys() == {PASSES}
-    assert same(method.personal_model(own, start.memory, received), start.tensors)
+    assert data.asked == []
+    assert start.stored.keys() == {PASSES}
+    assert same(method.personal_model(own, start.stored, received), start.tensors)
     assert same(method.personal_model(own, {}, received), start.tensors)  # a held-out site
 
 
@@ -149,11 +149,11 @@ def test_in_its_first_round_a_site_takes_the_global_model(round_: int) -> None:
     ("layers", "mixed"),
     [(0, {"d", "h"}), (1, {"1.a", "1.m", "d", "h"}), (2, {"0.a", "0.m", "1.a", "1.m", "d", "h"})],
 )
-def test_the_upper_layers_are_mixed_and_the_lower_ones_global(layers: int, mixed: set[str]) -> None:
+def test_upper_layers_are_mixed_and_lower_ones_are_global(layers: int, mixed: set[str]) -> None:
     names = [name for name in LAYOUT.roles if name != "frozen"]
     own, received = _values(names, 0.0), _values(names, 1.0)
-    start = _fedala(layers=layers).receive(_site(Quadratic([0.0]), own), received)
-    assert start.memory.keys() - {PASSES} == mixed
+    start = _fedala(layers=layers).on_receive(_site(Quadratic([0.0]), own), received)
+    assert start.stored.keys() - {PASSES} == mixed
     assert {name for name in names if torch.equal(start.tensors[name], received[name])} == set(names) - mixed
 
 
@@ -165,8 +165,8 @@ def test_w_stays_in_its_range_and_the_mixture_between_its_ends(
     ends: list[tuple[float, float]], targets: list[float]
 ) -> None:
     own, received = ({name: torch.tensor(values) for name in ("d", "h")} for values in zip(*ends, strict=True))
-    start = _fedala(layers=0).receive(_site(Quadratic(targets), own), received)
-    w, mixture = start.memory["d"], start.tensors["d"]
+    start = _fedala(layers=0).on_receive(_site(Quadratic(targets), own), received)
+    w, mixture = start.stored["d"], start.tensors["d"]
     assert bool(((w >= 0) & (w <= 1)).all())
     slack = 1e-6 * torch.maximum(own["d"].abs(), received["d"].abs())
     assert bool((mixture >= torch.minimum(own["d"], received["d"]) - slack).all())
@@ -175,10 +175,10 @@ def test_w_stays_in_its_range_and_the_mixture_between_its_ends(
     assert torch.equal(mixture[w == 0], own["d"][w == 0])
 
 
-def test_a_loss_that_is_not_finite_ends_the_round() -> None:
-    learner = Quadratic([0.0], [float("nan")])
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    data = Quadratic([0.0], [float("nan")])
     with pytest.raises(TrainingError, match="loss of a mixture became nan"):
-        _fedala(layers=0).receive(_site(learner, _values(["d", "h"], 0.0)), _values(["d", "h"], 1.0))
+        _fedala(layers=0).on_receive(_site(data, _values(["d", "h"], 0.0)), _values(["d", "h"], 1.0))
 
 
 @pytest.mark.parametrize(
@@ -191,44 +191,44 @@ def test_options_out_of_range(options: dict[str, Any]) -> None:
         FedALA(**options)
 
 
-def test_more_layers_than_there_are_blocks() -> None:
+def test_more_layers_than_blocks_are_an_error() -> None:
     with pytest.raises(StudyError, match="layers is 3; 2 blocks at most"):
         FedALA(layers=3).partition(LAYOUT)
 
 
-def test_three_sites_combine_by_hand() -> None:
+def test_aggregation_of_three_sites_by_hand() -> None:
     updates = [Update(s, {"d": torch.tensor([v])}, n) for s, v, n in (("b", 2.0, 30), ("c", 4.0, 60), ("a", 1.0, 10))]
     after = _fedala().aggregate(updates, ServerState({"d": torch.zeros(1)}, round=4))
     # (10 x 1 + 30 x 2 + 60 x 4) / 100
     assert (after.round, after.shared["d"].item()) == (5, pytest.approx(3.1))
 
 
-def test_a_federation_goes_on_after_a_stop_and_w_never_leaves_a_site(tmp_path: Path) -> None:
-    whole = assert_goes_on_as_if_never_stopped("fedala", tmp_path)
+def test_a_resumed_run_gives_the_same_bits_and_w_is_not_sent(tmp_path: Path) -> None:
+    whole = assert_extended_run_is_identical("fedala", tmp_path)
     msa = run(study("fedmsa", rounds=2), tmp_path / "fedmsa")
-    # The first round is FedMSA's, bit for bit; the second begins from each site's own mixture.
+    # The first round equals FedMSA's; the second starts from each site's mixture.
     assert same(whole[0].server.shared, msa[0].server.shared)
     assert not same(whole[1].results["a"].update.tensors, msa[1].results["a"].update.tensors)
     for site in SITES:
         assert all(r.results[site].update.tensors.keys() == msa[0].server.shared.keys() for r in whole)
-        memory = StateStore(tmp_path / "whole" / site / "state").load().memory  # type: ignore[union-attr]
-        w = torch.cat([each.flatten() for name, each in memory.items() if name != PASSES])
-        assert 0 <= float(w.min()) < 1  # it has learnt something
+        stored = StateStore(tmp_path / "whole" / site / "state").load().stored  # type: ignore[union-attr]
+        w = torch.cat([each.flatten() for name, each in stored.items() if name != PASSES])
+        assert 0 <= float(w.min()) < 1  # w was learnt
         assert float(w.max()) <= 1
-        assert float(w.mean()) > 0.99  # as the card says
-        assert 11 <= memory[PASSES] <= 51  # of rounds 1 and 2
-        assert any(".adapters.2." in name for name in memory)
-        assert not any(".adapters.1." in name for name in memory)  # of four blocks, the last two
+        assert float(w.mean()) > 0.99  # as the card states
+        assert 11 <= stored[PASSES] <= 51  # of rounds 1 and 2
+        assert any(".adapters.2." in name for name in stored)
+        assert not any(".adapters.1." in name for name in stored)  # of four blocks, the last two
 
 
-def test_every_pass_of_a_round_sees_the_same_share_of_the_training_slices(tmp_path: Path) -> None:
+def test_every_pass_of_a_round_sees_the_same_slices(tmp_path: Path) -> None:
     site = Site(study("fedala", "data.phantom_images=10"), "a", SiteSettings(), tmp_path)
     passes = [[key for batch in site._sample(0.8, 1, "ala") for key in batch["key"]] for _ in range(2)]
     assert passes[0] == passes[1]
     assert len(passes[0]) == round(0.8 * site.samples)
 
 
-def test_the_learning_can_be_stopped_between_batches(tmp_path: Path) -> None:
+def test_the_learning_of_w_can_be_stopped_between_batches(tmp_path: Path) -> None:
     of = study("fedala")
     first = Site(of, "a", SiteSettings(), tmp_path)
     update = first.train_round(0, first.built.shared()).update.tensors
@@ -236,7 +236,7 @@ def test_the_learning_can_be_stopped_between_batches(tmp_path: Path) -> None:
     again = Site(of, "a", SiteSettings(), tmp_path, stop=lambda: asked.append(1) or len(asked) > 3)  # type: ignore[func-returns-value]
     with pytest.raises(Aborted):
         again.train_round(1, {name: tensor + 0.01 for name, tensor in update.items()})
-    assert len(asked) == 4  # within w's learning, which comes before all else
+    assert len(asked) == 4  # within the learning of w, which comes first
     assert StateStore(tmp_path / "state").load().round == 0  # type: ignore[union-attr]
 
 
@@ -248,6 +248,6 @@ def test_the_cards_figures() -> None:
     model = meta_model(ModelSpec(), 1, adapters=True)
     layout, method = Layout.of(model), FedALA()
     shared = _values(method.partition(layout).shared, 0.0)
-    w = method.receive(_site(Quadratic([0.0]), shared), shared).memory.keys() - {PASSES}
+    w = method.on_receive(_site(Quadratic([0.0]), shared), shared).stored.keys() - {PASSES}
     mixed = sum(model.get_parameter(name).numel() for name in w)
     assert f"{mixed:,} elements, {mixed * 4 / 1e6:.1f} MB" in text

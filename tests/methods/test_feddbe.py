@@ -1,4 +1,4 @@
-"""FedDBE: the running mean and its penalty by hand, three sites' mean, what travels when, and a tiny federation."""
+"""FedDBE: running mean and penalty by hand, aggregation, what is sent in which round, and a tiny federation."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from fedfms.training.build import build
 from fedfms.training.prefix import PrefixCache
 from fedfms.training.site import Site
 from fedfms.training.state import StateStore
-from tests.methods.common import SITES, assert_goes_on_as_if_never_stopped, card, run, same, study, traffic
+from tests.methods.common import SITES, assert_extended_run_is_identical, card, run, same, study, traffic
 
-ENOUGH = "data.phantom_images=8"  # a mean of fewer than five slices does not leave a site
+ENOUGH = "data.phantom_images=8"  # the mean of fewer than five slices is not sent
 
 
 def _batch(*values: float) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_the_penalty_is_a_mean_over_the_embeddings_elements() -> None:
     assert shift.distance().item() == 2.625
 
 
-def test_a_measuring_round_neither_shifts_nor_penalises_and_leaves_its_mean() -> None:
+def test_a_measuring_round_has_no_shift_and_no_penalty_and_stores_its_mean() -> None:
     shift = _single()
     with torch.no_grad():
         shift.shift.fill_(5.0)
@@ -77,7 +77,7 @@ def test_a_measuring_round_neither_shifts_nor_penalises_and_leaves_its_mean() ->
     assert method.penalty(model, {}) is None
     method.after_training(model)
     assert shift.mean.item() == pytest.approx(0.3)
-    assert shift(_batch(2.0)).item() == 7.0  # scoring shifts, and is not followed
+    assert shift(_batch(2.0)).item() == 7.0  # scoring shifts, but does not change the running mean
     with pytest.raises(ValueError, match="in training only"):
         shift.distance()
     method.before_training(model, 1, ())
@@ -95,7 +95,7 @@ def _update(site: str, samples: int, **values: float) -> Update:
     return Update(site, {named[key]: torch.tensor([value]) for key, value in values.items()}, samples)
 
 
-def test_three_sites_combine_by_hand() -> None:
+def test_aggregation_of_three_sites_by_hand() -> None:
     method = FedDBE()
     server = ServerState({"w": torch.zeros(1), MEAN: torch.zeros(1)}, round=0)
     updates = [_update("c", 60, w=4.0, mean=8.0), _update("a", 10, w=1.0, mean=0.0), _update("b", 30, w=2.0, mean=-4.0)]
@@ -103,7 +103,7 @@ def test_three_sites_combine_by_hand() -> None:
     # w: (10 + 60 + 240) / 100 = 3.1; mean: (0 - 120 + 480) / 100 = 3.6
     assert {name: tensor.item() for name, tensor in first.shared.items()} == pytest.approx({"w": 3.1, MEAN: 3.6})
     assert first.round == 1
-    # From then on the mean stays; w: (10 + 90) / 40 = 2.5
+    # Later the mean is fixed; w: (10 + 90) / 40 = 2.5
     second = method.aggregate([_update("b", 30, w=3.0), _update("a", 10, w=1.0)], first)
     assert {name: tensor.item() for name, tensor in second.shared.items()} == pytest.approx({"w": 2.5, MEAN: 3.6})
     assert list(second.shared) == ["w", MEAN]
@@ -112,7 +112,7 @@ def test_three_sites_combine_by_hand() -> None:
         method.aggregate([], server)
 
 
-def test_what_a_site_gets_and_sends() -> None:
+def test_what_a_site_receives_and_sends() -> None:
     method = FedDBE()
     shared = {"w": torch.zeros(1), MEAN: torch.zeros(1)}
     assert method.sent_names(0, tuple(shared)) == ("w", MEAN)
@@ -120,7 +120,7 @@ def test_what_a_site_gets_and_sends() -> None:
     trained = {**shared, SHIFT: torch.ones(1)}
     assert method.outgoing(0, trained, tuple(shared)).keys() == {"w", MEAN}
     assert method.outgoing(7, trained, tuple(shared)).keys() == {"w"}
-    # A site that comes later gets the mean with the model.
+    # A site that joins later receives the mean with the model.
     assert method.dispatch(ServerState(shared, round=9), ["new"])["new"].keys() == shared.keys()
 
 
@@ -130,7 +130,7 @@ def test_options_out_of_range(options: dict[str, Any]) -> None:
         FedDBE(**options)
 
 
-def test_partition_and_what_gets_gradients() -> None:
+def test_the_partition_and_the_parameters() -> None:
     built, msa = build(study("feddbe"), SiteSettings()), build(study("fedmsa"), SiteSettings())
     assert built.partition.private == (SHIFT,)
     assert built.partition.shared == (*msa.partition.shared, MEAN)
@@ -139,10 +139,10 @@ def test_partition_and_what_gets_gradients() -> None:
     own = built.trained()
     assert own[SHIFT].shape == own[MEAN].shape == (64, 8, 8)
     assert not own[SHIFT].any()
-    assert built.model.prefix_names() == msa.model.prefix_names()  # the prefix cache takes no notice
+    assert built.model.prefix_names() == msa.model.prefix_names()  # the prefix cache is not affected
 
 
-def test_the_prefix_cache_applies_as_it_does_without() -> None:
+def test_the_prefix_cache_applies() -> None:
     overrides = ("model.backbone=tiny_vit", "model.input_px=32")
     for method in ("feddbe", "fedmsa"):
         assert PrefixCache.applies(build(study(method, *overrides), SiteSettings()))
@@ -155,14 +155,14 @@ def _shift_of(folder: Path, site: str) -> Tensors:
 
 
 def test_a_federation_of_three_rounds(tmp_path: Path) -> None:
-    whole = assert_goes_on_as_if_never_stopped("feddbe", tmp_path, ENOUGH)
+    whole = assert_extended_run_is_identical("feddbe", tmp_path, ENOUGH)
     msa = run(study("fedmsa", ENOUGH, rounds=2), tmp_path / "fedmsa")
     sent = [{site: r.results[site].update for site in SITES} for r in whole]
     assert not any(SHIFT in update.tensors for each in sent for update in each.values())
     assert not any(SHIFT in r.server.shared for r in whole)
     with_mean = [[MEAN in update.tensors for update in each.values()] for each in sent]
     assert with_mean == [[True, True], [False, False], [False, False]]
-    # Round 0 is FedMSA's, bit for bit, and the mean beside it.
+    # Round 0 equals FedMSA's, plus the mean.
     for site in SITES:
         of_msa = msa[0].results[site].update.tensors
         assert same({name: sent[0][site].tensors[name] for name in of_msa}, of_msa)
@@ -175,30 +175,30 @@ def test_a_federation_of_three_rounds(tmp_path: Path) -> None:
     assert all(torch.equal(r.server.shared[MEAN], whole[0].server.shared[MEAN]) for r in whole)
     shifts = {site: _shift_of(tmp_path / "whole", site)[SHIFT] for site in SITES}
     assert all(shift.any() for shift in shifts.values())
-    assert all(float(shift.abs().max()) < 1e-4 for shift in shifts.values())  # as the card says
+    assert all(float(shift.abs().max()) < 1e-4 for shift in shifts.values())  # as the card states
     assert not torch.equal(shifts["a"], shifts["b"])
 
 
-def test_the_shift_rests_in_round_0_and_is_the_sites_own_afterwards(tmp_path: Path) -> None:
+def test_the_shift_is_zero_in_round_0_and_private_afterwards(tmp_path: Path) -> None:
     of = study("feddbe", ENOUGH, rounds=3)
-    kept = Site(of, "a", SiteSettings(), tmp_path / "kept")
-    received = kept.built.shared()
+    site = Site(of, "a", SiteSettings(), tmp_path / "one")
+    received = site.built.shared()
     for round_ in range(3):
-        result = kept.train_round(round_, received)
-        anew = Site(of, "a", SiteSettings(), tmp_path / "anew").train_round(round_, received)  # a process a round
-        assert same(result.update.tensors, anew.update.tensors)
-        shift = _shift_of(tmp_path, "anew")[SHIFT]
-        assert torch.equal(shift, _shift_of(tmp_path, "kept")[SHIFT])
+        result = site.train_round(round_, received)
+        again = Site(of, "a", SiteSettings(), tmp_path / "new").train_round(round_, received)  # a new process
+        assert same(result.update.tensors, again.update.tensors)
+        shift = _shift_of(tmp_path, "new")[SHIFT]
+        assert torch.equal(shift, _shift_of(tmp_path, "one")[SHIFT])
         assert bool(shift.any()) == (round_ > 0)
         received = {**received, **result.update.tensors}
-    kept.evaluate(received)
-    assert torch.equal(kept.built.trained()[SHIFT], shift)
+    site.evaluate(received)
+    assert torch.equal(site.built.trained()[SHIFT], shift)
     unseen = Site(of, "unseen", SiteSettings(), tmp_path / "unseen")
     unseen.evaluate(received)
     assert not unseen.built.trained()[SHIFT].any()
 
 
-def test_a_newcomer_shifts_at_once_and_holds_on_to_the_global_mean(tmp_path: Path) -> None:
+def test_a_new_site_trains_its_shift_and_keeps_the_global_mean(tmp_path: Path) -> None:
     site = Site(study("feddbe", ENOUGH, rounds=9), "a", SiteSettings(), tmp_path)
     received = {**site.built.shared(), MEAN: torch.full((64, 8, 8), 0.25)}
     update = site.train_round(5, received).update
@@ -207,8 +207,8 @@ def test_a_newcomer_shifts_at_once_and_holds_on_to_the_global_mean(tmp_path: Pat
     assert torch.equal(_shift_of(tmp_path, ".")[MEAN], received[MEAN])
 
 
-def test_kappa_moves_the_adapters(tmp_path: Path) -> None:
-    """Its gradient reaches what makes the embedding: with the penalty alone different, the updates differ."""
+def test_kappa_affects_the_adapters(tmp_path: Path) -> None:
+    """The penalty's gradient reaches the layers that make the embedding."""
     updates = []
     for kappa in ("0.0", "5.0"):
         site = Site(study("feddbe", ENOUGH, f"method_options.kappa={kappa}"), "a", SiteSettings(), tmp_path / kappa)
@@ -217,7 +217,7 @@ def test_kappa_moves_the_adapters(tmp_path: Path) -> None:
     assert any(not torch.equal(updates[0][name], updates[1][name]) for name in adapters)
 
 
-def test_the_shift_is_trained_by_sgd_at_the_learning_rate_of_the_rest() -> None:
+def test_the_shift_is_trained_by_sgd_at_the_same_rate() -> None:
     built = build(study("feddbe"), SiteSettings())
     optimizer = built.method.optimizer(built.parameters(), study("feddbe", "train.lr=0.5").train)
     shift = built.parameters()[SHIFT]
@@ -228,7 +228,7 @@ def test_the_shift_is_trained_by_sgd_at_the_learning_rate_of_the_rest() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(built.parameters())
 
 
-def test_attached_without_memory_at_the_papers_size() -> None:
+def test_the_meta_device_model_at_the_papers_size() -> None:
     model = meta_model(ModelSpec(), 1, adapters=True)
     with torch.device("meta"):
         make_method("feddbe", {}).extend_model(model)
@@ -247,9 +247,9 @@ def test_the_cards_figures() -> None:
     assert f"{later_up:.1f} MB up" in text
 
 
-def test_a_mean_of_few_slices_does_not_leave_the_site(tmp_path: Path) -> None:
+def test_the_mean_of_few_slices_is_not_sent(tmp_path: Path) -> None:
     few = study("feddbe")
     received = build(few, SiteSettings()).shared()
-    with pytest.raises(TrainingError, match="site a, round 0: the mean of 2 images' embeddings would leave the site"):
+    with pytest.raises(TrainingError, match="site a, round 0: the site would send the mean embedding of 2 images"):
         Site(few, "a", SiteSettings(), tmp_path).train_round(0, received)
     assert Site(few, "a", SiteSettings(), tmp_path).train_round(1, received).update.tensors

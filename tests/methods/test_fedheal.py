@@ -1,4 +1,4 @@
-"""FedHEAL: masks, distances, weights and steps by hand; absent sites and newcomers; what the server must remember."""
+"""FedHEAL: masks, distances, weights and steps by hand; absent and new sites; the server's state."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from fedfms.errors import StudyError, UpdateError
 from fedfms.methods import ServerState, Tensors, Update, make_method
 from fedfms.methods.fedheal import FedHEAL
-from tests.methods.common import assert_goes_on_as_if_never_stopped, card_says, run, same, study, vit_b
+from tests.methods.common import assert_extended_run_is_identical, card_states, run, same, study, vit_b
 
 
 def _moved(server: ServerState, **deltas: list[float]) -> list[Update]:
-    """Updates with these Delta_i = theta_global - theta_i of the one tensor w; sample counts play no part."""
+    """Updates with these Delta_i = theta_global - theta_i of the one tensor w; sample counts have no effect."""
     return [
         Update(site, {"w": server.shared["w"] - torch.tensor(delta)}, samples=1 + index)
         for index, (site, delta) in enumerate(deltas.items())
@@ -39,7 +39,7 @@ def test_the_first_round_by_hand() -> None:
     assert after.state["sites"]["c"]["delta"] == pytest.approx(0.25)
     assert [int(after.state["sites"][site]["increases"]["w"]) for site in "abc"] == [1, 1, 0]
     assert after.notes["weights"] == pytest.approx({"a": 0.2738095, "b": 0.3095238, "c": 0.4166667})
-    assert after.notes["kept"] == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert after.notes["unmasked"] == {"a": 1.0, "b": 1.0, "c": 1.0}
     assert after.round == 1
 
 
@@ -61,15 +61,15 @@ def test_masks_of_three_sites_by_hand_and_an_element_that_all_mask() -> None:
     assert [sites[site]["delta"] for site in "abc"] == pytest.approx([0.16, 0.16, 0.26])
     assert [sites[site]["increases"]["w"].tolist() for site in "abc"] == [[3, 1, 2], [1, 2, 2], [1, 1, 1]]
     assert {sites[site]["rounds"] for site in "abc"} == {3}
-    assert after.notes["kept"] == pytest.approx({"a": 2 / 3, "b": 1 / 3, "c": 1 / 3})
+    assert after.notes["unmasked"] == pytest.approx({"a": 2 / 3, "b": 1 / 3, "c": 1 / 3})
 
 
-def test_nothing_moves_where_all_masks_are_zero_everywhere() -> None:
+def test_nothing_changes_if_all_masks_are_zero() -> None:
     known = {site: _known(4, [0], p=0.5, delta=0.2) for site in "ab"}
     server = ServerState({"w": torch.tensor([7.0])}, round=4, state={"sites": known})
     after = FedHEAL().aggregate(_moved(server, a=[1.0], b=[2.0]), server)
     assert after.shared["w"].item() == 7.0
-    # all distances are 0: nothing is added to the growth, which fades: 0.6 x 0.2
+    # all distances are 0: nothing is added to the growth, which decays: 0.6 x 0.2
     assert [after.state["sites"][site]["p"] for site in "ab"] == pytest.approx([0.62, 0.62])
 
 
@@ -83,7 +83,7 @@ def test_a_distance_is_the_sum_of_the_tensors_norms() -> None:
     assert [after.state["sites"][site]["p"] for site in "ab"] == pytest.approx([0.7, 0.7])
 
 
-def test_an_absent_site_keeps_its_share_and_a_newcomer_begins_at_the_mean() -> None:
+def test_an_absent_site_keeps_its_share_and_a_new_one_begins_at_the_mean() -> None:
     known = {"a": _known(1, [1], p=0.6, delta=0.0), "b": _known(1, [0], p=0.2, delta=0.05)}
     server = ServerState({"w": torch.zeros(1)}, round=5, state={"sites": known})
     after = FedHEAL().aggregate(_moved(server, a=[1.0], c=[-3.0]), server)
@@ -98,14 +98,14 @@ def test_an_absent_site_keeps_its_share_and_a_newcomer_begins_at_the_mean() -> N
 
 
 @pytest.mark.parametrize(("increases", "delta"), [(3, 1.0), (7, -1.0)])
-def test_rising_and_falling_are_treated_alike_at_the_threshold(increases: int, delta: float) -> None:
-    """3 of 10 rounds agree: not above 0.3, whichever way; in binary 1 - 0.7 is above it."""
+def test_both_signs_are_treated_alike_at_the_threshold(increases: int, delta: float) -> None:
+    """3 of 10 rounds agree: not above 0.3, for either sign; in binary 1 - 0.7 is above it."""
     server = ServerState({"w": torch.zeros(1)}, round=10, state={"sites": {"a": _known(10, [increases], 1.0, 0.0)}})
-    assert FedHEAL().aggregate(_moved(server, a=[delta]), server).notes["kept"] == {"a": 0.0}
+    assert FedHEAL().aggregate(_moved(server, a=[delta]), server).notes["unmasked"] == {"a": 0.0}
 
 
 @pytest.mark.parametrize(("rounds", "dtype"), [(254, torch.uint8), (255, torch.int16)])
-def test_counts_do_not_run_over(rounds: int, dtype: torch.dtype) -> None:
+def test_counts_do_not_overflow(rounds: int, dtype: torch.dtype) -> None:
     server = ServerState({"w": torch.zeros(1)}, state={"sites": {"a": _known(rounds, [rounds], 1.0, 0.0)}})
     counts = FedHEAL().aggregate(_moved(server, a=[1.0]), server).state["sites"]["a"]["increases"]["w"]
     assert (counts.item(), counts.dtype) == (rounds + 1, dtype)
@@ -115,7 +115,7 @@ _VALUES = st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=4)
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("abcd"), _VALUES, min_size=1), min_size=1, max_size=5), st.randoms())
-def test_any_rounds_stay_within_what_sites_sent_whatever_the_order(rounds: list[Any], random: Any) -> None:
+def test_the_model_stays_within_the_sites_values_in_any_order(rounds: list[Any], random: Any) -> None:
     server = other = ServerState({"w": torch.zeros(4)})
     for values in rounds:
         updates = [Update(site, {"w": torch.tensor(row)}, 1) for site, row in values.items()]
@@ -138,17 +138,17 @@ def test_no_updates_and_options_out_of_range_are_errors() -> None:
             make_method("fedheal", options)
 
 
-def test_a_stopped_run_goes_on_with_its_history(tmp_path: Path) -> None:
-    last = assert_goes_on_as_if_never_stopped("fedheal", tmp_path)[-1]
+def test_a_resumed_run_keeps_its_history(tmp_path: Path) -> None:
+    last = assert_extended_run_is_identical("fedheal", tmp_path)[-1]
     assert {site: one["rounds"] for site, one in last.server.state["sites"].items()} == {"a": 3, "b": 3}
-    assert all(0 < kept < 1 for kept in last.server.notes["kept"].values())
+    assert all(0 < share < 1 for share in last.server.notes["unmasked"].values())
     plain = run(study("fedmsa"), tmp_path / "plain")[-1]
     assert not same(plain.server.shared, last.server.shared)
 
 
-def test_the_card_tells_what_travels_and_what_the_server_keeps() -> None:
+def test_the_card_states_what_is_sent_and_what_the_server_stores() -> None:
     partition, sizes = vit_b("fedheal")
     assert sum(sizes[name] for name in partition.shared) == 11_026_666
-    assert card_says("fedheal", 11_026_666)
+    assert card_states("fedheal", 11_026_666)
     card = (Path(__file__).parents[2] / "docs" / "methods" / "fedheal.md").read_text()
-    assert f"{7 * 11_026_666 / 1e6:.1f} MB" in card  # seven sites, one byte an element
+    assert f"{7 * 11_026_666 / 1e6:.1f} MB" in card  # seven sites, one byte per element

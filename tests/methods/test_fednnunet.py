@@ -1,4 +1,4 @@
-"""FednnU-Net: its loss, schedule and optimizer by hand; plan and augmentation reach a site; a stopped run goes on."""
+"""FednnU-Net: loss, schedule and optimizer by hand; plan and augmentation at a site; a resumed run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study, TrainSpec
 from fedfms.training.build import build
 from fedfms.training.site import Site
-from tests.methods.common import assert_goes_on_after_a_stop, card, same, study
+from tests.methods.common import assert_resumed_run_is_identical, card, same, study
 
 PLAN = {
     "input_px": 32, "features": [4, 6, 8, 8], "kernels": [3, 3, 3, 3], "strides": [1, 2, 2, 2], "batch_size": 2
@@ -47,18 +47,18 @@ def test_dice_and_cross_entropy_by_hand() -> None:
     assert METHOD.loss(TrainSpec())(logits, masks).item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_learning_rate_falls_by_round() -> None:
+def test_the_learning_rate_decays_by_round() -> None:
     spec = TrainSpec(rounds=10, lr=1.0)
     assert METHOD.learning_rate(spec, 0) == 0.01
     assert METHOD.learning_rate(spec, 5) == pytest.approx(0.01 * 0.5**0.9)
     assert METHOD.learning_rate(spec, 9) == pytest.approx(0.01 * 0.1**0.9)
-    assert METHOD.learning_rate(spec, 10) == METHOD.learning_rate(spec, 12) == 0.0  # rounds that a later start adds
+    assert METHOD.learning_rate(spec, 10) == METHOD.learning_rate(spec, 12) == 0.0  # rounds beyond the planned ones
 
 
 def test_a_step_by_hand() -> None:
     weight = torch.nn.Parameter(torch.tensor([2.0, 1.0]))
     optimizer = METHOD.optimizer({"w": weight}, TrainSpec())
-    weight.grad = torch.tensor([30.0, 40.0])  # norm 50, cut to 12: [7.2, 9.6]
+    weight.grad = torch.tensor([30.0, 40.0])  # norm 50, clipped to 12: [7.2, 9.6]
     optimizer.step()
     # Decay adds 3e-5 w; Nesterov's first step is lr (1 + momentum) g = 0.0199 g.
     expected = torch.tensor([2 - 0.0199 * (7.2 + 6e-5), 1 - 0.0199 * (9.6 + 3e-5)])
@@ -66,19 +66,19 @@ def test_a_step_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
-        ({"momentum": 1.0}, "momentum is 1.0; it must be between"),
+        ({"momentum": 1.0}, "momentum is 1.0; it must be below 1"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"clip": 0.0}, "clip is 0.0"),
-        ({"augment": "flip"}, "augment is 'flip'; it must be nnunet or study"),
-        ({"plan": {"input_px": 64}}, "a plan has the keys"),
-        ({"plan": "best"}, "plan is 'best'; it must be a dict"),
+        ({"augment": "flip"}, "augment is 'flip'; one of 'nnunet', 'study'"),
+        ({"plan": {"input_px": 64}}, "missing key 'plan.features'"),
+        ({"plan": "best"}, "plan: expected mapping, got 'best'"),
     ],
 )
-def test_bad_options_are_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(StudyError, match=says):
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
         make_method("fednnunet", options)
 
 
@@ -87,9 +87,11 @@ def test_plan_and_augmentation_reach_the_site(tmp_path: Path) -> None:
     assert (site.study.model.backbone, site.study.model.input_px) == ("nnunet_tiny", 32)
     assert site.study.data.augment == "nnunet"
     assert site.built.model.get_parameter("net.bottleneck.conv2.conv.weight").shape == (8, 8, 3, 3)
-    kept = resolve_study(study("fednnunet", "data.augment=photometric"), make_method("fednnunet", {"augment": "study"}))
-    assert kept.data.augment == "photometric"
-    assert kept.model.input_px == 64
+    resolved = resolve_study(
+        study("fednnunet", "data.augment=photometric"), make_method("fednnunet", {"augment": "study"})
+    )
+    assert resolved.data.augment == "photometric"
+    assert resolved.model.input_px == 64
     assert Study.from_dict(site.study.to_dict()) == site.study
 
 
@@ -101,12 +103,12 @@ def test_everything_is_shared_once() -> None:
     assert len(set(pointers)) == len(pointers) == len(built.partition.shared)
 
 
-def test_a_run_that_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    whole = assert_goes_on_after_a_stop(study("fednnunet", rounds=3, options={"plan": PLAN}), tmp_path)
+def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
+    whole = assert_resumed_run_is_identical(study("fednnunet", rounds=3, options={"plan": PLAN}), tmp_path)
     assert not same(whole[-1].server.shared, whole[-1].received["a"])
 
 
-def test_the_cards_megabytes_are_those_of_the_partition() -> None:
+def test_the_cards_megabytes_equal_the_partitions() -> None:
     rows = re.findall(r"^\| (\d+) px \| (\d+) \| ([\d,]+) \| ([\d.]+) MB \|$", card("fednnunet"), re.MULTILINE)
     assert len(rows) == 3
     for px, stages, parameters, megabytes in rows:

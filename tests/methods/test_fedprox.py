@@ -1,4 +1,4 @@
-"""FedProx: the proximal term by hand, and the two methods that it falls back to without it."""
+"""FedProx: the proximal term by hand, and the two methods that it equals without it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 from fedfms.errors import StudyError
 from fedfms.methods import ServerState, Update, make_method
 from fedfms.methods.fedprox import FedProx
-from tests.methods.common import assert_goes_on_as_if_never_stopped, card_says, run, same, study, vit_b
+from tests.methods.common import assert_extended_run_is_identical, card_states, run, same, study, vit_b
 
 
 class _Two(nn.Module):
-    """A model of two shared tensors and one that is not."""
+    """A model with two shared tensors and a frozen one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def test_the_term_and_its_gradient_by_hand() -> None:
     assert model.frozen.grad is None
 
 
-def test_three_sites_combine_by_sample_count() -> None:
+def test_aggregation_of_three_sites_by_sample_count() -> None:
     updates = [Update(s, {"w": torch.tensor([x])}, n) for s, x, n in (("a", 1.0, 1), ("b", 2.0, 3), ("c", 5.0, 4))]
     server = ServerState({"w": torch.zeros(1)}, round=4)
     after = FedProx().aggregate(updates, server)
@@ -47,14 +47,14 @@ def test_three_sites_combine_by_sample_count() -> None:
     assert after.round == 5
 
 
-@pytest.mark.parametrize(("options", "twin"), [([], "fedmsa"), (["method_options.full=true"], "fedsam")])
-def test_without_a_pull_it_is_its_twin_bit_for_bit(options: list[str], twin: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "equal"), [([], "fedmsa"), (["method_options.full=true"], "fedsam")])
+def test_with_mu_0_it_equals_fedmsa_or_fedsam(options: list[str], equal: str, tmp_path: Path) -> None:
     ours = run(study("fedprox", "method_options.mu=0", *options), tmp_path / "ours")
-    theirs = run(study(twin), tmp_path / "theirs")
+    theirs = run(study(equal), tmp_path / "theirs")
     assert same(ours[-1].server.shared, theirs[-1].server.shared)
 
 
-def test_a_strong_pull_keeps_a_site_nearer_to_what_it_received(tmp_path: Path) -> None:
+def test_a_large_mu_keeps_a_site_near_the_received_model(tmp_path: Path) -> None:
     def moved(mu: float) -> float:
         only = run(study("fedprox", f"method_options.mu={mu}", "train.local_epochs=3", rounds=1), tmp_path / str(mu))
         received, sent = only[0].received["a"], only[0].results["a"].update.tensors
@@ -63,19 +63,19 @@ def test_a_strong_pull_keeps_a_site_nearer_to_what_it_received(tmp_path: Path) -
     assert moved(1000.0) < 0.7 * moved(0.0)
 
 
-def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
-    assert_goes_on_as_if_never_stopped("fedprox", tmp_path)
+def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
+    assert_extended_run_is_identical("fedprox", tmp_path)
 
 
 @pytest.mark.parametrize("mu", [-0.1, math.inf, math.nan])
-def test_mu_is_a_number_from_0_on(mu: float) -> None:
+def test_mu_is_finite_and_not_negative(mu: float) -> None:
     with pytest.raises(StudyError, match="method fedprox: mu is"):
         make_method("fedprox", {"mu": mu})
 
 
 @pytest.mark.parametrize(("full", "parameters"), [(False, 11_026_666), (True, 93_596_650)])
-def test_the_card_tells_what_travels(full: bool, parameters: int) -> None:
+def test_the_card_states_what_is_sent(full: bool, parameters: int) -> None:
     partition, sizes = vit_b("fedprox", full=full)
     assert sum(sizes[name] for name in partition.shared) == parameters
     assert not partition.private
-    assert card_says("fedprox", parameters)
+    assert card_states("fedprox", parameters)

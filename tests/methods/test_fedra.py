@@ -1,4 +1,4 @@
-"""FedRA: the draw of blocks, what a site gets, trains and sends of it, and how three sites' parts combine."""
+"""FedRA: the draw of blocks; what a site receives, trains and sends; aggregation of three sites' parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.site import Site
 from fedfms.training.trainer import Aborted
-from tests.methods.common import SITES, assert_goes_on_as_if_never_stopped, card_says, run, same, study, vit_b
+from tests.methods.common import SITES, assert_extended_run_is_identical, card_states, run, same, study, vit_b
 
 ADAPTERS = (("0.a",), ("0.m",), ("1.a",), ("1.m",))  # two blocks
 LAYOUT = Layout({name: "adapter" for (name,) in ADAPTERS} | {"d": "decoder"}, ADAPTERS)
@@ -34,12 +34,12 @@ def _tensors(**values: float) -> Tensors:
     return {name.replace("_", ".").lstrip("b"): torch.tensor([value]) for name, value in values.items()}
 
 
-@settings(deadline=None)  # the slowest, many blocks and just enough places, takes all the tries
+@settings(deadline=None)  # the slowest case, many blocks and few places, uses all draws
 @given(
     st.integers(1, 32), st.floats(0.01, 1), st.sets(st.text("abcdef", min_size=1, max_size=3), min_size=1, max_size=12),
     st.integers(0, 1000), st.randoms(),
 )  # fmt: skip
-def test_a_draw_covers_all_blocks_evenly_and_hangs_on_the_seed_alone(
+def test_a_draw_covers_all_blocks_evenly_and_depends_on_the_seed_only(
     blocks: int, fraction: float, sites: set[str], seed: int, random: object
 ) -> None:
     names = sorted(sites)
@@ -64,7 +64,7 @@ def test_the_default_fraction_is_two_thirds_and_draws_differ_by_round_and_site()
     assert {s: set(t) for s, t in other.items()} != {s: set(t) for s, t in sent[0].items()}
 
 
-def test_a_block_goes_whole_with_decoder_and_head_to_whom_it_was_drawn_for() -> None:
+def test_a_site_gets_its_blocks_whole_with_decoder_and_head() -> None:
     shared = _tensors(b0_a=1.0, b0_m=2.0, b1_a=3.0, b1_m=4.0, d=5.0)
     sent = _fedra().dispatch(ServerState(shared, round=7), ["b", "a"])
     assert sorted(map(sorted, sent.values())) == [["0.a", "0.m", "d"], ["1.a", "1.m", "d"]]
@@ -73,7 +73,7 @@ def test_a_block_goes_whole_with_decoder_and_head_to_whom_it_was_drawn_for() -> 
     assert {site: set(tensors) for site, tensors in again.items()} == {s: set(t) for s, t in sent.items()}
 
 
-def test_three_sites_combine_by_hand() -> None:
+def test_aggregation_of_three_sites_by_hand() -> None:
     server = ServerState(_tensors(b0_a=0.0, b0_m=0.0, b1_a=9.0, b1_m=8.0, d=0.0), round=2)
     updates = [
         Update("c", _tensors(b0_a=6.0, b0_m=1.0, d=4.0), 3),
@@ -81,7 +81,7 @@ def test_three_sites_combine_by_hand() -> None:
         Update("b", _tensors(d=2.0), 4),
     ]
     after = _fedra().aggregate(updates, server)
-    # block 0: a and c, (1 x 2 + 3 x 6) / 4 and (-1 + 3 x 1) / 4; block 1: nobody, stays; d: (1 + 4 x 2 + 3 x 4) / 8
+    # block 0: a and c, (1 x 2 + 3 x 6) / 4 and (-1 + 3 x 1) / 4; block 1: unchanged; d: (1 + 4 x 2 + 3 x 4) / 8
     assert same(after.shared, _tensors(b0_a=5.0, b0_m=0.5, b1_a=9.0, b1_m=8.0, d=2.625))
     assert list(after.shared) == list(server.shared)
     assert after.notes == {"blocks": {"a": [0], "b": [], "c": [0]}}
@@ -97,21 +97,21 @@ def test_the_plain_mean_of_three_sites_by_hand() -> None:
         Update("b", _tensors(b0_a=4.5, b0_m=3.0, d=-0.5), 4),
     ]
     after = _fedra(weighting="plain").aggregate(updates, server)
-    # (6 + 2 + 4.5) / 3, (1 - 1 + 3) / 3, nobody, (4 + 1 - 0.5) / 3; by samples the first is (18 + 2 + 18) / 8
+    # (6 + 2 + 4.5) / 3, (1 - 1 + 3) / 3, no site, (4 + 1 - 0.5) / 3; by samples the first is (18 + 2 + 18) / 8
     assert same(after.shared, _tensors(b0_a=12.5 / 3, b0_m=1.0, b1_a=9.0, b1_m=8.0, d=1.5))
     assert _fedra().aggregate(updates, server).shared["0.a"].item() == 4.75
     two = _fedra(weighting="plain").aggregate(updates[:2] + [Update("b", _tensors(d=4.0), 4)], server)
     assert same(two.shared, _tensors(b0_a=4.0, b0_m=0.0, b1_a=9.0, b1_m=8.0, d=3.0))
 
 
-def test_with_all_blocks_it_is_fedmsa_bit_for_bit(tmp_path: Path) -> None:
+def test_with_all_blocks_it_equals_fedmsa(tmp_path: Path) -> None:
     ours = run(study("fedra", "method_options.fraction=1"), tmp_path / "ours")
     theirs = run(study("fedmsa"), tmp_path / "theirs")
     assert same(ours[-1].server.shared, theirs[-1].server.shared)
 
 
-def test_a_site_trains_and_sends_what_it_got_and_keeps_the_rest(tmp_path: Path) -> None:
-    each = assert_goes_on_as_if_never_stopped("fedra", tmp_path, "method_options.fraction=0.5")
+def test_a_site_trains_and_sends_what_it_received_and_the_rest_is_unchanged(tmp_path: Path) -> None:
+    each = assert_extended_run_is_identical("fedra", tmp_path, "method_options.fraction=0.5")
     for now in each:
         assert set().union(*now.received.values()) == set(now.server.shared)
         for site, result in now.results.items():
@@ -123,20 +123,20 @@ def test_a_site_trains_and_sends_what_it_got_and_keeps_the_rest(tmp_path: Path) 
         assert torch.equal(before[name], after[name])
 
 
-def test_left_out_blocks_and_frozen_ones_train_to_other_numbers(tmp_path: Path) -> None:
-    left_out = run(study("fedra", rounds=1), tmp_path / "left_out")[0]
+def test_skipped_and_frozen_blocks_give_different_numbers(tmp_path: Path) -> None:
+    skipped = run(study("fedra", rounds=1), tmp_path / "skipped")[0]
     frozen = run(study("fedra", "method_options.skip_unallocated=false", rounds=1), tmp_path / "frozen")[0]
     for site in SITES:
-        assert left_out.received[site].keys() == frozen.received[site].keys()
-        assert not same(left_out.results[site].update.tensors, frozen.results[site].update.tensors)
-        assert left_out.results[site].scores == frozen.results[site].scores  # scored whole, before training
+        assert skipped.received[site].keys() == frozen.received[site].keys()
+        assert not same(skipped.results[site].update.tensors, frozen.results[site].update.tensors)
+        assert skipped.results[site].scores == frozen.results[site].scores  # scored before training, without skipping
 
 
-def test_a_stopped_training_leaves_the_network_whole(tmp_path: Path) -> None:
+def test_an_interrupted_training_skips_no_block_afterwards(tmp_path: Path) -> None:
     asked: list[int] = []
 
     def stop() -> bool:
-        """False while the received model is scored, true at the first training batch."""
+        """False while the received model is scored, True at the first training batch."""
         asked.append(len(site.built.model.image_encoder.skipped))  # type: ignore[union-attr, arg-type]
         return asked[-1] > 0
 
@@ -149,19 +149,19 @@ def test_a_stopped_training_leaves_the_network_whole(tmp_path: Path) -> None:
     assert all(site.built.model.get_parameter(name).requires_grad for name in site.built.partition.trained)
 
 
-def test_the_first_block_can_be_left_out_behind_the_prefix_cache(tmp_path: Path) -> None:
+def test_the_first_block_can_be_skipped_with_the_prefix_cache(tmp_path: Path) -> None:
     updates = []
-    for kept in (True, False):
+    for cached in (True, False):
         of = Study.from_dict({
             "name": "t", "method": "fedra",
-            "data": {"phantom_images": 4, "phantom_px": 32, "cache": kept},
+            "data": {"phantom_images": 4, "phantom_px": 32, "cache": cached},
             "model": {"backbone": "tiny_vit", "input_px": 32},
             "train": {"batch_size": 2, "rounds": 1},
         })  # fmt: skip
-        site = Site(of, "a", SiteSettings(), tmp_path / str(kept))
+        site = Site(of, "a", SiteSettings(), tmp_path / str(cached))
         received = {name: tensor for name, tensor in site.built.shared().items() if ".adapters.0." not in name}
         updates.append(site.train_round(0, received).update.tensors)
-        assert (tmp_path / str(kept) / "cache").exists() == kept
+        assert (tmp_path / str(cached) / "cache").exists() == cached
     for name, tensor in updates[0].items():
         torch.testing.assert_close(tensor, updates[1][name], rtol=1e-4, atol=1e-5)
 
@@ -175,13 +175,13 @@ def test_no_updates_and_fractions_out_of_range_are_errors() -> None:
 
 
 def test_an_unknown_weighting_is_an_error() -> None:
-    with pytest.raises(StudyError, match="method fedra: weighting is 'size'; it must be samples or plain"):
+    with pytest.raises(StudyError, match="method fedra: weighting is 'size'; one of 'samples', 'plain'"):
         make_method("fedra", {"weighting": "size"})
 
 
-def test_the_card_tells_what_travels() -> None:
+def test_the_card_states_what_is_sent() -> None:
     partition, sizes = vit_b("fedra")
     adapters = sum(sizes[name] for name in partition.shared if ".adapters." in name)
     every = sum(sizes[name] for name in partition.shared)
     assert (every, adapters) == (11_026_666, 7_100_928)
-    assert card_says("fedra", every - adapters + adapters * 8 // 12)
+    assert card_states("fedra", every - adapters + adapters * 8 // 12)

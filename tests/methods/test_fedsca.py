@@ -1,4 +1,4 @@
-"""FedSCA and its ablations on a model: what leaves the site, equality with FedAvg, runs that are stopped, the cards."""
+"""FedSCA and its ablations: the partition, equality with FedAvg, resumed runs, the cards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LAYOUT = Layout(
         ("lat", {"layers": 2}, ("a1.w", "a1.b", "a2.w")),
     ],
 )
-def test_what_leaves_the_site(method: str, options: Mapping[str, Any], shared: tuple[str, ...]) -> None:
+def test_the_partition(method: str, options: Mapping[str, Any], shared: tuple[str, ...]) -> None:
     partition = make_method(method, options).partition(LAYOUT)
     assert partition.shared == shared
     assert partition.frozen == ("enc",)
@@ -61,19 +61,19 @@ def test_lat_is_a_plain_mean_by_hand() -> None:
     assert (after.per_site, after.notes, after.state) == ({}, {}, {})
 
 
-def test_with_alpha_0_a_mixture_is_fedavgs_mean() -> None:
+def test_with_alpha_0_a_mixture_equals_the_mean() -> None:
     generator = torch.Generator().manual_seed(3)
     samples = dict(zip("abcde", (3, 1, 99, 7, 40), strict=True))
     updates = [Update(s, {"w": torch.randn(50, 40, generator=generator)}, n) for s, n in samples.items()]
     after = make_method("fedsca", {"alpha": 0.0}).aggregate(updates, ServerState(shared=updates[0].tensors))
     mean = weighted_mean(updates)
     assert same(after.shared, mean)
-    one_step = torch.finfo(torch.float32).eps  # where the exact mean lies just between two numbers
+    one_step = torch.finfo(torch.float32).eps  # where the exact mean is halfway between two numbers
     for site in "abcde":
         torch.testing.assert_close(after.per_site[site], mean, rtol=one_step, atol=0)
 
 
-def test_a_run_that_shares_all_with_alpha_and_beta_0_is_fedmsas(tmp_path: Path) -> None:
+def test_sharing_all_with_alpha_and_beta_0_equals_fedmsa(tmp_path: Path) -> None:
     everything = {"layers": 8, "share_decoder": True, "alpha": 0, "beta": 0}  # vit_tiny: 4 blocks
     fedsca = run(study("fedsca", "sites=[a, b, c]", options=everything, rounds=1), tmp_path / "fedsca")[0]
     fedmsa = run(study("fedmsa", "sites=[a, b, c]", rounds=1), tmp_path / "fedmsa")[0]
@@ -84,9 +84,7 @@ def test_a_run_that_shares_all_with_alpha_and_beta_0_is_fedmsas(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("method", "options"), [("fedsca", {"layers": 2}), ("sgca", {}), ("lat", {})])
-def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
-    method: str, options: Mapping[str, Any], tmp_path: Path
-) -> None:
+def test_a_resumed_run_gives_the_same_bits(method: str, options: Mapping[str, Any], tmp_path: Path) -> None:
     made = study(method, "sites=[a, b, c]", options=options)
     whole = run(made, tmp_path / "whole")
     run(made, tmp_path / "stopped", stop_after=1)
@@ -99,21 +97,21 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
         for site in ("a", "b", "c"):
             assert same(one.received[site], other.received[site])
             assert same(one.results[site].update.tensors, other.results[site].update.tensors)
-            assert tuple(one.results[site].update.tensors) == shared  # nothing private
+            assert tuple(one.results[site].update.tensors) == shared  # no private tensor
     personal = [whole[-1].received[site] for site in ("a", "b", "c")]
-    assert same(personal[0], personal[1]) == (method == "lat")  # SGCA gives each site its own
+    assert same(personal[0], personal[1]) == (method == "lat")  # SGCA gives each site its own mixture
 
 
 def _numbers(card: str, pattern: str) -> list[float]:
-    """The numbers of the one place in a card where `pattern` is."""
+    """The numbers in the only match of `pattern` in a card."""
     found = re.findall(pattern, " ".join((CARDS / f"{card}.md").read_text().split()))
-    assert len(found) == 1, f"{pattern} is {len(found)} times in the card"
+    assert len(found) == 1, f"{pattern} matches {len(found)} times"
     groups = found[0] if isinstance(found[0], tuple) else (found[0],)
     return [float(text.replace(",", "")) for text in groups]
 
 
 @pytest.mark.parametrize("method", ["fedsca", "sgca", "lat"])
-def test_the_cards_sizes_are_the_partitions(method: str) -> None:
+def test_the_cards_sizes_equal_the_partitions(method: str) -> None:
     partition, count = vit_b(method, 1)
     shared, trained = (sum(count[name] for name in names) for names in (partition.shared, partition.trained))
     of = r"\*\*([\d,]+) parameters, ([\d.]+) MB\*\* each way"
@@ -131,8 +129,8 @@ def test_the_other_sizes_in_the_cards() -> None:
     ]
 
 
-def test_the_cards_table_3_is_in_true_units() -> None:
-    """Megabytes of float32, one way, 4 sites x 100 rounds; the paper's by its own number of parameters."""
+def test_table_3_of_the_card() -> None:
+    """Megabytes of float32, one way, 4 sites x 100 rounds; the paper's from its number of parameters."""
     ours = {}
     for method in ("fedmsa", "fedsca"):
         partition, count = vit_b(method, 1)

@@ -1,4 +1,4 @@
-"""FedU-Net: statistics move, are averaged and used; a method finds its own backbone; a stopped run goes on alike."""
+"""FedU-Net: statistics are trained, averaged and used; the method's own backbone; a resumed run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, load_study
 from fedfms.training.build import build
 from fedfms.training.site import Site
-from tests.methods.common import PHANTOM, assert_goes_on_after_a_stop, card, run, study
+from tests.methods.common import PHANTOM, assert_resumed_run_is_identical, card, run, study
 
 METHOD = make_method("fedunet", {})
 
@@ -42,15 +42,15 @@ def test_three_sites_by_hand() -> None:
     assert torch.equal(after.shared["norm.num_batches_tracked"], torch.tensor(6))  # (20 + 120 + 420) / 100 = 5.6
 
 
-def test_everything_is_shared_and_statistics_with_it() -> None:
+def test_everything_is_shared_including_statistics() -> None:
     built = build(study("fedunet"), SiteSettings())
-    assert built.spec.backbone == "unet_tiny"  # vit_tiny's stand-in
+    assert built.spec.backbone == "unet_tiny"  # the counterpart of vit_tiny
     assert set(built.partition.shared) == set(built.model.state_dict())
     assert built.partition.private == built.partition.frozen == ()
     assert len(_statistics(built.shared())) == 3 * 18
 
 
-def test_the_server_counts_and_holds_statistics_too() -> None:
+def test_the_server_counts_and_holds_statistics() -> None:
     built = build(study("fedunet"), SiteSettings())
     sizes, shared = _sizes(built), built.shared()
     assert sizes["total"] == sizes["trained"] == sizes["shared"] == sum(tensor.numel() for tensor in shared.values())
@@ -58,7 +58,7 @@ def test_the_server_counts_and_holds_statistics_too() -> None:
     assert all(torch.equal(held[name], tensor) and held[name].dtype == tensor.dtype for name, tensor in shared.items())
 
 
-def test_statistics_move_in_training_are_averaged_and_used(tmp_path: Path) -> None:
+def test_statistics_are_trained_averaged_and_used(tmp_path: Path) -> None:
     of = study("fedunet")
     first = run(of, tmp_path, stop_after=1)[0]
     before, after = first.received["a"], first.server.shared
@@ -70,7 +70,7 @@ def test_statistics_move_in_training_are_averaged_and_used(tmp_path: Path) -> No
         torch.testing.assert_close(mean.double(), by_hand, rtol=1e-6, atol=1e-6)
     site = Site(of, "a", SiteSettings(), tmp_path / "a")
     scored = site.evaluate(after)["scores"]
-    assert site.evaluate(after)["scores"] == scored  # to score moves nothing
+    assert site.evaluate(after)["scores"] == scored  # scoring changes nothing
     assert all(torch.equal(tensor, after[name]) for name, tensor in site.built.shared().items())
     assert not site.built.model.training
     batch = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -80,7 +80,7 @@ def test_statistics_move_in_training_are_averaged_and_used(tmp_path: Path) -> No
         assert not torch.equal(site.built.model(batch), received)
 
 
-def test_an_epoch_that_was_broken_off_leaves_no_scoring_in_training_mode(tmp_path: Path) -> None:
+def test_scoring_after_an_interrupted_epoch_is_in_evaluation_mode(tmp_path: Path) -> None:
     site = Site(study("fedunet"), "a", SiteSettings(), tmp_path)
     received = site.built.shared()
     scores = site.evaluate(received)["scores"]
@@ -88,30 +88,30 @@ def test_an_epoch_that_was_broken_off_leaves_no_scoring_in_training_mode(tmp_pat
     assert site.evaluate(received)["scores"] == scores
 
 
-def test_a_run_that_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    assert_goes_on_after_a_stop(study("fedunet", rounds=3), tmp_path)
+def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
+    assert_resumed_run_is_identical(study("fedunet", rounds=3), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("named", "taken"), [("vit_b", "unet"), ("tiny_vit", "unet"), ("vit_tiny", "unet_tiny"), ("unet", "unet")]
+    ("named", "used"), [("vit_b", "unet"), ("tiny_vit", "unet"), ("vit_tiny", "unet_tiny"), ("unet", "unet")]
 )
-def test_the_method_takes_its_own_backbone_and_not_sams_weights(named: str, taken: str) -> None:
+def test_the_method_uses_its_own_backbone_without_sams_weights(named: str, used: str) -> None:
     spec = ModelSpec(backbone=named, input_px=128, checkpoint="weights.pth", checkpoint_sha256="00")
     model = resolve_study(replace(study("fedunet"), model=spec), METHOD).model
-    assert (model.backbone, model.input_px) == (taken, 128)
+    assert (model.backbone, model.input_px) == (used, 128)
     assert (model.checkpoint is None) == (named != "unet")
     again = resolve_study(replace(study("fedunet"), model=model), METHOD)
     assert resolve_study(again, METHOD) == again
 
 
-def test_a_backbone_of_another_family_is_refused() -> None:
+def test_a_backbone_of_another_family_is_an_error() -> None:
     of = load_study(PHANTOM, method="fedmsa", overrides=["model.backbone=unet"])
-    says = r"^method fedmsa: it does not train backbone unet; set model.backbone to one of \['tiny_vit', 'vit_b'"
-    with pytest.raises(StudyError, match=says):
+    message = r"^method fedmsa: it does not train backbone unet; set model.backbone to one of \['tiny_vit', 'vit_b'"
+    with pytest.raises(StudyError, match=message):
         build(of, SiteSettings())
 
 
-def test_the_cards_megabytes_are_those_of_the_partition() -> None:
+def test_the_cards_megabytes_equal_the_partitions() -> None:
     with torch.device("meta"):
         model = build_model(ModelSpec(backbone="unet", input_px=256), 1, adapters=False, seed=0)
     tensors = model.state_dict()

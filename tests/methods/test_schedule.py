@@ -1,4 +1,4 @@
-"""The learning rate by round, and that a site's optimizer has it."""
+"""The learning rate by round, and in a site's optimizer."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_rates_by_hand(name: str, rates: list[float]) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_learns_in_each_of_its_rounds(method: str, name: str) -> None:
+def test_every_rounds_rate_is_positive_and_not_rising(method: str, name: str) -> None:
     spec = TrainSpec(rounds=20, lr_schedule=name)
     rates = [make_method(method, {}).learning_rate(spec, round_) for round_ in range(20)]
     assert min(rates) > 0
     assert rates == sorted(rates, reverse=True)
 
 
-def test_a_study_knows_the_schedules() -> None:
+def test_a_study_accepts_the_schedules() -> None:
     path = find_study("phantom")
     assert load_study(path).train.lr_schedule == "constant"
     for name in SCHEDULES:
@@ -45,7 +45,7 @@ def test_a_study_knows_the_schedules() -> None:
         load_study(path, overrides=["train.lr_schedule=step"])
 
 
-def test_a_sites_rounds_are_trained_at_their_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sites_optimizer_has_the_rounds_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[tuple[int, float]] = []
     fit = Site._fit
 

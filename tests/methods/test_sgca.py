@@ -1,4 +1,4 @@
-"""SGCA: the projection against cvxpy, W and the mixtures by hand, sites that are absent, the penalty, speed."""
+"""SGCA: the projection against cvxpy, W and the mixtures by hand, absent sites, the penalty, speed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from fedfms.errors import StudyError, UpdateError
 from fedfms.methods import ServerState, Tensors, Update, make_method
-from fedfms.methods.sgca import SGCA, mixing, simplex
-from fedfms.methods.similarity import KINDS, SCALES, pairwise, scaled
+from fedfms.methods.sgca import SGCA, mixing_weights, project_to_simplex
+from fedfms.methods.similarity import KINDS, SCALES, pairwise_similarities, scale_by_mean
 from fedfms.models import SegmentationModel
 
-LOOSE_S = 4.0  # of one processor; the goal is 2 s, a slow machine must not fail the test
+LOOSE_S = 4.0  # CPU time; the goal is 2 s, with slack for slow machines
 
 
 def _update(site: str, values: list[float], samples: int) -> Update:
@@ -41,7 +41,7 @@ def _close(got: Any, expected: Any, tolerance: float = 1e-12) -> None:
 
 
 def _solved(d: list[float], m: list[float], alpha: float) -> Any:
-    """A row of W as a solver of quadratic programs finds it from Eq. 7 as it is written."""
+    """A row of W from a quadratic programming solver applied to Eq. 7."""
     weights = cvxpy.Variable(len(m))
     cost = cvxpy.sum_squares(weights - m) - alpha * (weights @ d)
     problem = cvxpy.Problem(cvxpy.Minimize(cost), [weights >= 0, cvxpy.sum(weights) == 1])
@@ -49,40 +49,42 @@ def _solved(d: list[float], m: list[float], alpha: float) -> Any:
     return weights.value
 
 
-def test_w_is_what_a_solver_finds() -> None:
+def test_w_equals_a_solvers_result() -> None:
     draw = random.Random(5)
     for _ in range(200):
         count = draw.randint(2, 50)
         parts = [{"w": torch.tensor([draw.gauss(0, 1) for _ in range(6)])} for _ in range(count)]
         samples, alpha = [draw.randint(1, 500) for _ in range(count)], draw.choice([0.0, 0.01, 0.1, 1.0, 10.0])
-        d = scaled(pairwise(parts, draw.choice(KINDS)))
-        weights, row = mixing(d, samples, alpha), draw.randrange(count)
+        d = scale_by_mean(pairwise_similarities(parts, draw.choice(KINDS)))
+        weights, row = mixing_weights(d, samples, alpha), draw.randrange(count)
         expected = _solved(d[row].tolist(), [n / sum(samples) for n in samples], alpha)
         _close(weights[row], expected, 1e-6)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(-1e3, 1e3))
-def test_the_projection_is_on_the_simplex_and_knows_no_shift(values: list[float], shift: float) -> None:
+def test_the_projection_is_on_the_simplex_and_invariant_to_shifts(values: list[float], shift: float) -> None:
     row = torch.tensor([values], dtype=torch.float64)
-    point = simplex(row)
+    point = project_to_simplex(row)
     assert (point >= 0).all()
     assert abs(point.sum() - 1) < 1e-9
-    _close(simplex(row + shift), point, 1e-8)
-    _close(simplex(point), point)
+    _close(project_to_simplex(row + shift), point, 1e-8)
+    _close(project_to_simplex(point), point)
 
 
-def test_the_projection_beside_a_huge_value() -> None:
-    assert simplex(torch.tensor([[1e30, 0.0, -1e30]])).tolist() == [[1.0, 0.0, 0.0]]
+def test_the_projection_with_a_huge_value() -> None:
+    assert project_to_simplex(torch.tensor([[1e30, 0.0, -1e30]])).tolist() == [[1.0, 0.0, 0.0]]
 
 
 def test_similarities_by_hand() -> None:
     parts = [u.tensors for u in (A, B, C)]
-    assert pairwise(parts, "l2").tolist() == [[0, -5, -10], [-5, 0, -5], [-10, -5, 0]]
-    assert pairwise(parts, "l1").tolist() == [[0, -7, -14], [-7, 0, -7], [-14, -7, 0]]
-    assert pairwise(parts, "inner").tolist() == [[0, 0, 0], [0, 25, 50], [0, 50, 100]]
-    _close(pairwise(parts, "cosine"), [[0.0, 0, 0], [0, 1, 1], [0, 1, 1]])  # a has norm 0; b and c point one way
+    assert pairwise_similarities(parts, "l2").tolist() == [[0, -5, -10], [-5, 0, -5], [-10, -5, 0]]
+    assert pairwise_similarities(parts, "l1").tolist() == [[0, -7, -14], [-7, 0, -7], [-14, -7, 0]]
+    assert pairwise_similarities(parts, "inner").tolist() == [[0, 0, 0], [0, 25, 50], [0, 50, 100]]
+    _close(
+        pairwise_similarities(parts, "cosine"), [[0.0, 0, 0], [0, 1, 1], [0, 1, 1]]
+    )  # a has norm 0; b and c are parallel
     # (5 + 10 + 5) x 2 / 6 = 20 / 3
-    _close(scaled(pairwise(parts, "l2")), [[0, -0.75, -1.5], [-0.75, 0, -0.75], [-1.5, -0.75, 0]])
+    _close(scale_by_mean(pairwise_similarities(parts, "l2")), [[0, -0.75, -1.5], [-0.75, 0, -0.75], [-1.5, -0.75, 0]])
 
 
 def test_chunks_make_no_difference() -> None:
@@ -90,17 +92,23 @@ def test_chunks_make_no_difference() -> None:
     rows = torch.randn(5, 9000, generator=generator)
     parts = [{"x": row[:5000].view(50, 100), "y": row[5000:]} for row in rows]
     whole = rows.to(torch.float64)
-    _close(pairwise(parts, "l2"), -torch.cdist(whole, whole, compute_mode="donot_use_mm_for_euclid_dist"), 1e-9)
-    _close(pairwise(parts, "l1"), -torch.cdist(whole, whole, 1.0), 1e-8)
-    _close(pairwise(parts, "inner"), whole @ whole.T, 1e-8)
-    _close(pairwise(parts, "cosine"), torch.corrcoef(torch.cat([whole, -whole], dim=1)), 1e-12)  # of mean 0
+    _close(
+        pairwise_similarities(parts, "l2"),
+        -torch.cdist(whole, whole, compute_mode="donot_use_mm_for_euclid_dist"),
+        1e-9,
+    )
+    _close(pairwise_similarities(parts, "l1"), -torch.cdist(whole, whole, 1.0), 1e-8)
+    _close(pairwise_similarities(parts, "inner"), whole @ whole.T, 1e-8)
+    _close(
+        pairwise_similarities(parts, "cosine"), torch.corrcoef(torch.cat([whole, -whole], dim=1)), 1e-12
+    )  # of mean 0
 
 
-def test_sites_that_differ_in_the_last_bit_are_not_equal() -> None:
-    """From a Gram matrix, this distance would be lost in the rounding of the norms."""
+def test_a_difference_in_the_last_bit_is_measured() -> None:
+    """A Gram matrix would lose this distance to rounding."""
     one = torch.ones(1000)
     parts = [{"w": one}, {"w": torch.nextafter(one, torch.tensor(2.0))}]
-    _close(pairwise(parts, "l2")[0, 1] / -(math.sqrt(1000) * 2**-23), 1.0)
+    _close(pairwise_similarities(parts, "l2")[0, 1] / -(math.sqrt(1000) * 2**-23), 1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,7 +132,7 @@ def test_tensors_of_zeros_are_equal(kind: str) -> None:
 
 def test_three_sites_by_hand() -> None:
     after = SGCA().aggregate([C, A, B], START)
-    # m = (1, 1, 2) / 4; d as scaled above; v_i = m + d_i / 2, then what makes the kept values' sum 1 is taken off:
+    # m = (1, 1, 2) / 4; d as scaled above; v_i = m + d_i / 2, minus a constant that makes the positive values sum to 1:
     # a: ( 0.25, -0.125, -0.25) + 0.375           = (0.625, 0.25, 0.125)
     # b: (-0.125, 0.25,  0.125) + 0.25            = (0.125, 0.5, 0.375)
     # c: (-0.5,  -0.125, 0.5)   + 0.3125 of two   = (0, 0.1875, 0.8125)
@@ -146,29 +154,31 @@ def test_three_sites_by_hand() -> None:
     assert json.loads(json.dumps(after.notes, allow_nan=False)) == after.notes
 
 
-def test_an_absent_site_keeps_its_row_and_a_newcomer_gets_the_mean() -> None:
+def test_an_absent_site_keeps_its_row_and_a_new_one_gets_the_mean() -> None:
     method = SGCA()
     first = method.aggregate([A, B, C], START)
     second = method.aggregate([A, B], first)
-    # m = (0.5, 0.5), d = -1: a: (0.5, 0) + 0.25. Of c's row (0, 0.1875, 0.8125) only b's part is there: all of b.
+    # m = (0.5, 0.5), d = -1: a: (0.5, 0) + 0.25. Of c's row (0, 0.1875, 0.8125) only b remains: all of b.
     rows = second.notes["W"]["rows"]
     assert (second.notes["W"]["sites"], rows) == (
         ["a", "b"], {"a": {"a": 0.75, "b": 0.25}, "b": {"a": 0.25, "b": 0.75}, "c": {"b": 1.0}},
     )  # fmt: skip
     assert _flat(second.per_site["c"]) == [3.0, 4.0]
     third = method.aggregate([A], second)
-    # c's row has no part on a: it gets the mean, as a site that was never there; its row is kept as it was solved.
+    # c's row has no weight on a: it gets the mean, like an unknown site; its solved row is stored unchanged.
     assert third.notes["W"]["rows"] == {"a": {"a": 1.0}, "b": {"a": 1.0}}
     sent = method.dispatch(third, ["b", "c", "new"])
     assert [_flat(sent[site]) for site in ("b", "c", "new")] == [[0.0, 0.0]] * 3
     assert sent["c"] is sent["new"] is third.shared
     assert third.state["W"]["c"] == first.state["W"]["c"] == first.notes["W"]["rows"]["c"]
-    fourth = method.aggregate([B, C], third)  # a, absent, has only itself: the mean, not the row of round 0
+    fourth = method.aggregate(
+        [B, C], third
+    )  # the absent a has weight on itself only: it gets the mean, not the row of round 0
     assert set(fourth.per_site) == {"b", "c"}
 
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.integers(1, 99)), min_size=1, max_size=6), st.randoms())
-def test_order_of_arrival_does_not_change_a_bit(rows: list[tuple[float, int]], shuffled: random.Random) -> None:
+def test_the_order_of_arrival_does_not_matter(rows: list[tuple[float, int]], shuffled: random.Random) -> None:
     updates = [_update(f"site-{i}", [value, 1.0], samples) for i, (value, samples) in enumerate(rows)]
     other = list(updates)
     shuffled.shuffle(other)
@@ -225,10 +235,10 @@ def test_no_penalty_without_beta() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": -1.0}, "method sgca: alpha is -1.0; a finite number, 0 or more"),
-        ({"beta": math.nan}, "method sgca: beta is nan; a finite number, 0 or more"),
-        ({"similarity": "dot"}, "method sgca: similarity is 'dot'; one of ['l2', 'l1', 'cosine', 'inner']"),
-        ({"scale": "max"}, "method sgca: scale is 'max'; one of ['mean', 'none']"),
+        ({"alpha": -1.0}, "method sgca: alpha is -1.0; it must be 0 or more"),
+        ({"beta": math.nan}, "method sgca: beta is nan; it must be a finite number"),
+        ({"similarity": "dot"}, "method sgca: similarity is 'dot'; one of 'l2', 'l1', 'cosine', 'inner'"),
+        ({"scale": "max"}, "method sgca: scale is 'max'; one of 'mean', 'none'"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -242,6 +252,6 @@ def test_a_hundred_sites_take_seconds(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     parts = [{"w": torch.randn(600, 500, generator=generator)} for _ in range(100)]
     started = time.process_time()
-    weights = mixing(scaled(pairwise(parts, kind)), [10] * 100, alpha=1.0)
+    weights = mixing_weights(scale_by_mean(pairwise_similarities(parts, kind)), [10] * 100, alpha=1.0)
     assert time.process_time() - started < LOOSE_S
     _close(weights.sum(dim=1), torch.ones(100))

@@ -1,4 +1,4 @@
-"""What the tests of metrics and of scores work on, and a small study with a batch for its model."""
+"""Inputs for the tests of metrics, and a small study with a batch for its model."""
 
 from __future__ import annotations
 

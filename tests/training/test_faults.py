@@ -1,4 +1,4 @@
-"""A site in trouble: a kill in the middle of a write, a file cut short, a full disk. What is lost, and what is not."""
+"""Faults at a site: killed during a write, a truncated file, a full disk; what is lost and what is not."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ class _Killed(BaseException):
 
 
 def _killed_at(number: int, renamed: bool, patch: pytest.MonkeyPatch) -> None:
-    """Be killed at the write of this number: when all is written and not renamed, or just after; half a file is left
-    beside, as of a kill while it was written.
-    """
+    """Simulate SIGKILL at the write of this number, before or after the rename, and leave half a temporary file."""
     real, writes = os.replace, itertools.count()
 
     def replace(source: Any, target: Any) -> None:
@@ -49,7 +47,7 @@ def _killed_at(number: int, renamed: bool, patch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_kill_at_any_write_of_a_round_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each site's state and the server's, before and after the rename: what was killed goes on to the same bits."""
+    """At each site's and the server's state, before and after the rename, a resumed run gives the same bits."""
     of, first = study("fedmsa", "model.input_px=32", "data.phantom_px=32"), tmp_path / "first"
     run(of, first, stop_after=1)
     shutil.copytree(first, tmp_path / "whole")
@@ -71,8 +69,8 @@ def test_a_kill_at_any_write_of_a_round_loses_nothing(tmp_path: Path, monkeypatc
             assert (one.round, same(one.trained, other.trained)) == (other.round, True)
 
 
-def test_a_state_that_is_cut_anywhere_is_never_read_in_part(tmp_path: Path) -> None:
-    """Neither the site's nor the server's; the file of the round before is as it was."""
+def test_a_truncated_state_is_an_error(tmp_path: Path) -> None:
+    """The site's and the server's; the file of the round before is intact."""
     states, server = StateStore(tmp_path / "state"), ServerStateStore(tmp_path / "server.pt")
     for round_ in range(2):
         states.save(SiteState(round_, {"w": torch.full((3,), float(round_))}, {"state": {}}))
@@ -88,7 +86,7 @@ def test_a_state_that_is_cut_anywhere_is_never_read_in_part(tmp_path: Path) -> N
     assert before.trained["w"].tolist() == [0, 0, 0]
 
 
-def test_what_a_kill_has_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
+def test_the_next_write_removes_temporary_files_of_a_killed_process(tmp_path: Path) -> None:
     store = StateStore(tmp_path)
     (tmp_path / ".round_00000.pt.abc.tmp").write_bytes(b"half")
     assert store.load() is None
@@ -103,7 +101,7 @@ def tiny_vit() -> Study:
     return Study.from_dict({"name": "t", "data": {"phantom_images": 4}, "model": model, "train": train})
 
 
-def test_a_kept_feature_that_is_cut_anywhere_is_worked_out_anew(tiny_vit: Study, tmp_path: Path) -> None:
+def test_a_truncated_cached_feature_is_recomputed(tiny_vit: Study, tmp_path: Path) -> None:
     cache = PrefixCache(build(tiny_vit, SiteSettings()), tmp_path)
     image, key = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), "a" * 64
     whole = cache.features(image, [key])
@@ -115,7 +113,7 @@ def test_a_kept_feature_that_is_cut_anywhere_is_worked_out_anew(tiny_vit: Study,
         assert path.read_bytes() == content
 
 
-def test_a_full_disk_under_the_cache_costs_time_alone(
+def test_a_full_disk_under_the_prefix_cache_costs_only_time(
     tiny_vit: Study, disk: SmallDisk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     updates = []
@@ -124,24 +122,24 @@ def test_a_full_disk_under_the_cache_costs_time_alone(
         received = site.built.shared()
         if full:
             disk.fill()
-            # The limit on files that stands in for a full disk would hold for the site's state, too.
+            # The file size limit that simulates a full disk would apply to the site's state, too.
             site._store.save = lambda state: None  # type: ignore[method-assign]
         with caplog.at_level(logging.WARNING):
             updates.append(site.train_round(0, received).update.tensors)
         disk.free()
-    told = [record.getMessage() for record in caplog.records if "cache" in record.getMessage()]
-    assert len(told) == 1
-    assert str(disk.folder) not in told[0]
+    messages = [record.getMessage() for record in caplog.records if "cache" in record.getMessage()]
+    assert len(messages) == 1
+    assert str(disk.folder) not in messages[0]
     assert same(*updates)
 
 
-def test_a_full_disk_under_a_sites_state_is_told_and_loses_nothing(disk: SmallDisk, tmp_path: Path) -> None:
+def test_a_full_disk_under_a_sites_state_is_reported_and_loses_nothing(disk: SmallDisk, tmp_path: Path) -> None:
     of = study("fedmsa")
     site, other = (Site(of, "a", SiteSettings(), place / "run") for place in (disk.folder, tmp_path))
     received = site.built.shared()
     second = [each.train_round(0, received).update.tensors for each in (site, other)][0]
     disk.fill()
-    what = f"^site a, round 1: the state after round 1 cannot be written {NO_ROOM}; make room in the folder of its runs"
+    what = f"^site a, round 1: the state after round 1 cannot be written {NO_ROOM}; make room in the run folder"
     with pytest.raises(TrainingError, match=what) as caught:
         site.train_round(1, second)
     assert str(disk.folder) not in caught.value.line()
@@ -151,16 +149,16 @@ def test_a_full_disk_under_a_sites_state_is_told_and_loses_nothing(disk: SmallDi
     assert same(again, other.train_round(1, second).update.tensors)
 
 
-def test_a_full_disk_under_what_a_site_keeps_for_itself_is_told(disk: SmallDisk) -> None:
+def test_a_full_disk_under_a_sites_outputs_is_reported(disk: SmallDisk) -> None:
     site = Site(study("fedmsa"), "a", SiteSettings(), disk.folder / "run")
     shared = site.built.shared()
     site.evaluate(shared, overlays="best")
     disk.fill()
-    with pytest.raises(TrainingError, match=f"^site a: what the site keeps of the run cannot be written {NO_ROOM}"):
+    with pytest.raises(TrainingError, match=f"^site a: the site's files of the run cannot be written {NO_ROOM}"):
         site.evaluate(shared, overlays="final")
 
 
-def test_a_full_disk_under_the_servers_state_is_told_and_loses_nothing(disk: SmallDisk) -> None:
+def test_a_full_disk_under_the_servers_state_is_reported_and_loses_nothing(disk: SmallDisk) -> None:
     store = ServerStateStore(disk.folder / "server.pt")
     store.save(ServerState({"w": torch.zeros(10_000)}, 1))
     disk.fill()
@@ -174,12 +172,12 @@ def test_a_full_disk_under_the_servers_state_is_told_and_loses_nothing(disk: Sma
     assert [path.name for path in disk.folder.iterdir()] == ["server.pt"]
 
 
-def test_a_full_disk_under_the_spool_is_told_and_leaves_nothing(disk: SmallDisk) -> None:
+def test_a_full_disk_under_memory_mapped_updates_is_reported_and_leaves_no_file(disk: SmallDisk) -> None:
     tensors = [("w", torch.ones(10_000).numpy())]
-    kept = memory_mapped(tensors, disk.folder / "spool")
+    stored = memory_mapped(tensors, disk.folder / "spool")
     disk.fill()
-    with pytest.raises(UpdateError, match=f"the server cannot keep it {NO_ROOM}; make room"):
+    with pytest.raises(UpdateError, match=f"the server cannot store it {NO_ROOM}; make room"):
         memory_mapped(tensors, disk.folder / "spool")
     disk.free()
     assert list((disk.folder / "spool").iterdir()) == []
-    assert float(kept["w"].sum()) == 10_000
+    assert float(stored["w"].sum()) == 10_000

@@ -1,4 +1,4 @@
-"""The metrics: against MONAI, loops over pixels and numbers worked out by hand."""
+"""The metrics against MONAI, loops over pixels, and numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .make import EMPTY, FULL, NO, YES, one_pixel, random_batch
 
 
 @pytest.mark.parametrize("structures", [1, 3])
-def test_standard_is_monai_on_images_with_a_truth(structures: int) -> None:
+def test_standard_equals_monai_on_images_with_a_truth(structures: int) -> None:
     logits, masks = random_batch(3, 12, structures)
     dice_metric, iou_metric = DiceMetric(reduction="none"), MeanIoU(reduction="none")
     predicted = (torch.sigmoid(logits) > 0.5).float()
@@ -29,26 +29,26 @@ def test_standard_is_monai_on_images_with_a_truth(structures: int) -> None:
 
 
 @pytest.mark.parametrize("structures", [1, 3])
-def test_standard_is_monai_but_for_empty_images(structures: int) -> None:
-    """MONAI leaves out every image with an empty truth (`ignore_empty`), or counts it: a false alarm as 0, as here, and
-    what is empty in both as 1, where here that alone is left out.
+def test_standard_differs_from_monai_on_empty_images_only(structures: int) -> None:
+    """MONAI excludes every image with an empty truth (`ignore_empty`) or counts it: a false positive as 0, as here, and
+    an image that is empty in both as 1. Here only the latter is excluded.
     """
     logits, masks = random_batch(3, 12, structures)
     keep_empty = {"reduction": "none", "ignore_empty": False}
     predicted = (torch.sigmoid(logits) > 0.5).float()
     theirs = [metric(**keep_empty)(predicted, masks) for metric in (DiceMetric, MeanIoU)]
-    left_out = ~predicted.flatten(2).any(-1) & ~masks.flatten(2).any(-1)
-    alarm = predicted.flatten(2).any(-1) & ~masks.flatten(2).any(-1)
-    assert left_out.any() and alarm.any()
+    excluded = ~predicted.flatten(2).any(-1) & ~masks.flatten(2).any(-1)
+    false_positive = predicted.flatten(2).any(-1) & ~masks.flatten(2).any(-1)
+    assert excluded.any() and false_positive.any()
     for ours, monai in zip(standard(logits, masks), theirs, strict=True):
-        assert torch.equal(ours.isnan(), left_out)
-        assert torch.equal(ours[~left_out], monai[~left_out])
-        assert not ours[alarm].any()
+        assert torch.equal(ours.isnan(), excluded)
+        assert torch.equal(ours[~excluded], monai[~excluded])
+        assert not ours[false_positive].any()
     scores = Scores([f"s{index}" for index in range(structures)])
     scores.add(logits, masks)
     for index, row in enumerate(scores.result()["standard"].values()):
         for metric, monai in zip(("dice", "iou"), theirs, strict=True):
-            known = monai[:, index][~left_out[:, index]].double().tolist()
+            known = monai[:, index][~excluded[:, index]].double().tolist()
             assert row[metric] == pytest.approx(statistics.fmean(known), rel=1e-12)
             assert row[f"{metric}_sd"] == pytest.approx(statistics.stdev(known), rel=1e-9)
 
@@ -56,13 +56,13 @@ def test_standard_is_monai_but_for_empty_images(structures: int) -> None:
 @pytest.mark.parametrize(
     ("logits", "truth", "dice", "iou"),
     [
-        pytest.param(NO * FULL, EMPTY, math.nan, math.nan, id="both empty: left out"),
-        pytest.param(YES * FULL, EMPTY, 0, 0, id="a false alarm counts as 0"),
-        pytest.param(one_pixel(YES, NO), EMPTY, 0, 0, id="a false alarm of one pixel too"),
+        pytest.param(NO * FULL, EMPTY, math.nan, math.nan, id="both empty: excluded"),
+        pytest.param(YES * FULL, EMPTY, 0, 0, id="a false positive counts as 0"),
+        pytest.param(one_pixel(YES, NO), EMPTY, 0, 0, id="a false positive of one pixel too"),
         pytest.param(NO * FULL, FULL, 0, 0, id="nothing found"),
-        pytest.param(YES * FULL, FULL, 1, 1, id="all of all"),
+        pytest.param(YES * FULL, FULL, 1, 1, id="all found"),
         pytest.param(one_pixel(YES, NO), one_pixel(1, 0), 1, 1, id="one pixel"),
-        pytest.param(YES * FULL, one_pixel(1, 0), 2 / 9, 1 / 8, id="one of 8 found, 8 said"),
+        pytest.param(YES * FULL, one_pixel(1, 0), 2 / 9, 1 / 8, id="one true pixel, 8 predicted"),
         pytest.param(0 * FULL, FULL, 0, 0, id="sigmoid of 0 is not above 0.5"),
     ],
 )
@@ -74,17 +74,17 @@ def test_standard_by_hand(logits: torch.Tensor, truth: torch.Tensor, dice: float
 @pytest.mark.parametrize(
     ("logits", "truth", "dice", "iou"),
     [
-        pytest.param(NO * FULL, EMPTY, 1, 1, id="both empty: only the smoothing is left, 1e-4 / 1e-4"),
-        pytest.param(YES * FULL, EMPTY, 1e-4 / (8 + 1e-4), 1e-6 / (8 + 1e-6), id="false alarm"),
+        pytest.param(NO * FULL, EMPTY, 1, 1, id="both empty: smoothing only, 1e-4 / 1e-4"),
+        pytest.param(YES * FULL, EMPTY, 1e-4 / (8 + 1e-4), 1e-6 / (8 + 1e-6), id="false positive"),
         pytest.param(NO * FULL, FULL, 1e-4 / (8 + 1e-4), 1e-6 / (8 + 1e-6), id="nothing found"),
-        pytest.param(YES * FULL, FULL, 1, 1, id="all of all: (16 + s) / (16 + s)"),
+        pytest.param(YES * FULL, FULL, 1, 1, id="all found: (16 + s) / (16 + s)"),
         pytest.param(one_pixel(YES, NO), one_pixel(1, 0), 1, 1, id="one pixel"),
         pytest.param(YES * FULL, one_pixel(1, 0), (2 + 1e-4) / (9 + 1e-4), (1 + 1e-6) / (8 + 1e-6), id="one of 8"),
-        # 0.2 is above 0.1 only: at one threshold of five it is found, at four it is not.
+        # 0.2 is above one threshold of five, 0.1.
         pytest.param(
             0.2 * FULL, FULL, (1 + 4 * 1e-4 / (8 + 1e-4)) / 5, (1 + 4 * 1e-6 / (8 + 1e-6)) / 5, id="a logit of 0.2"
         ),
-        # 0.6 is above 0.1, 0.3 and 0.5. The sigmoid of it, 0.65, would be too; that of 0.2, 0.55, would be as well.
+        # 0.6 is above 0.1, 0.3 and 0.5. So are the sigmoids of 0.6 (0.65) and of 0.2 (0.55).
         pytest.param(
             0.6 * FULL, FULL, (3 + 2 * 1e-4 / (8 + 1e-4)) / 5, (3 + 2 * 1e-6 / (8 + 1e-6)) / 5, id="a logit of 0.6"
         ),
@@ -96,9 +96,9 @@ def test_fedfms_by_hand(logits: torch.Tensor, truth: torch.Tensor, dice: float, 
 
 
 def _fedfms_by_loop(logits: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """The definition, pixel by pixel, of one image (h, w): an average over thresholds of smoothed ratios."""
+    """The definition, pixel by pixel, for one image (h, w): smoothed ratios averaged over thresholds."""
     dice, iou = [], []
-    for threshold in np.float32([0.1, 0.3, 0.5, 0.7, 0.9]).tolist():  # as a float32 logit is compared with them
+    for threshold in np.float32([0.1, 0.3, 0.5, 0.7, 0.9]).tolist():  # as torch compares float32 logits with them
         inter = total = union = 0
         for logit, true in zip(logits.ravel().tolist(), truth.ravel().tolist(), strict=True):
             inter += logit > threshold and true
@@ -121,7 +121,7 @@ def _edges() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("logits", "masks"), [_edges(), random_batch(5, 20, 3), random_batch(6, 5, 1, px=16)], ids=["edges", "three", "one"]
 )
-def test_fedfms_is_its_definition(logits: torch.Tensor, masks: torch.Tensor) -> None:
+def test_fedfms_equals_its_definition(logits: torch.Tensor, masks: torch.Tensor) -> None:
     dice, iou = fedfms(logits, masks)
     for index in np.ndindex(*logits.shape[:2]):
         expected = _fedfms_by_loop(logits[index].numpy(), masks[index].bool().numpy())

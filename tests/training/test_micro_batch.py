@@ -1,4 +1,4 @@
-"""Too little memory: fewer slices at a time, to the same numbers; where that fails, a fault to act on."""
+"""Out of memory: smaller micro-batches give the same numbers; if they do not help, an error says what to do."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ FAULTS = {
 
 
 def hold(model: SegmentationModel, most: int, fault: Callable[[], Exception] = FAULTS["card"]) -> list[int]:
-    """Let memory run out with more than `most` images at a time; in training with dropout, whose numbers are drawn by
-    then. Returns, as they come, the numbers of images that are asked for.
+    """Make the model run out of memory with more than `most` images, after dropout has drawn its random numbers.
+
+    Returns a list that grows by the number of images of each forward pass.
     """
     real, asked = model.from_prefix, []
 
@@ -53,7 +54,7 @@ def _site(folder: Path, of: Study, micro_batch: int = 0) -> Site:
 
 
 def _two_rounds(folder: Path, of: Study, most: int, micro_batch: int = 0) -> tuple[list[Tensors], list[int]]:
-    """The updates of two rounds, by a site that is made anew for each, and the images asked for in the second."""
+    """The updates of two rounds, each by a new `Site`, and the sizes of the second one's forward passes."""
     torch.manual_seed(0)
     received, updates = build(of, SiteSettings()).shared(), []
     for round_ in range(2):
@@ -66,21 +67,21 @@ def _two_rounds(folder: Path, of: Study, most: int, micro_batch: int = 0) -> tup
 def test_out_of_memory_in_training_gives_the_numbers_of_a_smaller_micro_batch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """To the last bit, dropout's numbers with them; and so in the next round, in which nothing fails again."""
+    """To the bit, including dropout; the next round begins with the smaller size."""
     of = study("fedmsa", "data.phantom_images=10", "train.batch_size=8")
     with caplog.at_level(logging.WARNING):
         short, asked = _two_rounds(tmp_path / "short", of, most=2)
-    told = [record.getMessage() for record in caplog.records if "memory" in record.getMessage()]
-    assert told == [f"memory ran out with {n} slices at a time: {n // 2} from here on" for n in (8, 4)]
+    messages = [record.getMessage() for record in caplog.records if "memory" in record.getMessage()]
+    assert messages == [f"out of memory with micro-batches of {n} slices; continuing with {n // 2}" for n in (8, 4)]
     assert max(asked) == 2
-    set_so, _ = _two_rounds(tmp_path / "set", of, most=2, micro_batch=2)
-    assert all(same(one, other) for one, other in zip(short, set_so, strict=True))
+    configured, _ = _two_rounds(tmp_path / "set", of, most=2, micro_batch=2)
+    assert all(same(one, other) for one, other in zip(short, configured, strict=True))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("method", ["fedmsa", "fedprox"])
-def test_nothing_of_a_step_that_ran_out_of_memory_remains(method: str, fault: str) -> None:
-    """It runs out in the backward pass, with most gradients made; the step's own are those of the batch as a whole."""
+def test_nothing_of_a_failed_step_remains(method: str, fault: str) -> None:
+    """Memory runs out late in the backward pass; the gradients are still those of the whole batch."""
     steps = []
     for most in (9, 2):
         of = study_of(method)
@@ -114,43 +115,45 @@ def test_out_of_memory_in_scoring_gives_the_same_scores() -> None:
     assert found[0]["dice"] == pytest.approx(found[1]["dice"], abs=1e-6)
 
 
-def test_out_of_memory_with_one_slice_is_told(tmp_path: Path) -> None:
+def test_out_of_memory_with_one_slice_is_an_error(tmp_path: Path) -> None:
     of = study("fedmsa")
     site = _site(tmp_path, of)
     hold(site.built.model, 0)
     for attempt in (lambda: site.train_round(0, site.built.shared()), lambda: site.evaluate(site.built.shared())):
-        with pytest.raises(TrainingError, match="^site a.*: memory ran out with one slice at a time; write") as caught:
+        with pytest.raises(
+            TrainingError, match="^site a.*: out of memory with a micro-batch of one slice; set"
+        ) as caught:
             attempt()
         assert "CUDA" not in caught.value.line()
     assert StateStore(tmp_path / "state").load() is None
 
 
-def test_out_of_memory_of_a_model_that_takes_its_batch_whole_is_told() -> None:
+def test_out_of_memory_of_a_model_that_cannot_be_split_is_an_error() -> None:
     of = study_of("fedunet", "unet_tiny")
     built = build(of, SiteSettings())
     hold(built.model, 2)
     trainer = Trainer(built, of.train, of.structure_names)
-    with pytest.raises(TrainingError, match="takes its batch of 5 slices as a whole; lower train"):
+    with pytest.raises(TrainingError, match="a batch of 5 slices, which this model cannot split; lower train"):
         trainer.epoch([batch_of(built.model)], trainer.optimizer(0), {}, cached=False)
     assert trainer.predict(batch_of(built.model)).shape[0] == 5
 
 
-def test_out_of_memory_outside_of_a_batch_is_told_and_the_next_round_is_as_if_nothing_had_been(
+def test_after_running_out_of_memory_outside_a_batch_the_round_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The optimizer's own step cannot be taken back: the round is, which begins anew from what is on disk."""
+    """An optimizer step cannot be undone; the round is repeated from disk."""
     of = study("fedmsa")
-    kept, fresh = _site(tmp_path / "kept", of), _site(tmp_path / "fresh", of)
-    received = kept.built.shared()
+    site, fresh = _site(tmp_path / "site", of), _site(tmp_path / "fresh", of)
+    received = site.built.shared()
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", lambda *_: torch.empty(2**60))
-        with pytest.raises(TrainingError, match="^site a, round 0: memory ran out; write a smaller `micro_batch`"):
-            kept.train_round(0, received)
-    again = kept.train_round(0, received).update.tensors
+        with pytest.raises(TrainingError, match="^site a, round 0: out of memory; set a smaller `micro_batch`"):
+            site.train_round(0, received)
+    again = site.train_round(0, received).update.tensors
     assert same(again, fresh.train_round(0, received).update.tensors)
 
 
-def test_other_faults_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_are_not_mistaken_for_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert out_of_memory(caught.value)

@@ -1,4 +1,4 @@
-"""A step in parts of its batch and in lower precision: the same numbers, or near ones; what cannot be is told."""
+"""Micro-batches and lower precision: equal or close numbers; unsupported precision is an error."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedfms.errors import StudyError, TrainingError
-from fedfms.inference.predictor import probabilities
-from fedfms.methods.optimizers import Scaled
+from fedfms.inference.predict import probabilities
+from fedfms.methods.optimizers import ScaledOptimizer
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def gradients_of_a_step(study: Study, settings: SiteSettings, slices: int = 5) -> tuple[BuiltModel, float]:
-    """The model with the gradients of its last step, after two, and the loss of that step."""
+    """The model after two steps, with the gradients of the second, and its loss."""
     built = build(study, settings)
     trainer = Trainer(built, study.train, study.structure_names)
     optimizer, received = trainer.optimizer(0), built.shared()
@@ -30,7 +30,7 @@ def gradients_of_a_step(study: Study, settings: SiteSettings, slices: int = 5) -
 
 def assert_same_gradients(one: BuiltModel, other: BuiltModel, most: float) -> None:
     for name, parameter in one.parameters().items():
-        if name.endswith("k_proj.bias"):  # softmax cancels it: its gradient is rounding alone
+        if name.endswith("k_proj.bias"):  # softmax cancels it; its gradient is rounding error
             continue
         theirs = other.parameters()[name].grad
         assert parameter.grad is not None
@@ -42,7 +42,7 @@ def assert_same_gradients(one: BuiltModel, other: BuiltModel, most: float) -> No
     ("method", "loss"), [("fedmsa", "bce"), ("fedmsa", "dice_bce"), ("fedprox", "bce"), ("feddbe", "bce")]
 )
 @pytest.mark.parametrize("micro_batch", [1, 2, 9])
-def test_parts_of_a_batch_give_its_gradients(method: str, loss: str, micro_batch: int) -> None:
+def test_micro_batches_give_the_gradients_of_the_batch(method: str, loss: str, micro_batch: int) -> None:
     study = study_of(method, loss=loss)
     whole, value = gradients_of_a_step(study, SiteSettings())
     parts, summed = gradients_of_a_step(study, SiteSettings(micro_batch=micro_batch))
@@ -50,7 +50,7 @@ def test_parts_of_a_batch_give_its_gradients(method: str, loss: str, micro_batch
     assert_same_gradients(parts, whole, 1e-4)
 
 
-def test_a_model_that_needs_its_batch_whole_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_depends_on_the_whole_batch_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of("fedunet", "unet_tiny")
     seen = []
     built = build(study, SiteSettings(micro_batch=2))
@@ -64,7 +64,7 @@ def test_a_model_that_needs_its_batch_whole_gets_it(monkeypatch: pytest.MonkeyPa
     assert seen == [5, 2, 2, 1]
 
 
-def test_scores_and_gradients_in_parts() -> None:
+def test_scores_and_gradients_by_micro_batches() -> None:
     study = study_of()
     found = []
     for micro_batch in (0, 2):
@@ -79,8 +79,8 @@ def test_scores_and_gradients_in_parts() -> None:
         torch.testing.assert_close(grad, found[1][2][name], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("size", [1e-5, 1e3])  # of which float16 would lose the gradients, and which it overflows with
-def test_gradients_in_float16_are_of_a_scaled_loss(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [1e-5, 1e3])  # unscaled float16 gradients would underflow, or overflow
+def test_float16_gradients_use_loss_scaling(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedfms.training.precision.available", lambda *_: True)
     found = []
     for precision in ("float32", "float16"):
@@ -95,7 +95,7 @@ def test_gradients_in_float16_are_of_a_scaled_loss(size: float, monkeypatch: pyt
         assert float((found[1][1][name] - grad).norm()) < 0.1 * float(grad.norm()), name
 
 
-def test_bfloat16_trains_near_float32_and_keeps_what_trains_in_float32() -> None:
+def test_bfloat16_is_near_float32_and_trained_tensors_stay_float32() -> None:
     exact, value = gradients_of_a_step(study_of(), SiteSettings())
     near, rounded = gradients_of_a_step(study_of(precision="bfloat16"), SiteSettings())
     assert rounded != value
@@ -106,7 +106,7 @@ def test_bfloat16_trains_near_float32_and_keeps_what_trains_in_float32() -> None
     assert exact.trained().keys() == near.trained().keys()
 
 
-def test_frozen_weights_kept_rounded_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storing_frozen_weights_in_bfloat16_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(precision="bfloat16")
     rounded, value = gradients_of_a_step(study, SiteSettings())
     monkeypatch.setattr("fedfms.training.precision.Forward.store_frozen", lambda *_: None)
@@ -115,16 +115,16 @@ def test_frozen_weights_kept_rounded_change_no_number(monkeypatch: pytest.Monkey
     assert_same_gradients(rounded, cast, 0)
 
 
-def test_float16_on_a_processor_is_refused_in_one_line() -> None:
+def test_float16_on_a_cpu_is_an_error() -> None:
     study = study_of(precision="float16")
-    with pytest.raises(TrainingError, match="train.precision is float16, which device cpu cannot compute in; train on"):
+    with pytest.raises(TrainingError, match="train.precision is float16, which device cpu does not support; train on"):
         Trainer(build(study, SiteSettings()), study.train, study.structure_names)
     assert [available(precision, CPU) for precision in ("float32", "bfloat16", "float16")] == [True, True, False]
     with pytest.raises(StudyError, match="train.precision is 'half'"):
         study_of(precision="half")
 
 
-def test_prediction_falls_back_to_float32_where_the_device_lacks_the_precision() -> None:
+def test_prediction_falls_back_to_float32() -> None:
     model = build(study_of(), SiteSettings()).model
     slices = [torch.randint(0, 256, (40, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()]
     exact, half, near = (next(probabilities(model, slices, 1, p)) for p in ("float32", "float16", "bfloat16"))
@@ -132,15 +132,17 @@ def test_prediction_falls_back_to_float32_where_the_device_lacks_the_precision()
     assert 0 < abs(exact - near).max() < 2e-2
 
 
-def test_a_scaled_optimizer_steps_as_its_own_and_resumes_with_its_scale() -> None:
-    def pair() -> tuple[torch.nn.Parameter, Scaled]:
+def test_a_scaled_optimizer_steps_like_its_inner_one_and_resumes_its_scale() -> None:
+    def pair() -> tuple[torch.nn.Parameter, ScaledOptimizer]:
         weight = torch.nn.Parameter(torch.ones(3))
-        return weight, Scaled(torch.optim.Adam([weight], lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0))
+        return weight, ScaledOptimizer(
+            torch.optim.Adam([weight], lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0)
+        )
 
     weight, scaled = pair()
     plain = torch.nn.Parameter(torch.ones(3))
     adam = torch.optim.Adam([plain], lr=0.1)
-    for factor in (1.0, float("inf"), 2.0):  # the second step is left out
+    for factor in (1.0, float("inf"), 2.0):  # the second step is skipped
         scaled.zero_grad()
         scaled.scale(factor * weight.square().sum()).backward()
         scaled.step()

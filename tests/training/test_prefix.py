@@ -1,4 +1,4 @@
-"""Kept outputs of a frozen prefix: the whole network's numbers, for this network only, as private as the images."""
+"""The cached prefix: equal to the whole network, for this network only, as private as the images."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def _built(method: str = "fedmsa", seed: int = 0, attention: str = "auto", **mod
     return build(study, SiteSettings(attention=attention))
 
 
-def test_the_cached_path_is_the_whole_network(tmp_path: Path) -> None:
+def test_the_cached_path_equals_the_whole_network(tmp_path: Path) -> None:
     model = _built()
     cache = PrefixCache(model, tmp_path)
     with torch.no_grad():
         whole = model.model(IMAGES)
         for _ in range(2):  # computed, then read
-            kept = model.model.from_prefix(cache.features(IMAGES, KEYS))
-            torch.testing.assert_close(kept, whole, rtol=1e-5, atol=1e-5)
+            cached = model.model.from_prefix(cache.features(IMAGES, KEYS))
+            torch.testing.assert_close(cached, whole, rtol=1e-5, atol=1e-5)
             one_by_one = torch.cat([model.model.prefix(image[None]) for image in IMAGES])
-            assert torch.equal(kept, model.model.from_prefix(one_by_one))
+            assert torch.equal(cached, model.model.from_prefix(one_by_one))
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.stem for path in files} == set(KEYS)
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
@@ -44,7 +44,7 @@ def test_the_cached_path_is_the_whole_network(tmp_path: Path) -> None:
     [{"normalise": "sam"}, {"stem": "mobile_sam"}, {"seed": 1}, {"input_px": 64}, {"attention": "plain"}],
     ids=["normalise", "stem", "weights", "size", "path"],
 )
-def test_another_network_never_reads_the_features_of_this_one(other: dict[str, object], tmp_path: Path) -> None:
+def test_another_network_does_not_read_these_features(other: dict[str, object], tmp_path: Path) -> None:
     PrefixCache(_built(), tmp_path).features(IMAGES, KEYS)
     model = _built(**other)
     images = torch.nn.functional.interpolate(IMAGES, model.model.input_px)
@@ -53,23 +53,23 @@ def test_another_network_never_reads_the_features_of_this_one(other: dict[str, o
     assert torch.equal(PrefixCache(model, tmp_path).features(images, KEYS), expected)
 
 
-def test_a_prefix_that_is_trained_or_cheap_is_not_kept() -> None:
+def test_a_trained_or_cheap_prefix_is_not_cached() -> None:
     assert PrefixCache.applies(_built())
     assert not PrefixCache.applies(_built("fedsam"))
     assert not PrefixCache.applies(_built(backbone="vit_tiny"))
 
 
-def test_a_site_trains_to_the_same_numbers_with_and_without(tmp_path: Path) -> None:
+def test_training_gives_the_same_numbers_with_and_without_the_cache(tmp_path: Path) -> None:
     updates = []
-    for kept in (True, False):
+    for cached in (True, False):
         study = Study.from_dict({
             "name": "t",
-            "data": {"phantom_images": 6, "cache": kept},
+            "data": {"phantom_images": 6, "cache": cached},
             "model": {"backbone": "tiny_vit", "input_px": 32},
             "train": {"batch_size": 2, "rounds": 1},
         })  # fmt: skip
-        site = Site(study, "a", SiteSettings(), tmp_path / str(kept))
+        site = Site(study, "a", SiteSettings(), tmp_path / str(cached))
         updates.append(site.train_round(0, site.built.shared()).update.tensors)
-        assert (tmp_path / str(kept) / "cache").exists() == kept
+        assert (tmp_path / str(cached) / "cache").exists() == cached
     for name, tensor in updates[0].items():
         torch.testing.assert_close(tensor, updates[1][name], rtol=1e-4, atol=1e-5)

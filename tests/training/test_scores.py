@@ -1,4 +1,4 @@
-"""Scores of many images: means and spread by hand, by volume, and in parts against the whole."""
+"""Scores of many images: means and deviations by hand, volumes, and merged parts against the whole."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_boolean_and_float_masks_are_the_same() -> None:
 
 
 def test_result_by_hand() -> None:
-    """Three images of two structures: found, false alarm, both empty; the second structure is never there."""
+    """Three images of two structures: found, false positive, both empty; the second structure is always absent."""
     first = torch.cat([YES * FULL, YES * FULL, NO * FULL])
     truth = torch.cat([FULL, EMPTY, EMPTY])
     scores = Scores(["disc", "cup"])
@@ -50,12 +50,12 @@ def test_result_by_hand() -> None:
     assert disc["dice"] == pytest.approx((1 + 1e-4 / (8 + 1e-4) + 1) / 3, rel=1e-12)
     assert disc["iou"] == pytest.approx((1 + 1e-6 / (8 + 1e-6) + 1) / 3, rel=1e-12)
     assert result["fedfms"]["cup"] == {"dice": 1.0, "iou": 1.0, "dice_sd": 0.0, "iou_sd": 0.0, "images": 3}
-    assert "volume" not in result  # every image is a case of its own
-    assert (result["images"], result["dice"]) == (3, 0.5)  # the mean over structures leaves out what has no value
+    assert "volume" not in result  # every image is a case
+    assert (result["images"], result["dice"]) == (3, 0.5)  # the mean over structures excludes missing values
     json.dumps(result, allow_nan=False)
 
 
-def test_nothing_at_all_is_none_and_not_nan() -> None:
+def test_no_image_gives_none_and_not_nan() -> None:
     result = Scores(["disc"]).result()
     nothing = {"dice": None, "iou": None, "dice_sd": None, "iou_sd": None, "images": 0}
     assert result["standard"]["disc"] == nothing | {"empty": 0}
@@ -63,7 +63,7 @@ def test_nothing_at_all_is_none_and_not_nan() -> None:
     assert (result["images"], result["dice"]) == (0, None)
 
 
-def test_one_image_has_no_spread() -> None:
+def test_one_image_has_no_standard_deviation() -> None:
     scores = Scores(["disc"])
     scores.add(YES * FULL, FULL)
     for mode in ("standard", "fedfms"):
@@ -72,7 +72,7 @@ def test_one_image_has_no_spread() -> None:
 
 
 def test_a_volume_by_hand() -> None:
-    """Case x: two slices, 8 of 8 pixels found in one and a false alarm of 1 pixel in the other; y: empty; z: missed."""
+    """Case x: 8 of 8 pixels found in one slice, one false positive pixel in another; y: empty; z: missed."""
     logits = torch.cat([YES * FULL, NO * FULL, one_pixel(YES, NO), NO * FULL])
     truth = torch.cat([FULL, EMPTY, EMPTY, FULL])
     scores = Scores(["organ"])
@@ -86,8 +86,8 @@ def test_a_volume_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_volumes_are_the_formula_of_all_their_pixels(seed: int) -> None:
-    """Whatever the order of the slices and the cut into batches, to the bit."""
+def test_volume_scores_use_all_pixels_of_a_case(seed: int) -> None:
+    """For any order of the slices and any batch size, to the bit."""
     logits, masks = random_batch(seed, 14, 2)
     cases = [f"case {index % 4}" for index in range(13)] + ["alone"]
     results = []
@@ -110,7 +110,7 @@ def test_volumes_are_the_formula_of_all_their_pixels(seed: int) -> None:
         assert (row["images"], row["empty"]) == (len(values), 5 - len(values))
 
 
-def test_scores_by_image_are_in_their_order_and_have_no_nan() -> None:
+def test_scores_of_images_keep_their_order_and_have_no_nan() -> None:
     scores = Scores(["disc"])
     scores.add(torch.cat([YES * FULL, NO * FULL]), torch.cat([FULL, EMPTY]), ["k1", "k0"], ["x", "y"])
     scores.add(YES * FULL, EMPTY, ["k2"], ["x"])
@@ -129,13 +129,13 @@ def test_a_name_for_every_image_or_for_none(names: dict[str, list[str]]) -> None
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 2, 4, 5), (2, 3, 4, 4)])
-def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
+def test_wrong_shapes_are_errors(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"both must be \(B, 2, h, w\)"):
         Scores(["disc", "cup"]).add(torch.zeros(shape), torch.zeros(2, 2, 4, 4))
 
 
 def _result(logits: torch.Tensor, masks: torch.Tensor, *, batch: int, first: int = 0) -> dict[str, object]:
-    """The result of the images from number `first` on, two of which make a case."""
+    """The result of images numbered from `first`; a case has two."""
     scores = Scores(["disc", "cup"])
     names = [str(first + index) for index in range(len(logits))]
     cases = [str(int(name) // 2) for name in names]
@@ -158,7 +158,7 @@ def test_parts_merge_to_the_whole(seed: int, cuts: list[int], batch: int) -> Non
     logits, masks = random_batch(seed, 10, 2, px=4)
     whole = _result(logits, masks, batch=10)
     assert _result(logits, masks, batch=batch) == whole  # to the bit
-    edges = [0, *(2 * cut for cut in sorted(set(cuts) - {0, 5})), 10]  # no case lies in two parts
+    edges = [0, *(2 * cut for cut in sorted(set(cuts) - {0, 5})), 10]  # no case is in two parts
     pairs = zip(edges, edges[1:], strict=False)
     parts = [_result(logits[a:b], masks[a:b], batch=batch, first=a) for a, b in pairs]
     merged = merge(parts)
@@ -174,19 +174,19 @@ def test_a_part_without_images_changes_nothing() -> None:
     logits, masks = random_batch(4, 6, 2)
     whole, nothing = _result(logits, masks, batch=6), Scores(["disc", "cup"]).result()
     merged = merge([nothing, whole])
-    assert list(merged) == ["standard", "fedfms", "images", "dice", "shown"]  # of volumes, one of the two tells nothing
+    assert list(merged) == ["standard", "fedfms", "images", "dice", "present"]  # one of the two has no volume
     assert _flat(merged) == pytest.approx(_flat({key: whole[key] for key in merged}), rel=1e-12)
 
 
-def test_what_one_part_withholds_the_whole_does_not_give_away() -> None:
+def test_a_row_suppressed_in_one_part_is_suppressed_in_the_whole() -> None:
     logits, masks = torch.cat([YES * FULL] * 4), torch.cat([FULL] * 4)
     few, many = Scores(["disc"]), Scores(["disc"])
     few.add(logits[:1], masks[:1])
     many.add(logits, masks)
-    told = merge([suppress_small_cells(few.result(), 2), suppress_small_cells(many.result(), 2)])
-    assert set(told["standard"]["disc"].values()) == {None}
-    assert set(told["fedfms"]["disc"].values()) == {None}
-    assert (told["images"], told["dice"]) == (5, None)
+    merged = merge([suppress_small_cells(few.result(), 2), suppress_small_cells(many.result(), 2)])
+    assert set(merged["standard"]["disc"].values()) == {None}
+    assert set(merged["fedfms"]["disc"].values()) == {None}
+    assert (merged["images"], merged["dice"]) == (5, None)
 
 
 def test_results_of_different_structures_do_not_merge() -> None:
@@ -199,8 +199,8 @@ def test_the_mean_of_several_models_is_taken_image_by_image() -> None:
     masks = torch.zeros(2, 1, 2, 2)
     masks[0, 0, 0] = 1
     one, other = Scores(["disc"]), Scores(["disc"])
-    one.add(torch.where(masks > 0, 9.0, -9.0), masks, ["k0", "k1"], ["c", "c"])  # all right; the second image is empty
-    other.add(torch.full((2, 1, 2, 2), 9.0), masks, ["k0", "k1"], ["c", "c"])  # all marked: Dice 2/3 and 0
+    one.add(torch.where(masks > 0, 9.0, -9.0), masks, ["k0", "k1"], ["c", "c"])  # correct; the second image is empty
+    other.add(torch.full((2, 1, 2, 2), 9.0), masks, ["k0", "k1"], ["c", "c"])  # all pixels: Dice 2/3 and 0
     mean = Scores.mean([one, other])
     assert [image["scores"]["standard"]["disc"]["dice"] for image in mean.images()] == [pytest.approx(5 / 6), 0.0]
     assert mean.result()["dice"] == pytest.approx(5 / 12)
@@ -209,13 +209,13 @@ def test_the_mean_of_several_models_is_taken_image_by_image() -> None:
         Scores.mean([one, Scores(["disc"])])
 
 
-def test_images_of_the_same_pixels_have_keys_of_their_own() -> None:
+def test_images_with_equal_pixels_have_distinct_keys() -> None:
     scores = Scores(["disc"])
     scores.add(torch.ones(3, 1, 2, 2), torch.ones(3, 1, 2, 2), ["black", "other", "black"], ["a", "a", "b"])
     assert [image["key"] for image in scores.images()] == ["black", "other", "black#2"]
 
 
-def test_of_some_slices_of_a_case_there_is_no_volume() -> None:
+def test_incomplete_cases_have_no_volume_scores() -> None:
     scores = Scores(["disc"])
-    scores.add(torch.ones(2, 1, 2, 2), torch.ones(2, 1, 2, 2), ["k0", "k1"], ["a", "a"], by_case=False)
+    scores.add(torch.ones(2, 1, 2, 2), torch.ones(2, 1, 2, 2), ["k0", "k1"], ["a", "a"], whole_cases=False)
     assert "volume" not in scores.result()

@@ -1,4 +1,4 @@
-"""A site's memory: whole or not at all, the round before for a round that is run again, nothing that executes."""
+"""A site's stored state: written atomically, the state before a repeated round, no code execution."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _state(round_: int) -> SiteState:
     return SiteState(round_, {"w": torch.full((2,), float(round_))}, {"state": {}, "param_groups": []}, 0.5)
 
 
-def test_round_trip_and_the_two_newest_are_kept(tmp_path: Path) -> None:
+def test_round_trip_and_the_two_newest_are_retained(tmp_path: Path) -> None:
     store = StateStore(tmp_path)
     assert store.load() is None
     for round_ in range(4):
@@ -32,7 +32,7 @@ def test_round_trip_and_the_two_newest_are_kept(tmp_path: Path) -> None:
     assert newest.best_dice == 0.5
 
 
-def test_a_round_that_is_run_again_starts_from_the_one_before(tmp_path: Path) -> None:
+def test_a_repeated_round_starts_from_the_state_before_it(tmp_path: Path) -> None:
     store = StateStore(tmp_path)
     store.save(_state(0))
     store.save(_state(1))
@@ -42,22 +42,22 @@ def test_a_round_that_is_run_again_starts_from_the_one_before(tmp_path: Path) ->
     assert store.load(before=0) is None
 
 
-def test_going_back_forgets_the_course_that_was_left(tmp_path: Path) -> None:
+def test_going_back_removes_later_states(tmp_path: Path) -> None:
     store = StateStore(tmp_path)
     for round_ in (7, 8, 9):
         store.save(_state(round_))
-    with pytest.raises(TrainingError, match="the state before round 6 is gone, the oldest is of round 8"):
+    with pytest.raises(TrainingError, match="the state before round 6 is missing, the oldest is of round 8"):
         store.load(before=6)
     store.save(_state(8))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round_00008.pt"]
 
 
-def test_files_are_the_sites_own(tmp_path: Path) -> None:
+def test_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     StateStore(tmp_path).save(_state(0))
     assert stat.S_IMODE((tmp_path / "round_00000.pt").stat().st_mode) == 0o600
 
 
-def test_a_damaged_file_is_told_and_not_used(tmp_path: Path) -> None:
+def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     store = StateStore(tmp_path)
     store.save(_state(0))
     path = tmp_path / "round_00000.pt"
@@ -89,8 +89,8 @@ def test_an_unfinished_write_is_not_read(tmp_path: Path) -> None:
     assert newest.round == 0
 
 
-def test_a_disk_without_room_is_told_as_such_and_the_old_state_stays(tmp_path: Path) -> None:
-    """Not as torch's own fault, which is of its archive."""
+def test_a_full_disk_is_reported_and_the_old_state_is_intact(tmp_path: Path) -> None:
+    """Not as torch's error about its archive."""
     store = StateStore(tmp_path)
     store.save(SiteState(0, {"w": torch.zeros(1)}, {}))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

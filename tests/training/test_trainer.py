@@ -1,4 +1,4 @@
-"""Batches: what goes wrong while one is loaded is told in one line, in this process and from a loader's."""
+"""Errors while loading a batch are one line, in this process and in loader processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _trainer(stop: bool = False) -> Trainer:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_fault_in_a_batch_is_told_in_one_line_without_a_path(workers: int) -> None:
+def test_an_error_in_a_batch_is_one_line_without_a_path(workers: int) -> None:
     with pytest.raises(DataError) as caught:
         _trainer().score(batches(_Damaged(), 2, workers=workers))
     assert caught.value.line() == "site a, case 0a: the image is missing; run the check"

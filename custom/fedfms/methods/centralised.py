@@ -1,6 +1,7 @@
-"""Centralised training: the data of all sites in one process, the upper yardstick of a federation.
+"""Centralised counterparts of federated methods: one process trains on the pooled data of all sites.
 
-The same model, trainer, schedule and splits as the federated twin; only for data that may lie in one place.
+They are the upper reference of a federation, with its model, trainer, schedule and splits. The data must be allowed to
+be in one place.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from fedfms.methods.fedunet import FedUNet
 
 
 class Msa(FedMSA):
-    """Adapters and decoder, trained on the pooled data: FedMSA's twin."""
+    """The centralised counterpart of FedMSA."""
 
     name = "msa"
     centralised = True
 
 
 class Sam(FedSAM):
-    """All of SAM's encoder and decoder, trained on the pooled data: FedSAM's twin."""
+    """The centralised counterpart of FedSAM."""
 
     name = "sam"
     centralised = True
 
 
 class UNet(FedUNet):
-    """The U-Net, trained on the pooled data: FedU-Net's twin."""
+    """The centralised counterpart of FedU-Net."""
 
     name = "unet"
     centralised = True

@@ -1,4 +1,4 @@
-"""FedAvg's server side (McMahan et al., AISTATS 2017): the mean of the updates, weighted by sample count."""
+"""FedAvg's aggregation (McMahan et al., AISTATS 2017): the mean of the updates, weighted by sample count."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from fedfms.errors import UpdateError
 from fedfms.methods.base import Method, ServerState, Tensors, Update
 
-# Elements that a thread takes at a time: the sum and one part of it, widened, are 1 MiB then, which stays in a core's
-# cache, and the calls that it takes weigh little.
+# Elements per thread and block: the float64 sum and one widened part are 1 MiB, which fits a core's cache, and the
+# overhead of the calls is small.
 _BLOCK = 1 << 16
 
 
-def in_order(updates: Sequence[Update]) -> list[Update]:
-    """The updates by name of their site: sums in this order do not depend on who answered first."""
+def sorted_by_site(updates: Sequence[Update]) -> list[Update]:
+    """The updates in the order of their sites' names, so that sums do not depend on the order of arrival."""
     return sorted(updates, key=lambda update: update.site)
 
 
-def weighted(parts: Sequence[Tensors], weights: Sequence[float], by: float = 1.0) -> Tensors:
-    """sum_i w_i S_i / by, in float64 and in the order given, cast back to the tensors' own dtype.
+def weighted_sum(parts: Sequence[Tensors], weights: Sequence[float], by: float = 1.0) -> Tensors:
+    """sum_i w_i S_i / by, in float64 and in the given order, cast back to the tensors' dtype.
 
-    Dividing at the end keeps the mean of equal tensors equal to them, bit for bit. Each part is read once; memory
-    holds the result and a few blocks, for any number of parts.
+    Dividing last makes the mean of equal tensors equal to them, to the bit. Every part is read once; memory holds the
+    result and a few blocks, for any number of parts.
     """
     if len(weights) != len(parts):
         raise ValueError(f"{len(weights)} weights for {len(parts)} parts")
@@ -44,28 +44,27 @@ def weighted(parts: Sequence[Tensors], weights: Sequence[float], by: float = 1.0
 
 
 def cast_back(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A float64 result in the dtype of what it was made of; whole numbers are rounded."""
+    """Cast a float64 result to `dtype`; round it for an integer dtype."""
     return total.to(dtype) if dtype.is_floating_point else total.round().to(dtype)
 
 
 def weighted_mean(updates: Sequence[Update]) -> Tensors:
-    """Mean of the updates weighted by their sample counts: sum_i n_i S_i / sum_i n_i.
+    """sum_i n_i S_i / sum_i n_i: the mean of the updates weighted by their sample counts.
 
-    Adds in the order of the sites' names and in float64, so that neither arrival nor a narrow dtype changes the
-    result; the mean has the dtype of the updates.
+    Independent of the order of arrival; the sum is in float64, the mean in the updates' dtype.
 
     Raises:
-        UpdateError: no updates, or not one sample among them.
+        UpdateError: no updates, or no samples.
     """
-    ordered = in_order(updates)
+    ordered = sorted_by_site(updates)
     total = sum(update.samples for update in ordered)
     if total <= 0:
         raise UpdateError("no samples to average over")
-    return weighted([update.tensors for update in ordered], [update.samples for update in ordered], by=total)
+    return weighted_sum([update.tensors for update in ordered], [update.samples for update in ordered], by=total)
 
 
 class FedAvg(Method):
-    """Sample-weighted averaging of all that is shared."""
+    """Sample-weighted averaging of all shared tensors."""
 
     aggregates_by_mean = True
 

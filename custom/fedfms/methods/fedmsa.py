@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from fedfms.methods.fedavg import FedAvg
 
-ADAPTED = frozenset({"adapter", "decoder", "head"})
-
 
 class FedMSA(FedAvg):
-    """Trains and shares the adapters and the decoder with its head; the image encoder stays frozen."""
+    """Trains and shares the adapters, the decoder and its head; the image encoder is frozen."""
 
     name = "fedmsa"
     paper = "FedFMS, MICCAI 2024"
     adapters = True
-    trained_roles = ADAPTED
+    trained_roles = frozenset({"adapter", "decoder", "head"})

@@ -6,7 +6,7 @@ from fedfms.methods.fedavg import FedAvg
 
 
 class FedSAM(FedAvg):
-    """Trains and shares everything that a mask depends on; no adapters."""
+    """Trains and shares encoder, decoder and head; the model has no adapters."""
 
     name = "fedsam"
     paper = "FedFMS, MICCAI 2024"

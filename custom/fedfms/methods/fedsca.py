@@ -1,4 +1,4 @@
-"""FedSCA (ICML 2025): the lowest adapters are sent and mixed for each site (SGCA); the rest is the site's own."""
+"""FedSCA (ICML 2025): SGCA over the lowest adapters; all other trained tensors are private."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Collection
 
 from fedfms.errors import StudyError
 from fedfms.methods.base import Layout
+from fedfms.methods.options import NonNegative, checked
 from fedfms.methods.sgca import SGCA
+from fedfms.methods.similarity import Kind, Scale
 
 _DECODER = frozenset({"decoder", "head"})
 
 
 def lowest_adapters(layout: Layout, layers: int, where: str) -> frozenset[str]:
-    """Names of A_1..A_L, the L adapters nearest the input.
+    """Names of the parameters of A_1..A_L, the L adapters nearest the input.
 
     Raises:
         StudyError: L is below 1, or the model has fewer adapters.
@@ -23,20 +25,21 @@ def lowest_adapters(layout: Layout, layers: int, where: str) -> frozenset[str]:
 
 
 class FedSCA(SGCA):
-    """SGCA over A_1..A_L; the other adapters and the decoder with its head stay at the site.
+    """SGCA over A_1..A_L; the other adapters, the decoder and its head are private.
 
     Args:
         layers: L.
-        share_decoder: send the decoder and its head as well.
+        share_decoder: share the decoder and its head as well.
         alpha, beta, similarity, scale: see `SGCA`.
     """
 
     name = "fedsca"
     paper = "FedSCA, ICML 2025"
 
+    @checked
     def __init__(
-        self, *, layers: int = 1, share_decoder: bool = False, alpha: float = 1.0, beta: float = 0.01,
-        similarity: str = "l2", scale: str = "mean",
+        self, *, layers: int = 1, share_decoder: bool = False, alpha: NonNegative = 1.0, beta: NonNegative = 0.01,
+        similarity: Kind = "l2", scale: Scale = "mean",
     ) -> None:  # fmt: skip
         super().__init__(alpha=alpha, beta=beta, similarity=similarity, scale=scale)
         self._layers, self._share_decoder = layers, share_decoder

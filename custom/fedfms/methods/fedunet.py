@@ -1,4 +1,4 @@
-"""FedU-Net: the U-Net with batch normalisation, averaged by sample count, its statistics too (FedFMS's baseline)."""
+"""FedU-Net (FedFMS's baseline): a U-Net with batch normalisation, averaged by sample count with its statistics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fedfms.methods.fedavg import FedAvg
 
 
 class FedUNet(FedAvg):
-    """Trains and shares the whole network from random weights, running statistics included."""
+    """Trains and shares the whole network from random weights, including running statistics."""
 
     name = "fedunet"
     paper = "U-Net (MICCAI 2015) as FedFMS's baseline"

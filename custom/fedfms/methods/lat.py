@@ -1,17 +1,17 @@
-"""LAT, FedSCA's ablation (ICML 2025): the lowest adapters are sent and averaged; the rest is the site's own."""
+"""LAT (ablation of FedSCA, ICML 2025): the lowest adapters are averaged; all other trained tensors are private."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from fedfms.methods.base import Layout
-from fedfms.methods.fedavg import FedAvg
-from fedfms.methods.fedmsa import ADAPTED
+from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedsca import lowest_adapters
+from fedfms.methods.options import checked
 
 
-class LAT(FedAvg):
-    """Sample-weighted mean of A_1..A_L; no mixtures and no penalty.
+class LAT(FedMSA):
+    """FedMSA that shares only A_1..A_L; no mixtures and no penalty.
 
     Args:
         layers: L.
@@ -19,10 +19,9 @@ class LAT(FedAvg):
 
     name = "lat"
     paper = "FedSCA's ablation, ICML 2025"
-    adapters = True
     personal = True
-    trained_roles = ADAPTED
 
+    @checked
     def __init__(self, *, layers: int = 1) -> None:
         self._layers = layers
 

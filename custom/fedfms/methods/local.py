@@ -1,23 +1,20 @@
-"""Local training: every site by itself, the lower yardstick of a federation."""
+"""Local training without federation: the lower reference."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from fedfms.methods.base import Layout
-from fedfms.methods.fedavg import FedAvg
-from fedfms.methods.fedmsa import ADAPTED
+from fedfms.methods.fedmsa import FedMSA
 
 
-class Local(FedAvg):
-    """Trains what FedMSA trains and shares nothing: no tensor leaves the site, scores and counts do."""
+class Local(FedMSA):
+    """Trains what FedMSA trains and shares no tensor; scores and counts still leave the site."""
 
     name = "local"
-    paper = "yardstick of FedFMS and FedSCA"
-    adapters = True
+    paper = "baseline of FedFMS and FedSCA"
     personal = True
-    trained_roles = ADAPTED
 
     def shared_names(self, trained: Collection[str], layout: Layout) -> frozenset[str]:
-        """None."""
+        """No tensor."""
         return frozenset()

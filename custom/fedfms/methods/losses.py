@@ -1,4 +1,4 @@
-"""Losses on logits; the reference code of FedFMS trains with BCE whose positives weigh twice."""
+"""Losses on logits. FedFMS's reference code trains with BCE and a weight of 2 for positives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def make_loss(spec: TrainSpec) -> Loss:
     bce = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(spec.pos_weight))
     if spec.loss == "bce":
         return lambda logits, masks: bce.to(logits.device)(logits, masks)
-    from monai.losses import DiceLoss  # the server needs none of it, and MONAI takes seconds and 200 MB
+    from monai.losses import DiceLoss  # takes seconds and 200 MB, and the server does not need it
 
     dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
     return lambda logits, masks: bce.to(logits.device)(logits, masks) + dice(logits, masks)

@@ -1,4 +1,4 @@
-"""How the learning rate falls, by the part of a study's rounds that is done: sites begin and end a round together."""
+"""Learning rate schedules: the factor of the learning rate by the fraction of a study's rounds that is done."""
 
 from __future__ import annotations
 

@@ -1,89 +1,82 @@
-"""SGCA, FedSCA's aggregation (ICML 2025) by itself: all that is trained is sent, and each site gets its own mixture."""
+"""SGCA (aggregation of FedSCA, ICML 2025): all trained tensors are shared, and each site gets its own mixture."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch.nn.functional import cosine_similarity
 
-from fedfms.errors import StudyError
 from fedfms.methods.base import Method, ServerState, Tensors, Update
-from fedfms.methods.fedavg import in_order, weighted, weighted_mean
-from fedfms.methods.fedmsa import ADAPTED
-from fedfms.methods.similarity import KINDS, SCALES, pairwise, scaled
+from fedfms.methods.fedavg import sorted_by_site, weighted_mean, weighted_sum
+from fedfms.methods.fedmsa import FedMSA
+from fedfms.methods.options import NonNegative, checked
+from fedfms.methods.similarity import Kind, Scale, pairwise_similarities, scale_by_mean
 from fedfms.models.base import SegmentationModel
 
-Rows = dict[str, dict[str, float]]  # of W: site -> what it takes of each site
+Rows = dict[str, dict[str, float]]  # of W: site -> weight of each site
 
 
-def simplex(vectors: torch.Tensor) -> torch.Tensor:
-    """Each row of (R, N) replaced by the nearest point whose values are >= 0 and sum to 1; float64 (R, N).
+def project_to_simplex(vectors: torch.Tensor) -> torch.Tensor:
+    """Euclidean projection of each row of (R, N) onto {w: w >= 0, sum w = 1}; float64 (R, N).
 
-    Exact, in O(N log N) a row: the k largest values stay, less what makes their sum 1, for the largest k that
-    leaves all of them above 0 (Held, Wolfe and Crowder, 1974).
+    Exact, O(N log N) per row (Held, Wolfe and Crowder, 1974): the k largest values are reduced by a constant so that
+    they sum to 1, for the largest k that leaves all of them positive; the others become 0.
     """
     vectors = vectors.to(torch.float64)
-    vectors = vectors - vectors.amax(dim=1, keepdim=True)  # the same projection, and no 1 is lost beside a large value
+    vectors = vectors - vectors.amax(dim=1, keepdim=True)  # same projection; avoids losing 1 next to a large value
     ranked = vectors.sort(dim=1, descending=True).values
     counts = torch.arange(1, vectors.shape[1] + 1, dtype=torch.float64)
     excess = (ranked.cumsum(dim=1) - 1) / counts
-    kept = (ranked > excess).sum(dim=1, keepdim=True)
-    return (vectors - excess.gather(1, kept - 1)).clamp(min=0)
+    positive = (ranked > excess).sum(dim=1, keepdim=True)
+    return (vectors - excess.gather(1, positive - 1)).clamp(min=0)
 
 
-def mixing(similarities: torch.Tensor, samples: Sequence[float], alpha: float) -> torch.Tensor:
-    """W (N, N), each row of which solves FedSCA's Eq. 7 for one site, over W_ij >= 0 and sum_j W_ij = 1:
+def mixing_weights(similarities: torch.Tensor, samples: Sequence[float], alpha: float) -> torch.Tensor:
+    """W (N, N). Row i solves FedSCA's Eq. 7 for site i, over W_ij >= 0 and sum_j W_ij = 1:
 
         min  sum_j (W_ij - m_j)^2 - alpha sum_j W_ij d(S_i, S_j),        m_j = n_j / sum n
 
-    The paper prints m_i. That is constant in j and drops out of the problem, and sample counts would play no part;
-    m_j is what its text argues, and what pFedGraph has, on which it builds. Completing the square, row i is the
-    projection of m + (alpha / 2) d_i onto the simplex.
+    The paper prints m_i. That is constant in j and drops out of the problem, so that sample counts would have no
+    effect; m_j is what its text argues, and what pFedGraph, on which it builds, uses. Completing the square, row i is
+    the projection of m + (alpha / 2) d_i onto the simplex.
 
     Args:
         similarities: d, (N, N).
-        samples: n_1..n_N, their sum above 0.
-        alpha: how much being alike counts; 0 leaves every row m.
+        samples: n_1..n_N, with a positive sum.
+        alpha: weight of the similarity; with 0 every row is m.
     """
     share = torch.tensor(samples, dtype=torch.float64) / sum(samples)
-    return simplex(share + alpha / 2 * similarities)
+    return project_to_simplex(share + alpha / 2 * similarities)
 
 
 class SGCA(Method):
-    """Each site gets sum_j W_ij S_j with the W of Eq. 7, and is kept near it by a penalty while it trains.
+    """Each site gets sum_j W_ij S_j with W from Eq. 7; a penalty keeps it near that mixture in training.
 
     Args:
         alpha: weight of the similarity in Eq. 7.
-        beta: weight of the penalty -cos(S, S_received); 0 = none.
-        similarity: d of Eq. 7, one of `similarity.KINDS`.
-        scale: "mean" divides d by its mean absolute value over pairs of sites, "none" leaves it.
-
-    Raises:
-        StudyError: a value out of its range.
+        beta: weight of the penalty -cos(S, S_received); 0 = no penalty.
+        similarity: d of Eq. 7; see `similarity.pairwise_similarities`.
+        scale: "mean" divides d by its mean absolute value over pairs of sites, "none" does not.
     """
 
     name = "sgca"
     paper = "FedSCA's ablation, ICML 2025"
     adapters = True
     personal = True
-    trained_roles = ADAPTED
+    trained_roles = FedMSA.trained_roles
 
-    def __init__(self, *, alpha: float = 1.0, beta: float = 0.01, similarity: str = "l2", scale: str = "mean") -> None:
-        for option, value in (("alpha", alpha), ("beta", beta)):
-            if not (math.isfinite(value) and value >= 0):
-                raise StudyError(f"{option} is {value!r}", where=f"method {self.name}", do="a finite number, 0 or more")
-        for option, text, allowed in (("similarity", similarity, KINDS), ("scale", scale, SCALES)):
-            if text not in allowed:
-                raise StudyError(f"{option} is {text!r}", where=f"method {self.name}", do=f"one of {list(allowed)}")
+    @checked
+    def __init__(
+        self, *, alpha: NonNegative = 1.0, beta: NonNegative = 0.01, similarity: Kind = "l2", scale: Scale = "mean"
+    ) -> None:
         self._alpha, self._beta, self._similarity, self._scale = alpha, beta, similarity, scale
 
     def penalty(self, model: SegmentationModel, received: Tensors) -> torch.Tensor | None:
-        """beta x (-cos(S, S_received)) of the flattened shared parameters; None where one of the two has norm 0.
+        """-beta cos(S, S_received) of the flattened shared parameters; None if one of them has norm 0.
 
-        There the cosine has no gradient, and what torch gives for it, some 1e8 long, would stay in Adam's moments.
+        The cosine has no gradient there; torch's value for it, about 1e8, would stay in Adam's moments.
         """
         if not self._beta:
             return None
@@ -94,18 +87,19 @@ class SGCA(Method):
         return -self._beta * cosine_similarity(own, sent, dim=0)
 
     def aggregate(self, updates: Sequence[Update], server: ServerState) -> ServerState:
-        """A mixture for each site that answered or once did; `shared`, for any other, is the sample-weighted mean.
+        """A mixture for each site with an update in this or an earlier round; `shared`, for all others, is the
+        sample-weighted mean.
 
-        W is over the sites that answered. One that was absent keeps its last row of W, of which what falls on these
-        sites is taken, brought to sum 1; where nothing does, it gets the mean. `notes["W"]` has the sites that
-        answered, and the row by which each mixture was made.
+        W is over the sites of this round's updates. An absent site keeps its last row of W, restricted to these sites
+        and normalised to sum 1; if nothing remains, it gets the mean. `notes["W"]` holds the sites of the updates and
+        the row of each mixture.
         """
-        ordered = in_order(updates)
+        ordered = sorted_by_site(updates)
         shared = weighted_mean(ordered)
         solved = {**server.state.get("W", {}), **self._rows(ordered)}
-        used = _restricted(solved, [update.site for update in ordered])
+        used = _restrict(solved, [update.site for update in ordered])
         per_site = {
-            site: weighted([u.tensors for u in ordered if u.site in row], list(row.values()), by=sum(row.values()))
+            site: weighted_sum([u.tensors for u in ordered if u.site in row], list(row.values()), by=sum(row.values()))
             for site, row in used.items()
         }
         notes = {"W": {"sites": [update.site for update in ordered], "rows": used}}
@@ -113,11 +107,11 @@ class SGCA(Method):
         return replace(server, round=server.round + 1, shared=shared, per_site=per_site, state=state, notes=notes)
 
     def _rows(self, ordered: Sequence[Update]) -> Rows:
-        """W of the sites that answered, without its zeros."""
-        similarities = pairwise([update.tensors for update in ordered], self._similarity)
+        """The positive entries of W over the sites of the updates."""
+        similarities = pairwise_similarities([update.tensors for update in ordered], self._similarity)
         if self._scale == "mean":
-            similarities = scaled(similarities)
-        weights = mixing(similarities, [update.samples for update in ordered], self._alpha).tolist()
+            similarities = scale_by_mean(similarities)
+        weights = mixing_weights(similarities, [update.samples for update in ordered], self._alpha).tolist()
         sites = [update.site for update in ordered]
         return {
             site: {other: w for other, w in zip(sites, row, strict=True) if w > 0}
@@ -125,13 +119,11 @@ class SGCA(Method):
         }
 
 
-def _restricted(rows: Mapping[str, Mapping[str, float]], answered: Sequence[str]) -> Rows:
-    """Each row's part on the sites that answered, brought to sum 1, in their order; rows with no such part are left
-    out.
-    """
+def _restrict(rows: Mapping[str, Mapping[str, float]], sites: Sequence[str]) -> Rows:
+    """Each row restricted to `sites`, in their order, and normalised to sum 1; rows with nothing left are dropped."""
     out: Rows = {}
     for site in sorted(rows):
-        part = {other: rows[site][other] for other in answered if other in rows[site]}
+        part = {other: rows[site][other] for other in sites if other in rows[site]}
         total = sum(part.values())
         if total > 0:
             out[site] = {other: weight / total for other, weight in part.items()}

@@ -1,24 +1,27 @@
-"""How alike the tensors of several sites are: d(S_i, S_j) of FedSCA's Eq. 7 for all pairs, and its scaling."""
+"""Pairwise similarity d(S_i, S_j) of the sites' tensors (FedSCA's Eq. 7), and its scaling."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 import torch
 
 from fedfms.methods.base import Tensors
 
-KINDS = ("l2", "l1", "cosine", "inner")
-SCALES = ("mean", "none")
-_CHUNK = 4096  # elements of each site at a time: of 100 sites, what stays near the processor
+Kind = Literal["l2", "l1", "cosine", "inner"]
+Scale = Literal["mean", "none"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SCALES: tuple[Scale, ...] = get_args(Scale)
+_CHUNK = 4096  # elements per site and chunk: a chunk of 100 sites fits the CPU's cache
 
 
-def pairwise(parts: Sequence[Tensors], kind: str) -> torch.Tensor:
+def pairwise_similarities(parts: Sequence[Tensors], kind: Kind) -> torch.Tensor:
     """d(S_i, S_j) of N dicts of tensors with the same names, each taken as one vector: float64 (N, N), symmetric.
 
-    `l2` and `l1` are minus the distance, `cosine` is 0 beside a vector of norm 0, `inner` is the inner product. The
-    diagonal is d of a site with itself, by the same formula: 0 for a distance (no pair is more alike), 1 for the
-    cosine, ||S_i||^2 for the inner product.
+    `l2` and `l1` are the negative distance; `cosine` is 0 for a vector of norm 0; `inner` is the inner product. The
+    diagonal is d(S_i, S_i) by the same formula: 0 for distances (the maximum), 1 for the cosine, ||S_i||^2 for the
+    inner product.
     """
     if kind in ("l1", "l2"):
         return -_distances(parts, 1.0 if kind == "l1" else 2.0)
@@ -33,10 +36,10 @@ def pairwise(parts: Sequence[Tensors], kind: str) -> torch.Tensor:
     return gram / norms / norms[:, None]
 
 
-def scaled(similarities: torch.Tensor) -> torch.Tensor:
+def scale_by_mean(similarities: torch.Tensor) -> torch.Tensor:
     """(N, N) divided by the mean absolute value over pairs i != j, so that alpha means the same for any model size.
 
-    Where that mean is 0 nothing is divided: sites that are equal stay equally alike. So it is for a single site.
+    Returned unchanged if that mean is 0 (all sites are equal), or for a single site.
     """
     count = len(similarities)
     between = similarities[~torch.eye(count, dtype=torch.bool)].abs()
@@ -45,7 +48,7 @@ def scaled(similarities: torch.Tensor) -> torch.Tensor:
 
 
 def _distances(parts: Sequence[Tensors], power: float) -> torch.Tensor:
-    """(N, N) distances. From differences, not from a Gram matrix: sites that have moved little lie close together."""
+    """(N, N) distances, from differences: a Gram matrix would lose small distances to rounding."""
     count = len(parts)
     total = torch.zeros(count * (count - 1) // 2, dtype=torch.float64)
     for chunk in _chunks(parts):
@@ -57,7 +60,7 @@ def _distances(parts: Sequence[Tensors], power: float) -> torch.Tensor:
 
 
 def _chunks(parts: Sequence[Tensors]) -> Iterator[torch.Tensor]:
-    """The flattened tensors of all sites side by side, a piece at a time: float64 (N, up to `_CHUNK`)."""
+    """The flattened tensors of all sites in chunks: float64 (N, up to `_CHUNK`)."""
     for name in parts[0]:
         flat = [part[name].reshape(-1) for part in parts]
         for start in range(0, flat[0].numel(), _CHUNK):

@@ -1,5 +1,6 @@
-"""How a process computes on the machine's own processor: memory that is freed stays with it for the next step, and
-float32 products go by the library that uses all of the processor. The numbers are the same but for the order of sums.
+"""CPU tuning: the process retains freed memory for the next step, and oneDNN multiplies float32 matrices.
+
+Results are equal up to the order of sums. A site can turn it off (`cpu_tuning: false`).
 """
 
 from __future__ import annotations
@@ -14,105 +15,106 @@ from typing import Any
 
 import torch
 
-from fedfms.machine import maker_and_flags
+from fedfms.machine import cpu_vendor_and_flags
 
-_onednn: Any = torch.backends.mkldnn  # older releases of torch have no `matmul` there
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's names for what it sets, in glibc's malloc.h
-_TOLERANCE = 1e-6  # of a float32 product's length; bfloat16's is 1,000 times that
-_SIDES = (64, 200, 768)  # of the products that are looked at
-_kept = threading.Event()
+_onednn: Any = torch.backends.mkldnn  # older torch releases lack `matmul` there
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's parameters, from glibc's malloc.h
+_TOLERANCE = 1e-6  # relative error of a float32 matrix product; bfloat16's is 1,000 times larger
+_TEST_SIZES = (64, 200, 768)  # sides of the test matrices
+_retaining = threading.Event()
 
 
-def keep_freed_memory() -> None:
-    """Leave large blocks that are freed with this process, for the next step to take; on glibc alone.
+def retain_freed_memory() -> None:
+    """Tell glibc's allocator to retain large freed blocks for the next step; no effect with other C libraries.
 
-    Left to itself, glibc gives a large block back to the system, which fills it with zeros, page by page, when a moment
-    later a tensor of the same size is made. It holds for the main thread, in which FLARE runs a site's tasks: blocks of
-    other threads lie in arenas that shrink all the same.
+    By default, glibc returns a large block to the system, which zeroes it page by page when a tensor of the same size
+    is allocated a moment later. The setting holds for the main thread, in which NVFLARE runs a site's tasks: blocks
+    of other threads lie in arenas, which shrink regardless.
     """
-    if _glibc() and not _kept.is_set():
+    if _glibc() and not _retaining.is_set():
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_MAX, 0)
         library.mallopt(_TRIM_THRESHOLD, -1)
-        _kept.set()
+        _retaining.set()
 
 
-def give_back() -> None:
-    """Hand memory that is kept and that nothing uses to the system; what is freed from here on is kept again."""
-    if _kept.is_set():
+def release_memory() -> None:
+    """Return retained, unused memory to the system once; blocks freed later are retained again."""
+    if _retaining.is_set():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
-def giving_back() -> Iterator[None]:
-    """`give_back` at the end, however it ends: other sites may share the machine while this one waits."""
+def releasing_memory() -> Iterator[None]:
+    """Call `release_memory` on exit: other sites may share the machine while this one waits."""
     try:
         yield
     finally:
-        give_back()
+        release_memory()
 
 
-class _ByOneDNN:
-    """Inside, products of float32 matrices are oneDNN's, in the whole process: the first to enter turns torch's switch,
-    and the last to leave puts it back. In between `torch.get_float32_matmul_precision()` raises a RuntimeError: torch
-    takes the older way of asking for a mixture with this one.
+class _OneDNNMatmul:
+    """Reentrant context in which oneDNN multiplies float32 matrices, for the whole process.
+
+    The first to enter sets torch's switch, the last to leave restores it. Inside,
+    `torch.get_float32_matmul_precision()` raises a RuntimeError: torch's old and new interfaces do not mix.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside, self._before = 0, ""
+        self._depth, self._before = 0, ""
 
     def __enter__(self) -> None:
         with self._lock:
-            if not self._inside:
+            if not self._depth:
                 self._before = _onednn.matmul.fp32_precision
                 _onednn.matmul.fp32_precision = "bf16"
-            self._inside += 1
+            self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if not self._inside:
+            self._depth -= 1
+            if not self._depth:
                 _onednn.matmul.fp32_precision = self._before
 
 
-_by_onednn = _ByOneDNN()
+_onednn_context = _OneDNNMatmul()
 
 
-def float32_products() -> AbstractContextManager[None]:
-    """Inside, torch's products of float32 matrices are oneDNN's, where those are exact and known to be faster.
+def onednn_matmul() -> AbstractContextManager[None]:
+    """Context in which oneDNN multiplies float32 matrices, if it is exact and known to be faster on this CPU.
 
-    torch takes MKL's, which keeps AVX-512 from the processors of other makers than its own. It has no switch for the
-    library but this one, by which a caller also lets products be made of bfloat16; a processor without AMX has no
-    kernels for that, and oneDNN computes in float32 (`products_are_exact` looks before the switch is used).
+    torch's default is MKL, which does not use AVX-512 on other makers' CPUs than Intel's. The only switch to oneDNN
+    also permits bfloat16 products. A CPU without AMX has no such kernels, so oneDNN computes in float32 there;
+    `onednn_is_exact` verifies that.
     """
-    return _by_onednn if _mkl_withholds_avx512() and products_are_exact() else nullcontext()
+    return _onednn_context if _mkl_lacks_avx512() and onednn_is_exact() else nullcontext()
 
 
 @cache
-def products_are_exact() -> bool:
-    """Whether products under the switch of `float32_products` have float32's digits, on this processor."""
-    draw = torch.Generator().manual_seed(0)
-    with _by_onednn:
-        return all(_error(side, draw) < _TOLERANCE for side in _SIDES)
+def onednn_is_exact() -> bool:
+    """Whether oneDNN's products have float32 precision on this CPU, measured on random matrices."""
+    generator = torch.Generator().manual_seed(0)
+    with _onednn_context:
+        return all(_max_error(side, generator) < _TOLERANCE for side in _TEST_SIZES)
 
 
-def _error(side: int, draw: torch.Generator) -> float:
-    """Relative, of a product and of two at once, the largest of all ways in which the factors may lie."""
-    left, right = (torch.randn(2, side, side, generator=draw) for _ in range(2))
+def _max_error(side: int, generator: torch.Generator) -> float:
+    """Largest relative error of a product and of a batched product, over all transpositions of the factors."""
+    left, right = (torch.randn(2, side, side, generator=generator) for _ in range(2))
     errors = []
     for a in (left, left.mT):
         for b in (right, right.mT):
-            truth = a.double() @ b.double()
-            for found, true in ((a @ b, truth), (a[0] @ b[0], truth[0])):
-                errors.append(float((found - true).norm() / true.norm()))
+            exact = a.double() @ b.double()
+            for product, truth in ((a @ b, exact), (a[0] @ b[0], exact[0])):
+                errors.append(float((product - truth).norm() / truth.norm()))
     return max(errors)
 
 
 @cache
-def _mkl_withholds_avx512() -> bool:
-    """Whether this is a processor of AMD's with AVX-512, and a torch that has the switch."""
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and maker_and_flags()[0] == "AuthenticAMD"
+def _mkl_lacks_avx512() -> bool:
+    """Whether this is an AMD CPU with AVX-512, and a torch release with the switch."""
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and cpu_vendor_and_flags()[0] == "AuthenticAMD"
     return bool(wide and _onednn.is_available() and hasattr(_onednn, "matmul"))
 
 

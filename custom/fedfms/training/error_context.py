@@ -1,4 +1,4 @@
-"""Where a fault happened, and what of the machine's own faults a person can mend: a full disk, too little memory."""
+"""Adds the place (site, round) to errors, and turns a full disk or a lack of memory into one-line errors."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedfms.errors import FedfmsError, TrainingError
-from fedfms.files import no_room
+from fedfms.files import is_disk_full
 from fedfms.training.micro_batch import out_of_memory
 
-MAKE_ROOM = "make room in the folder of its runs; what was there before is whole"
+MAKE_ROOM = "make room in the run folder; files from before are intact"
 
 
 @contextmanager
 def error_context(where: str) -> Iterator[None]:
-    """Tell the faults inside in one line, with their place; others go through as they are.
+    """Raise expected errors inside with `where` added; unexpected ones pass unchanged.
 
     Raises:
-        FedfmsError: with `where`.
+        FedfmsError: an error of that class, a full disk, or too little memory.
     """
     try:
         yield
     except FedfmsError as error:
         raise error.at(where) from error
     except OSError as error:
-        if not no_room(error):
+        if not is_disk_full(error):
             raise
-        what = f"what the site keeps of the run cannot be written ({error.strerror})"
+        what = f"the site's files of the run cannot be written ({error.strerror})"
         raise TrainingError(what, where=where, do=MAKE_ROOM) from error
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        do = "write a smaller `micro_batch` in the site's settings, or see what else runs on its machine"
-        raise TrainingError("memory ran out", where=where, do=do) from error
+        do = "set a smaller `micro_batch` in the site's settings, or stop other processes on the machine"
+        raise TrainingError("out of memory", where=where, do=do) from error

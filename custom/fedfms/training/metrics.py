@@ -1,16 +1,16 @@
-"""Dice and IoU in three modes: as the field computes them, as the reference code of FedFMS does, and by volume.
+"""Dice and IoU in three modes: per image, per image as FedFMS's reference code computes them, and per volume.
 
-`standard`: sigmoid(logit) > 0.5, by image; an image without the structure in truth and prediction is left out and
-counted. `fedfms`: the raw logit at five thresholds, smoothed ratios averaged over thresholds, then images; it is
-kept so that numbers can be compared with that paper's table. `volume`: as standard, of all slices of a case as one;
-there only where a case has more than one.
+`standard`: sigmoid(logit) > 0.5. Images that are empty in truth and prediction are excluded and counted.
+`fedfms`: the raw logit at five thresholds; smoothed ratios are averaged over thresholds, then over images. Use it to
+compare with that paper's table. `volume`: like `standard`, over all slices of a case; only if some case has several.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,19 +18,20 @@ import torch
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the raw logit
 DICE_SMOOTH = 1e-4
 IOU_SMOOTH = 1e-6
-MODES = ("standard", "fedfms")  # by image
+MODES = ("standard", "fedfms")  # per image
 VOLUME = "volume"
 METRICS = ("dice", "iou")
-_COUNTED_EMPTY = ("standard", VOLUME)  # modes that leave out what is empty in truth and prediction
+PRESENT = "present"  # number of images and cases whose truth shows a structure
+_EXCLUDES_EMPTY = ("standard", VOLUME)
 
 
 def standard(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dice and IoU, each (B, C), of logits and binary masks (B, C, h, w); NaN where both are empty."""
-    from monai.metrics import compute_dice, compute_iou  # here: reports need the names below, and no MONAI
+    """Dice and IoU, each (B, C), of logits and binary masks (B, C, h, w); NaN where truth and prediction are empty."""
+    from monai.metrics import compute_dice, compute_iou  # slow import, which reports do not need
 
     # sigmoid(x) > 0.5 is x > 0; float32's sigmoid would round the smallest positive logits down to 0.5.
     predicted, truth = (logits > 0).float(), (masks > 0.5).float()
-    # MONAI's ignore_empty leaves out every image with an empty truth; a false alarm there must count as 0.
+    # MONAI's ignore_empty excludes every image with an empty truth; a false positive there must count as 0.
     dice = compute_dice(predicted, truth, include_background=True, ignore_empty=False)
     iou = compute_iou(predicted, truth, include_background=True, ignore_empty=False)
     empty = (predicted.flatten(2).sum(-1) + truth.flatten(2).sum(-1)) == 0
@@ -38,15 +39,15 @@ def standard(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def fedfms(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dice and IoU, each (B, C), as FedFMS's reference code computes them, averaged over its thresholds.
+    """Dice and IoU, each (B, C), of raw logits and binary masks (B, C, h, w), as FedFMS's reference code computes them.
 
-    Dice = (2 inter + 1e-4) / (sum + 1e-4), IoU = (inter + 1e-6) / (union + 1e-6), of logits (B, C, h, w) as they are
-    and binary masks (B, C, h, w). Where truth and prediction are both empty, both are 1.
+    Dice = (2 inter + 1e-4) / (sum + 1e-4) and IoU = (inter + 1e-6) / (union + 1e-6), averaged over `THRESHOLDS`. Both
+    are 1 where truth and prediction are empty.
     """
     truth = (masks > 0.5).flatten(2)
     dice = torch.zeros(logits.shape[:2], dtype=torch.float64, device=logits.device)
     iou = torch.zeros_like(dice)
-    for threshold in THRESHOLDS:  # added one by one: the last bit of torch's mean depends on the batch's size
+    for threshold in THRESHOLDS:  # a plain sum: the last bit of torch's mean depends on the batch size
         predicted = (logits > threshold).flatten(2)
         inter = (predicted & truth).sum(-1).double()
         total = predicted.sum(-1).double() + truth.sum(-1).double()
@@ -56,51 +57,48 @@ def fedfms(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 class Scores:
-    """Dice and IoU of images, gathered batch by batch, and their means by mode and structure in float64.
+    """Collects Dice and IoU of images batch by batch; reports means by mode and structure in float64.
 
-    Neither the order of the images nor how they are cut into batches changes a bit of the result: the values of all
-    images are kept (seven numbers an image and structure), and sums are exact.
+    The result does not depend on the order of the images or on the batch size, to the bit: the values of all images
+    are stored, and sums are exact.
     """
 
     def __init__(self, structures: Sequence[str]) -> None:
         self._structures = tuple(structures)
-        self._values: dict[str, list[torch.Tensor]] = {
-            f"{mode} {metric}": [] for mode in MODES for metric in METRICS
-        }  # each (B, C)
-        self._pixels: list[torch.Tensor] = []  # (B, C, 2), int64: in both, in truth + in prediction
-        self._shown: list[torch.Tensor] = []  # (B, C), bool: the truth has the structure
+        empty = torch.empty(0, len(structures), 2, dtype=torch.float64)
+        self._values = {mode: [empty] for mode in MODES}  # each (B, C, 2): Dice and IoU
+        self._pixels: list[torch.Tensor] = []  # (B, C, 2), int64: pixels of the intersection; of truth + prediction
+        self._present = [torch.empty(0, len(structures), dtype=torch.bool)]  # (B, C): the truth shows the structure
         self._names: list[tuple[str, str]] = []  # key and case of each image
 
     @classmethod
     def mean(cls, several: Sequence[Scores]) -> Scores:
-        """Scores of the same images by several models: of each image the mean over the models that it counts for.
-
-        By volume there is nothing.
+        """The mean over several models, image by image, of scores of the same images; without `volume`.
 
         Raises:
-            ValueError: there are none, or they are not of the same images in the same order.
+            ValueError: `several` is empty, or the images or their order differ.
         """
         if not several or any(scores._names != several[0]._names for scores in several):
             raise ValueError("a mean needs scores, at least one, all of the same images in one order")
         made = cls(several[0]._structures)
-        made._names, made._shown = list(several[0]._names), list(several[0]._shown)
-        for key in made._values:
-            made._values[key] = [torch.stack([torch.cat(scores._values[key]) for scores in several]).nanmean(0)]
+        made._names, made._present = list(several[0]._names), list(several[0]._present)
+        for mode in MODES:
+            made._values[mode] = [torch.stack([torch.cat(scores._values[mode]) for scores in several]).nanmean(0)]
         return made
 
     def add(
         self, logits: torch.Tensor, masks: torch.Tensor, keys: Sequence[str] = (), cases: Sequence[str] = (),
-        *, by_case: bool = True,
+        *, whole_cases: bool = True,
     ) -> None:  # fmt: skip
-        """Count a batch: logits and binary masks (B, C, h, w), C the number of structures.
+        """Add a batch: logits and binary masks (B, C, h, w), C the number of structures.
 
         Args:
             keys: a name of each image, for `images`.
-            cases: the case that each image is a slice of; by default each is a case of its own.
-            by_case: all slices of the cases come; if not, there is nothing by volume.
+            cases: the case of each image; by default every image is a case.
+            whole_cases: all slices of each case will be added; if not, `volume` is not reported.
 
         Raises:
-            ValueError: the shapes differ, or there is not a channel for every structure, or a name for every image.
+            ValueError: the shapes differ, C is not the number of structures, or the number of names is not B.
         """
         if logits.shape != masks.shape or logits.shape[1] != len(self._structures):
             shapes = f"logits {tuple(logits.shape)}, masks {tuple(masks.shape)}"
@@ -108,93 +106,80 @@ class Scores:
         first = len(self._names)
         default = [f"image {first + index}" for index in range(len(logits))]
         self._names += zip(keys or default, cases or default, strict=True)
-        self._shown.append((masks > 0.5).flatten(2).any(-1).cpu())
-        for key, value in zip(self._values, (*standard(logits, masks), *fedfms(logits, masks)), strict=True):
-            self._values[key].append(value.double().cpu())
-        if not by_case:
-            return
         predicted, truth = (logits > 0).flatten(2), (masks > 0.5).flatten(2)
-        both, either = (predicted & truth).sum(-1), predicted.sum(-1) + truth.sum(-1)
-        self._pixels.append(torch.stack([both, either], -1).cpu())
+        self._present.append(truth.any(-1).cpu())
+        for mode, function in zip(MODES, (standard, fedfms), strict=True):
+            self._values[mode].append(torch.stack(function(logits, masks), -1).double().cpu())
+        if whole_cases:
+            pixels = [(predicted & truth).sum(-1), predicted.sum(-1) + truth.sum(-1)]
+            self._pixels.append(torch.stack(pixels, -1).cpu())
 
     def result(self) -> dict[str, Any]:
-        """{"standard": {structure: row}, "fedfms": ..., "images": n, "dice": mean over structures of the standard
-        one}, "volume" where a case has more than one image, and for `fedfms.training.disclosure` "shown": {"image" | "case":
-        {structure: number of those whose truth has it}}.
+        """{"standard": {structure: row}, "fedfms": ..., "images": n, "dice": mean over structures of `standard`},
+        "volume" if some case has several images, and "present": {"image" | "case": {structure: n}}, which the
+        disclosure rule needs (`fedfms.training.disclosure`).
 
-        A row is {"dice", "iou", "dice_sd", "iou_sd", "images"}: means, sample s.d. and number of the images (of
-        "volume": cases) counted; of standard and volume "empty" too, the number of those left out. None where there
-        is no mean, and where one value has no s.d.
+        A row is {"dice", "iou", "dice_sd", "iou_sd", "images"}: means, sample standard deviations and number of the
+        images (cases for `volume`) counted; for `standard` and `volume` also "empty", the number of those excluded.
+        A mean of no value and a deviation of fewer than two are None.
         """
-        modes = self._by_image() | self._by_case()
-        result: dict[str, Any] = {mode: {} for mode in modes}
-        for mode, metrics in modes.items():
-            for index, name in enumerate(self._structures):
-                columns = [_known(values[:, index]) for values in metrics]
-                result[mode][name] = _row(columns, len(metrics[0]), mode)
-        dice = mean_over_structures(result["standard"], "dice")
-        return result | {"images": len(self._names), "dice": dice, "shown": self._in_truth()}
-
-    def _in_truth(self) -> dict[str, dict[str, int]]:
-        shown = torch.cat([torch.zeros(0, len(self._structures), dtype=torch.bool), *self._shown]).T.tolist()
-        cases = [case for _, case in self._names]
-        return {
-            "image": {name: sum(row) for name, row in zip(self._structures, shown, strict=True)},
-            "case": {
-                name: len({case for case, has in zip(cases, row, strict=True) if has})
-                for name, row in zip(self._structures, shown, strict=True)
-            },
+        values = {mode: torch.cat(parts) for mode, parts in self._values.items()} | self._volumes()
+        result: dict[str, Any] = {
+            mode: {name: _row(each[:, index], mode) for index, name in enumerate(self._structures)}
+            for mode, each in values.items()
         }
+        dice = mean_over_structures(result["standard"], "dice")
+        return result | {"images": len(self._names), "dice": dice, PRESENT: self._count_present()}
 
     def images(self) -> list[dict[str, Any]]:
-        """The scores of every image, in the order in which they came: {"key", "case", "scores": {mode: {structure:
-        {"dice", "iou"}}}}; None where an image is empty in truth and prediction. For the site's own eyes.
+        """Scores of every image, in the order of `add`; they must not leave the site.
 
-        Of images with the same pixels (black slices, mostly) the second has a key with #2 after it, and so on.
+        Each is {"key", "case", "scores": {mode: {structure: {"dice", "iou"}}}}, with None where truth and prediction
+        are empty. Images with equal pixels (mostly black slices) have equal keys; repeated ones get "#2", "#3", ...
         """
-        by_mode, seen = self._by_image(), Counter[str]()
-        keys = [key if (count := _next(seen, key)) == 1 else f"{key}#{count}" for key, _ in self._names]
-        return [
-            {
-                "key": key,
-                "case": case,
-                "scores": {
-                    mode: {
-                        name: dict(zip(METRICS, (_or_none(v[row, index]) for v in values), strict=True))
-                        for index, name in enumerate(self._structures)
-                    }
-                    for mode, values in by_mode.items()
-                },
+        values = {mode: torch.cat(parts).tolist() for mode, parts in self._values.items()}
+        seen, images = Counter[str](), []
+        for index, (key, case) in enumerate(self._names):
+            seen[key] += 1
+            scores = {
+                mode: {name: _by_metric(pair) for name, pair in zip(self._structures, each[index], strict=True)}
+                for mode, each in values.items()
             }
-            for row, (key, (_, case)) in enumerate(zip(keys, self._names, strict=True))
-        ]
+            images.append({"key": key if seen[key] == 1 else f"{key}#{seen[key]}", "case": case, "scores": scores})
+        return images
 
-    def _by_image(self) -> dict[str, tuple[torch.Tensor, ...]]:
-        """Dice and IoU (n, C) of each mode by image."""
-        none = torch.empty(0, len(self._structures), dtype=torch.float64)
-        columns = {key: torch.cat([none, *values]) for key, values in self._values.items()}
-        return {mode: tuple(columns[f"{mode} {metric}"] for metric in METRICS) for mode in MODES}
-
-    def _by_case(self) -> dict[str, tuple[torch.Tensor, ...]]:
-        """Dice and IoU (cases, C) of all pixels of a case; nothing where every image is a case of its own."""
-        of = {case: index for index, case in enumerate(dict.fromkeys(case for _, case in self._names))}
-        if len(of) == len(self._names) or not self._pixels:
+    def _volumes(self) -> dict[str, torch.Tensor]:
+        """{"volume": (cases, C, 2)} over all pixels of a case; empty if every image is a case."""
+        cases = {case: index for index, case in enumerate(dict.fromkeys(case for _, case in self._names))}
+        if len(cases) == len(self._names) or not self._pixels:
             return {}
-        pixels = torch.zeros(len(of), len(self._structures), 2, dtype=torch.int64)
-        pixels.index_add_(0, torch.tensor([of[case] for _, case in self._names]), torch.cat(self._pixels))
-        both, either = pixels.double().unbind(-1)  # 0 / 0 is NaN: empty in truth and prediction
-        return {VOLUME: (2 * both / either, both / (either - both))}
+        pixels = torch.zeros(len(cases), len(self._structures), 2, dtype=torch.int64)
+        pixels.index_add_(0, torch.tensor([cases[case] for _, case in self._names]), torch.cat(self._pixels))
+        inter, total = pixels.double().unbind(-1)  # 0 / 0 is NaN: empty in truth and prediction
+        return {VOLUME: torch.stack([2 * inter / total, inter / (total - inter)], -1)}
+
+    def _count_present(self) -> dict[str, dict[str, int]]:
+        """Number of images, and of cases, whose truth shows each structure."""
+        columns = torch.cat(self._present).T.tolist()
+        units: dict[str, Sequence[Any]] = {"image": range(len(self._names)), "case": [case for _, case in self._names]}
+        return {
+            unit: {
+                name: len({id_ for id_, present in zip(ids, column, strict=True) if present})
+                for name, column in zip(self._structures, columns, strict=True)
+            }
+            for unit, ids in units.items()
+        }
 
 
 def merge(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`Scores.result()` over the union of the images behind `results`, which must have no case in common.
+    """`Scores.result()` of the union of the images behind `results`, which must have no case in common.
 
-    Equal to the result of one `Scores` that saw all images, to the last digits of a float64. What one of them
-    withholds (`fedfms.training.disclosure`) is suppressed of all: by the others and the whole it could be worked out. By
-    volume there is something where all of them have it.
+    Equals the result of one `Scores` of all images, up to rounding. A row that is suppressed in one result
+    (`fedfms.training.disclosure`) is suppressed in the union: otherwise it could be computed from the union and the
+    others. `volume` is reported if all results have it.
 
     Raises:
-        ValueError: there is no result, or they are not of the same structures in the same order.
+        ValueError: `results` is empty, or the structures or their order differ.
     """
     if not results or any(list(r["standard"]) != list(results[0]["standard"]) for r in results):
         raise ValueError("merge needs results, at least one, all of the same structures")
@@ -202,43 +187,45 @@ def merge(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return dict(results[0])
     modes = [mode for mode in (*MODES, VOLUME) if all(mode in result for result in results)]
     merged: dict[str, Any] = {
-        mode: {name: _merged([result[mode][name] for result in results]) for name in results[0][mode]} for mode in modes
+        mode: {name: _merge_rows([result[mode][name] for result in results]) for name in results[0][mode]}
+        for mode in modes
     }
     images = sum(result["images"] for result in results)
     merged |= {"images": images, "dice": mean_over_structures(merged["standard"], "dice")}
-    if all("shown" in result for result in results):
-        merged["shown"] = {
-            unit: {name: sum(result["shown"][unit][name] for result in results) for name in of}
-            for unit, of in results[0]["shown"].items()
+    if all(PRESENT in result for result in results):
+        merged[PRESENT] = {
+            unit: {name: sum(result[PRESENT][unit][name] for result in results) for name in counts}
+            for unit, counts in results[0][PRESENT].items()
         }
     return merged
 
 
 def mean_over_structures(by_structure: Mapping[str, Mapping[str, Any]], metric: str) -> float | None:
-    """Plain mean of a metric over the structures that have one; None when none has."""
+    """Unweighted mean of a metric over the structures that have a value; None if none has."""
     values = [row[metric] for row in by_structure.values() if row[metric] is not None]
     return sum(values) / len(values) if values else None
 
 
-def _row(columns: Sequence[Sequence[float]], of: int, mode: str) -> dict[str, Any]:
-    """A row of `Scores.result` of the counted values of each metric, `of` so many images or cases."""
+def _row(values: torch.Tensor, mode: str) -> dict[str, Any]:
+    """One structure's row of `Scores.result`, from Dice and IoU (n, 2) of images or cases."""
+    columns = [column[~column.isnan()].tolist() for column in values.unbind(-1)]
     counted = len(columns[0])
-    means, sds = ([what(values) for values in columns] for what in (_mean, _sd))
-    row = _named(means, sds) | {"images": counted}
-    return row | {"empty": of - counted} if mode in _COUNTED_EMPTY else row
+    row = _by_metric([fmean(column) if column else None for column in columns], map(_sd, columns))
+    row["images"] = counted
+    return row | {"empty": len(values) - counted} if mode in _EXCLUDES_EMPTY else row
 
 
-def _merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merge_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if any(row["images"] is None for row in rows):
         return dict.fromkeys(rows[0])
-    counted = [row for row in rows if row["images"]]
-    means, sds = zip(*(_pooled(counted, metric) for metric in METRICS), strict=True)
-    counts = {key: sum(row[key] for row in rows) for key in ("images", "empty") if key in rows[0]}
-    return _named(means, sds) | counts
+    means, sds = zip(*(_pool([row for row in rows if row["images"]], metric) for metric in METRICS), strict=True)
+    return _by_metric(means, sds) | {
+        key: sum(row[key] for row in rows) for key in ("images", "empty") if key in rows[0]
+    }
 
 
-def _pooled(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | None, float | None]:
-    """Mean and sample s.d. of a metric over the union of the images behind the rows."""
+def _pool(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation of a metric over the union of the images behind the rows."""
     count = sum(row["images"] for row in rows)
     if not count:
         return None, None
@@ -248,32 +235,15 @@ def _pooled(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | Non
     return mean, math.sqrt((within + between) / (count - 1)) if count > 1 else None
 
 
-def _named(means: Sequence[float | None], sds: Sequence[float | None]) -> dict[str, Any]:
-    names = (*METRICS, *(f"{metric}_sd" for metric in METRICS))
-    return dict(zip(names, (*means, *sds), strict=True))
-
-
-def _known(values: torch.Tensor) -> list[float]:
-    known: list[float] = values[~values.isnan()].tolist()
-    return known
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+def _by_metric(values: Iterable[float | None], sds: Iterable[float | None] = ()) -> dict[str, Any]:
+    """{"dice", "iou"} and, if given, {"dice_sd", "iou_sd"}; NaN becomes None."""
+    numbers = [None if value is None or math.isnan(value) else value for value in (*values, *sds)]
+    return dict(zip((*METRICS, *(f"{metric}_sd" for metric in METRICS)), numbers, strict=False))
 
 
 def _sd(values: Sequence[float]) -> float | None:
-    """Sample standard deviation, of two values or more."""
+    """Sample standard deviation; None for fewer than two values."""
     if len(values) < 2:
         return None
-    mean = math.fsum(values) / len(values)
+    mean = fmean(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
-def _next(seen: Counter[str], key: str) -> int:
-    seen[key] += 1
-    return seen[key]
-
-
-def _or_none(value: torch.Tensor) -> float | None:
-    return None if value.isnan() else float(value)

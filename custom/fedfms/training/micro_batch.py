@@ -1,4 +1,4 @@
-"""Too little memory for a batch: it is worked off in smaller parts, to the same numbers, for the rest of the run."""
+"""Splits a batch into micro-batches, and retries with smaller ones when memory runs out."""
 
 from __future__ import annotations
 
@@ -10,80 +10,78 @@ from typing import TypeVar
 import torch
 
 from fedfms.errors import TrainingError
-from fedfms.training.cpu_tuning import give_back
+from fedfms.training.cpu_tuning import release_memory
 
 _log = logging.getLogger(__name__)
-_Made = TypeVar("_Made")
-# Of torch's faults only the card's own has a type; the processor's and those of the card's libraries have words.
+T = TypeVar("T")
+# torch has an exception type for CUDA's allocator only; errors of the CPU's and of CUDA libraries differ by text.
 _SIGNS = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a fault says that there is too little memory, on the card or beside the processor."""
+    """Whether an exception means too little memory, of the GPU or of the machine."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 class MicroBatcher:
-    """How many slices are worked off at a time: as the site has set it, and fewer once memory has run out.
+    """Chooses the number of slices per micro-batch: the site's setting, and fewer once memory has run out.
 
     Args:
-        size: 0 = a batch as a whole.
-        whole: the work cannot be split; where memory runs out, that is told.
+        size: slices per micro-batch; 0 = the whole batch.
+        whole: the batch must not be split; running out of memory is then an error.
     """
 
     def __init__(self, size: int, *, whole: bool = False) -> None:
-        self.most = 0  # what memory has been found to hold; 0 = it has not run out
+        self.max_slices = 0  # known to fit in memory; 0 = memory has not run out
         self._size = size
         self._whole = whole
 
-    def work(self, slices: int, attempt: Callable[[int], _Made]) -> _Made:
-        """`attempt(size)`; where memory runs out, again with half the size and the same random numbers.
+    def run(self, slices: int, attempt: Callable[[int], T]) -> T:
+        """Return `attempt(size)`; when memory runs out, halve `size` and retry with the same random numbers.
 
-        What an attempt leaves behind when it fails, the next one must remove or write over.
+        `attempt` must overwrite or remove what a failed attempt left behind.
 
         Raises:
-            TrainingError: memory runs out with one slice, or with a batch that cannot be split.
+            TrainingError: memory runs out with one slice, or with a batch that must not be split.
         """
-        size, random = min(filter(None, (self._size, self.most, slices))), _random()
+        size, rng_states = min(filter(None, (self._size, self.max_slices, slices))), _rng_states()
         while True:
             try:
-                made = attempt(size)
+                return attempt(size)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-            else:
-                return made
-            # Only here are the fault's frames gone, and with them the tensors of the failed attempt.
-            size = self._smaller(size)
-            _clear(random)
+            # Only after the handler are the exception's frames gone, and with them the failed attempt's tensors.
+            size = self._halve(size)
+            _reset(rng_states)
 
-    def _smaller(self, size: int) -> int:
+    def _halve(self, size: int) -> int:
         if self._whole:
-            what = f"memory ran out, and this model takes its batch of {size} slices as a whole"
+            what = f"out of memory with a batch of {size} slices, which this model cannot split"
             raise TrainingError(what, do="lower train.batch_size in the study")
         if size == 1:
             raise TrainingError(
-                "memory ran out with one slice at a time",
-                do="write `checkpointing: true` in the site's settings, or lower model.input_px in the study",
+                "out of memory with a micro-batch of one slice",
+                do="set `gradient_checkpointing: true` in the site's settings, or lower model.input_px in the study",
             )
-        self.most = size // 2
-        _log.warning("memory ran out with %d slices at a time: %d from here on", size, self.most)
-        return self.most
+        self.max_slices = size // 2
+        _log.warning("out of memory with micro-batches of %d slices; continuing with %d", size, self.max_slices)
+        return self.max_slices
 
 
-def _random() -> list[torch.Tensor]:
-    """The states of torch's generators, the processor's first."""
-    cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return [torch.get_rng_state(), *cards]
+def _rng_states() -> list[torch.Tensor]:
+    """The states of torch's generators: the CPU's, then each GPU's."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *gpus]
 
 
-def _clear(random: list[torch.Tensor]) -> None:
-    """Give free memory back, and set the generators to where the failed attempt began."""
+def _reset(rng_states: list[torch.Tensor]) -> None:
+    """Release free memory and restore the generators."""
     gc.collect()
-    give_back()
-    torch.set_rng_state(random[0])
-    if random[1:]:
+    release_memory()
+    torch.set_rng_state(rng_states[0])
+    if rng_states[1:]:
         torch.cuda.empty_cache()
-        torch.cuda.set_rng_state_all(random[1:])
+        torch.cuda.set_rng_state_all(rng_states[1:])

@@ -1,8 +1,8 @@
-"""Outputs of a model's frozen prefix, computed once per image and kept on the site's own disk.
+"""Cached prefix: the frozen part of a model before the first trained layer runs once per image.
 
-Only adapters and decoder train in FedMSA, so what comes before the first adapter depends on the image alone. In
-TinyViT that is the whole convolutional stage, at the highest resolution. The files never leave the site; they hold
-features of images and are as private as the images are (mode 0600).
+FedMSA trains adapters and decoder only, so the output of what precedes the first adapter depends on the image alone.
+In TinyViT that is the whole convolutional stage, at the highest resolution. The files stay on the site's disk; they
+hold features of images and are as private as the images (mode 0600).
 """
 
 from __future__ import annotations
@@ -30,56 +30,49 @@ class PrefixCache:
     def __init__(self, built: BuiltModel, folder: Path) -> None:
         self._model = built.model
         self._folder = folder / _fingerprint(built)
-        self._writes = True  # until it has failed once: a full disk costs time, not the round
+        self._writable = True  # False after the first failure: a full disk costs time, not the round
 
     @staticmethod
     def applies(built: BuiltModel) -> bool:
-        """Whether the model's prefix is worth keeping, and nothing in it is trained."""
+        """Whether the model's prefix is costly and entirely frozen."""
         return built.model.prefix_is_costly and not (built.model.prefix_names() & built.partition.trained)
 
     def features(self, images: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
         """Prefix outputs (B, ...) of images (B, 3, H, W), whose contents the keys identify.
 
-        Each is computed on its own, so that it does not depend on who shares its batch.
+        Each image is computed alone, so that its output does not depend on the rest of the batch.
         """
-        rows = [self._one(image, key) for image, key in zip(images, keys, strict=True)]
+        rows = [self._feature(image, key) for image, key in zip(images, keys, strict=True)]
         return torch.stack(rows).to(images.device)
 
-    def _one(self, image: torch.Tensor, key: str) -> torch.Tensor:
+    def _feature(self, image: torch.Tensor, key: str) -> torch.Tensor:
         path = self._folder / f"{key}.npy"
-        kept = _read(path)
-        if kept is not None:
-            return kept
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, EOFError):  # missing, or truncated (the latter two)
+            pass
         with torch.no_grad():
             output = self._model.prefix(image[None])[0].cpu()
-        if self._writes:
-            self._keep(path, output)
+        if self._writable:
+            self._write(path, output)
         return output
 
-    def _keep(self, path: Path, output: torch.Tensor) -> None:
+    def _write(self, path: Path, output: torch.Tensor) -> None:
         buffer = io.BytesIO()
         np.save(buffer, output.numpy(), allow_pickle=False)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomic(path, buffer.getvalue(), mode=0o600)
         except OSError as error:
-            self._writes = False
-            _log.warning("the cache cannot be written (%s): training goes on without what is not in it", error.strerror)
-
-
-def _read(path: Path) -> torch.Tensor | None:
-    """What is in the file; None where there is none, or a damaged one."""
-    try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError):  # of a file that is cut short, numpy raises the latter two
-        return None
+            self._writable = False
+            _log.warning("cannot write the prefix cache (%s); new images are not cached", error.strerror)
 
 
 def _fingerprint(built: BuiltModel) -> str:
-    """Hash of all that the prefix's output hangs on but the image: other weights, another path, another cache.
+    """Hash of everything but the image that determines the prefix's output.
 
-    The study's model section whole, though not all of it reaches the prefix: a feature computed twice costs seconds,
-    one that is taken for another's is a wrong result that nobody sees.
+    It covers the study's whole model section, though not all of it reaches the prefix: an unnecessary recomputation
+    costs seconds, but a wrong match would silently give wrong results.
     """
     path = "plain" if built.model.plain_attention else "fast"
     digest = hashlib.sha256(f"prefix-3:{path}:{json.dumps(dataclasses.asdict(built.spec), sort_keys=True)}".encode())

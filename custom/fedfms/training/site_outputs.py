@@ -1,4 +1,4 @@
-"""What a site keeps of a model for its own eyes, in the run's own folder: scores by image, and a few pictures."""
+"""Writes outputs that stay in the site's run folder: scores of every image, and overlays of a few."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from fedfms.training.metrics import Scores
 from fedfms.training.trainer import Trainer
 
 OVERLAYS = 4
-_SCORES_FORMAT = 1  # of the file of scores by image
+_SCORES_FORMAT = 1  # version of the score files
 
 
 def save_scores(folder: Path, study: Study, model_name: str, part: str, scores: Scores) -> None:
     """Write `scores/<model>.json`: the scores of every image of a part.
 
     Raises:
-        OSError: as `write_atomic`.
+        OSError: see `write_atomic`.
     """
-    content = {
-        "format": _SCORES_FORMAT,
-        "model": model_name,
-        "part": part,
-        "structures": list(study.structure_names),
-        "images": scores.images(),
-    }
+    content = {"format": _SCORES_FORMAT, "model": model_name, "part": part, "structures": list(study.structure_names)}
+    content["images"] = scores.images()
     folder = folder / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / f"{model_name}.json", json.dumps(content, indent=1, allow_nan=False), mode=0o600)
 
 
-def draw(folder: Path, study: Study, model_name: str, trainer: Trainer, loader: Iterable[Any], count: int) -> None:
-    """Write `overlays/<model>_<n>.png`: the first `count` images of a loader of one each, truths and predictions.
+def save_overlays(
+    folder: Path, study: Study, model_name: str, trainer: Trainer, loader: Iterable[Any], count: int
+) -> None:
+    """Write `overlays/<model>_<n>.png` for the first `count` images: image, truth and prediction side by side.
+
+    Args:
+        loader: batches of one image each.
 
     Raises:
-        OSError: as `write_atomic`.
-        Aborted: the run was told to stop.
+        OSError: see `write_atomic`.
+        Aborted: the run was stopped.
     """
     folder = folder / "overlays"
     folder.mkdir(parents=True, exist_ok=True)
     for index, batch in zip(range(count), trainer.until_stopped(loader), strict=False):
         masks = trainer.predict(batch)[0]
-        png = overlay_png(batch["image"][0], batch["label"][0] > 0, masks, study.structure_names)
+        png = overlay_png(
+            batch["image"][0], {"truth": batch["label"][0] > 0, "prediction": masks}, study.structure_names
+        )
         write_atomic(folder / f"{model_name}_{index}.png", png, mode=0o600)

@@ -1,4 +1,4 @@
-"""What a method may ask of a site's training data before a round's training begins (`fedfms.methods.LocalData`)."""
+"""A site's training data, as methods see them before a round's training begins (`fedfms.methods.LocalData`)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from fedfms.training.build import BuiltModel
 from fedfms.training.trainer import Trainer
 
 
-class SiteLearner:
-    """Batches of a site's own training slices, and the loss and gradients of the site's model on them."""
+class SiteLocalData:
+    """Samples batches of a site's training slices; computes loss and gradients of its model on them."""
 
     def __init__(
         self, trainer: Trainer, built: BuiltModel, sample: Callable[[float, int, str], Iterable[Any]], round_: int
     ) -> None:
-        self._trainer = trainer
-        self._built = built
-        self._sample = sample
-        self._round = round_
+        self._trainer, self._built, self._sample, self._round = trainer, built, sample, round_
 
     def batches(self, share: float, purpose: str) -> Iterable[Any]:
         """See `LocalData.batches`."""
         return self._trainer.until_stopped(self._sample(share, self._round, purpose))
 
     def gradients(self, tensors: Tensors, names: Collection[str], batch: Any) -> tuple[float, Tensors]:
-        """See `LocalData.gradients`; the model keeps `tensors`."""
+        """See `LocalData.gradients`. Side effect: the model's trained tensors are `tensors` afterwards."""
         self._built.load(tensors)
         return self._trainer.gradients(batch, names)
