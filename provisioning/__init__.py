@@ -1,1 +1,1 @@
-"""Joining institutions: startup kits made and hardened, the sites' own policies, a federation's certificates."""
+"""Provisioning of a federation: hardened startup kits, site policies and certificates."""

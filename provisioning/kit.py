@@ -1,4 +1,4 @@
-"""A kit as it travels: a sealed archive, with a list of its files whose code two people compare by telephone."""
+"""Encrypt a startup kit with a list of its files, and open it; people compare the list's fingerprint by telephone."""
 
 from __future__ import annotations
 
@@ -7,66 +7,51 @@ from pathlib import Path
 
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
-from fedfms.flare.kit import LIST, SOON, certificate, changes, code, common_name, days_left, listed, read_list, spoken
-from provisioning.policy import BLOCKED
-from provisioning.sealed import SealError, pack, restrict, seal, unpack, unseal
+from fedfms.flare.kit import LIST_FILE, file_list, kit_fingerprint, read_file_list
+from provisioning.encryption import EncryptionError, decrypt, encrypt, pack, restrict, unpack
+from provisioning.policy import REVOKED
 
-__all__ = [  # what a kit is once it is open has its own file, at every site
-    "LIST", "SOON", "SUFFIX", "blocked_list", "certificate", "changes", "code", "common_name", "days_left", "finish",
-    "open_kit", "put_blocked", "seal_kit", "spoken",
-]  # fmt: skip
 SUFFIX = ".kit"
 
 
-def seal_kit(folder: Path, target: Path, passphrase: str) -> str:
-    """Write the kit in `folder` as a sealed archive; returns the code of its list."""
-    told = finish(folder)
-    write_atomic(target, seal(pack(folder), passphrase), mode=0o600)
-    return told
+def encrypt_kit(folder: Path, target: Path, passphrase: str) -> str:
+    """Write the kit in `folder` to the encrypted file `target`; returns the kit's fingerprint."""
+    fingerprint = write_file_list(folder)
+    write_atomic(target, encrypt(pack(folder), passphrase), mode=0o600)
+    return fingerprint
 
 
-def finish(folder: Path) -> str:
-    """Write the list of a kit's files, and take everybody else's rights; returns the list's code."""
-    write_atomic(folder / LIST, listed(folder), mode=0o600)
+def write_file_list(folder: Path) -> str:
+    """Write the list of a kit's files, and limit access to the owner; returns the kit's fingerprint."""
+    write_atomic(folder / LIST_FILE, file_list(folder), mode=0o600)
     restrict(folder)
-    return code(folder)
+    return kit_fingerprint(folder)
 
 
-def open_kit(sealed: Path, folder: Path, passphrase: str) -> str:
-    """Open a sealed kit into a new folder; returns the code, to compare with the one that the lead reads out.
+def open_kit(encrypted: Path, folder: Path, passphrase: str) -> str:
+    """Decrypt a kit into a new folder; returns its fingerprint, to compare with the lead's.
 
     Raises:
-        ProvisioningError: it cannot be read, the passphrase is wrong, a bit was changed, the folder is there, or the
-            files are not those of the kit's list: its code would vouch for others.
+        ProvisioningError: it cannot be read, the passphrase is wrong, a bit was changed, the folder exists, or the
+            files do not match the kit's file list: the fingerprint would vouch for other files.
     """
     try:
-        unpack(unseal(sealed.read_bytes(), passphrase), folder)
+        unpack(decrypt(encrypted.read_bytes(), passphrase), folder)
     except OSError as error:
-        raise ProvisioningError(f"the kit cannot be opened ({error.strerror})", where=sealed.name) from None
-    except SealError as error:
-        raise ProvisioningError(str(error), where=sealed.name) from None
-    if not (folder / LIST).is_file() or listed(folder, str(folder.resolve())).encode() != read_list(folder):
+        raise ProvisioningError(f"the kit cannot be opened ({error.strerror})", where=encrypted.name) from None
+    except EncryptionError as error:
+        raise ProvisioningError(str(error), where=encrypted.name) from None
+    found = file_list(folder, str(folder.resolve())).encode()
+    if not (folder / LIST_FILE).is_file() or found != read_file_list(folder):
         shutil.rmtree(folder)
-        raise ProvisioningError("the files are not those of the kit's list", where=sealed.name, do="tell the lead")
-    return code(folder)
+        what = "the files do not match the kit's file list"
+        raise ProvisioningError(what, where=encrypted.name, do="inform the lead")
+    return kit_fingerprint(folder)
 
 
-def put_blocked(source: Path, server: Path) -> None:
-    """Put the list of blocked serials into the server's kit, where it is read anew each time.
-
-    Raises:
-        ProvisioningError: it is no server's kit of ours.
-    """
-    write_atomic(blocked_list(server), source.read_bytes(), mode=0o600)
-
-
-def blocked_list(server: Path) -> Path:
-    """Where the server's kit has its list of blocked serials.
-
-    Raises:
-        ProvisioningError: it is no server's kit of ours.
-    """
-    target = server / "local" / BLOCKED
+def revocation_list(server: Path) -> Path:
+    """The revocation list in an opened server's kit, which the server reads at each check."""
+    target = server / "local" / REVOKED
     if not target.is_file():
-        raise ProvisioningError("this is no server's kit of ours", where=server.name, do="name its folder")
+        raise ProvisioningError("this is not a server's kit of this package", where=server.name, do="name its folder")
     return target

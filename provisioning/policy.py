@@ -1,7 +1,8 @@
-"""A kit's `local/`: what its owner allows. Written once, with the kit; from then on it is the site's to change.
+"""Write a kit's `local/`: the policy of its owner, who can change it later.
 
-The list of classes that a job may build is the classes that our jobs name, one by one, and not NVFLARE's default and
-`fedfms.`: NVFLARE calls whatever a path names, be it a function, and its default has parts that send a job's log away.
+The allow-list of classes that a job may use names the classes of this package's jobs one by one. NVFLARE's default
+list and a prefix `fedfms.` would be too wide: NVFLARE calls whatever a path names, also a function, and some of its
+default classes send a job's log to the server.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
-from provisioning.sealed import PLACE
+from fedfms.schema import parse, read_json
+from provisioning.encryption import KIT_PLACEHOLDER
 
 SCOPE = "study"
-BLOCKED = "blocked_serials.json"
-_FILTER = "fedfms.flare.privacy_filter.SharedOnly"
+REVOKED = "revoked_serials.json"
+_FILTER = "fedfms.flare.privacy_filter.PrivacyFilter"
 SITE_CLASSES = (
     "fedfms.flare.executor.SiteExecutor",
-    "fedfms.flare.tracking.Curves",  # and not NVFLARE's, which sends what events a job names: a site's errors as well
+    "fedfms.flare.tracking.Curves",  # not NVFLARE's, which sends the events that a job names, including errors
 )
 SERVER_CLASSES = (
     "fedfms.flare.aggregator.RoundServerAggregator",
@@ -37,7 +41,7 @@ SERVER_CLASSES = (
     "nvflare.app_opt.tracking.mlflow.mlflow_receiver.MLflowReceiver",
     "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",
 )
-# By role: nobody brings code, and nobody reads a site's files over the admin console (`cat`, `grep`: shell_commands).
+# By role. Nobody brings code, and nobody reads a site's files in the admin console (`cat`, `grep`: shell_commands).
 _NOTHING = dict.fromkeys(
     ("submit_job", "clone_job", "manage_job", "download_job", "operate", "shell_commands", "byoc",
      "server-predeployed-flwr"), "none",
@@ -52,30 +56,46 @@ _PERMISSIONS = {
     "member": _NOTHING | {"view": "any"},
 }
 _SETTINGS = """\
-# What belongs to this site, and no job can set. Fill in, and restart the client.
-#data_root: /data/fedfms          # holds <dataset>/<site>/manifest.json, as `python -m preprocessing` writes it
-#checkpoints: /data/checkpoints   # a job names a file in it and that file's SHA-256; another one is refused
-#checkpoint_sha256: []             # and of these hashes alone; empty: whatever file in it the job names
-#device: cuda:0                   # default: cuda where there is one
+# Settings of this site, which no job can change. Edit, and restart the client.
+#data_root: /data/fedfms          # holds <dataset>/<site>/manifest.json, written by `python -m preprocessing`
+#checkpoints: /data/checkpoints   # holds the weight files that jobs name, each with its SHA-256
+#checkpoint_sha256: []             # accept only these hashes; empty: any file that a job names
+#device: cuda:0                   # default: cuda if available
 #cache: /scratch/fedfms           # as private as the images
-#min_cases: 10                    # no score of fewer images leaves
-#quiet: true                      # no live curves leave, whatever a job says
-#threads: 1                       # of torch on the CPU; default: the cores, shared by the sites that run on them
+#min_cases: 10                    # suppress scores over fewer images
+#live_metrics: false              # no live curves leave the site, whatever a job asks for
+#threads: 1                       # torch's CPU threads; default: the cores, shared by the sites on this machine
 #workers: 0                       # loader processes
-#attention: plain                 # by segment-anything's own code, in several times the memory
-#processor: plain                 # products and memory as torch and the C library come, slower
-#checkpointing: true              # a fifth of the activations' memory, more time
-#micro_batch: 2                   # a step's batch in parts of so many slices, for less memory
+#attention: plain                 # segment-anything's own code, in several times the memory
+#cpu_tuning: false                # torch's and the C library's defaults for products and memory, slower
+#gradient_checkpointing: true     # recomputes blocks in the backward pass: a fifth of the activations' memory, slower
+#micro_batch: 2                   # slices in a micro-batch, for less memory
 """
 
 
-def sizes_of(jobs: Iterable[Path]) -> dict[str, int]:
-    """What the jobs share: bytes by the name of each tensor, the most where jobs differ.
+class _Filter(BaseModel, extra="allow"):
+    path: str
+    args: dict[str, Any] = {}
+
+
+class _Scope(BaseModel, extra="allow"):
+    name: str
+    task_result_filters: list[_Filter] = []
+
+
+class PrivacyPolicy(BaseModel, extra="allow"):
+    """NVFLARE's `privacy.json`, with whatever else a site has written into it."""
+
+    scopes: list[_Scope]
+
+
+def shared_sizes(jobs: Iterable[Path]) -> dict[str, int]:
+    """Bytes of each tensor that the jobs share, by name; the maximum over the jobs.
 
     Raises:
-        StudyError: a folder holds no job of this package.
+        StudyError: a folder is not a job of this package.
     """
-    from fedfms.flare.job import read_study  # torch: not for those who only open a kit
+    from fedfms.flare.job import read_study  # imports torch, which opening a kit does not need
     from fedfms.reporting.cost.traffic import shared_bytes
 
     found: dict[str, int] = {}
@@ -85,44 +105,44 @@ def sizes_of(jobs: Iterable[Path]) -> dict[str, int]:
     return found
 
 
-def privacy(tensors: Mapping[str, int]) -> dict[str, Any]:
-    """The site's scope, the only one and therefore everybody's: only these tensors leave.
+def privacy_policy(tensors: Mapping[str, int]) -> dict[str, Any]:
+    """A site's `privacy.json`: one scope, for every job, with the allow-list of tensors.
 
     Args:
-        tensors: bytes by name; each leaves once in a reply, in whatever form of the wire: none takes more than its own.
+        tensors: bytes by name; a reply holds each tensor once, and no compressed form is larger.
     """
-    scope = {"name": SCOPE, "properties": {}, "task_result_filters": [{"path": _FILTER, "args": _limits(tensors)}]}
+    filters = [{"path": _FILTER, "args": _filter_arguments(tensors)}]
+    scope = {"name": SCOPE, "properties": {}, "task_result_filters": filters}
     return {"scopes": [scope], "default_scope": SCOPE}
 
 
-def _limits(tensors: Mapping[str, int]) -> dict[str, Any]:
-    most = math.ceil(sum(tensors.values()) / 1e3) / 1e3
-    return {"tensors": dict(sorted(tensors.items())), "max_mb": most, "max_tensors": len(tensors)}
+def _filter_arguments(tensors: Mapping[str, int]) -> dict[str, Any]:
+    max_mb = math.ceil(sum(tensors.values()) / 1e3) / 1e3
+    return {"tensors": dict(sorted(tensors.items())), "max_mb": max_mb, "max_tensors": len(tensors)}
 
 
 def allow(kit: Path, jobs: Iterable[Path]) -> int:
-    """Let a site's kit send what the jobs share, beside what it could before; returns the number of names.
+    """Add the tensors that the jobs share to a site's allow-list; returns the number of names on it.
 
-    All else that the site has written into its policy, filters of its own for instance, stays.
+    The rest of the site's policy, for example its own filters, is unchanged.
 
     Raises:
-        ProvisioningError: it is no site's kit with our scope.
-        StudyError: a folder holds no job.
+        ProvisioningError: it is not a site's kit with a privacy filter of this package.
+        StudyError: a folder is not a job.
     """
     path = kit / "local" / "privacy.json"
     try:
-        policy = json.loads(path.read_text(encoding="utf-8"))
-        (own,) = [
-            one for scope in policy["scopes"] if scope["name"] == SCOPE
-            for one in scope["task_result_filters"] if one["path"] == _FILTER
-        ]  # fmt: skip
-        before = dict(own["args"]["tensors"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ProvisioningError("this kit has no local/privacy.json of ours", where=kit.name) from None
-    more = sizes_of(jobs)
+        policy = parse(PrivacyPolicy, read_json(path, ProvisioningError), ProvisioningError)
+        filters = [one for scope in policy.scopes if scope.name == SCOPE for one in scope.task_result_filters]
+        (arguments,) = (one.args for one in filters if one.path == _FILTER)
+        before = parse(dict[str, int], arguments.get("tensors"), ProvisioningError)
+    except (ValueError, ProvisioningError):
+        what = "this kit has no local/privacy.json with a fedfms privacy filter"
+        raise ProvisioningError(what, where=kit.name) from None
+    more = shared_sizes(jobs)
     tensors = {name: max(before.get(name, 0), more.get(name, 0)) for name in {*before, *more}}
-    own["args"].update(_limits(tensors))
-    _write(path, policy)
+    arguments.update(_filter_arguments(tensors))
+    _write(path, policy.model_dump(exclude_unset=True))
     return len(tensors)
 
 
@@ -138,31 +158,30 @@ def write_policy(kit: Path, kind: str, tensors: Mapping[str, int], max_job_mb: i
     resources["app_validator"] = {"path": "fedfms.flare.job_validator.JobValidator", "args": {"max_mb": max_job_mb}}
     _write(local / "authorization.json", {"format_version": "1.0", "permissions": _PERMISSIONS})
     if kind == "server":
-        _server(resources)
-        _write(local / BLOCKED, {"serials": {}})
+        _set_server(resources)
+        _write(local / REVOKED, {"serials": {}})
     else:
         resources["class_allow_list"] = list(SITE_CLASSES)
-        resources["allow_log_streaming"] = False  # a job's log names pseudonymous cases and the site's own paths
+        resources["allow_log_streaming"] = False  # a job's log names pseudonymous cases and the site's paths
         resources["components"] = [one for one in resources["components"] if one["id"] != "site_log_streamer"]
-        _write(local / "privacy.json", privacy(tensors))
+        _write(local / "privacy.json", privacy_policy(tensors))
         write_atomic(local / FILE_NAME, _SETTINGS, mode=0o600)
-    args = {"file": f"startup/{kind}.crt"}  # no `PLACE`: a site's kit, once open, is its list's to the bit
-    resources["components"].append(
-        {"id": "expiry", "path": "fedfms.flare.certificate_expiry.CertificateEnds", "args": args}
-    )
-    for name in ("resources.json", "resources.json.default"):  # `nvflare deploy prepare` goes by the latter alone
+    # A relative path, without the placeholder: a site's kit matches its file list bit for bit when it is opened.
+    path, args = "fedfms.flare.certificate_expiry.CertificateExpiryCheck", {"file": f"startup/{kind}.crt"}
+    resources["components"].append({"id": "expiry", "path": path, "args": args})
+    for name in ("resources.json", "resources.json.default"):  # `nvflare deploy prepare` uses the latter only
         _write(local / name, resources)
 
 
-def _server(resources: dict[str, Any]) -> None:
-    """Stores of this deployment's own: NVFLARE's are in /tmp, shared by all servers of the machine."""
+def _set_server(resources: dict[str, Any]) -> None:
+    """Store jobs and snapshots in the kit: NVFLARE's default is in /tmp, shared by all servers of the machine."""
     resources["class_allow_list"] = list(SERVER_CLASSES)
-    resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{PLACE}/store/snapshots"
+    resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{KIT_PLACEHOLDER}/store/snapshots"
     for one in resources["components"]:
         if one["id"] == "job_manager":
-            one["args"]["uri_root"] = f"{PLACE}/store/jobs"
-    path = "fedfms.flare.revocation.RevokedCertificates"
-    resources["components"].append({"id": "blocked", "path": path, "args": {"file": f"{PLACE}/local/{BLOCKED}"}})
+            one["args"]["uri_root"] = f"{KIT_PLACEHOLDER}/store/jobs"
+    path, args = "fedfms.flare.revocation.CertificateRevocation", {"file": f"{KIT_PLACEHOLDER}/local/{REVOKED}"}
+    resources["components"].append({"id": "revocation", "path": path, "args": args})
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A part that a test puts at a site: on its marked data, training raises errors whose text bears the marker."""
+"""A component that a test installs at a site: training on the marked data raises errors that contain the marker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .processes import MARKED
 
 
 class Raises(Filter):
-    """Lets everything pass; it is the filters' way into the process of a job."""
+    """A filter that passes everything; as a filter, it is loaded into the process of a job."""
 
     def __init__(self) -> None:
         super().__init__()

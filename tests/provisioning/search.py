@@ -1,4 +1,4 @@
-"""A search through all that lies in a folder: names, bytes, and what is packed in archives, as deep as they go."""
+"""Search a folder for a marker: in names, in bytes, and in nested archives."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-DEEPEST = 6  # archives in archives
+MAX_DEPTH = 6  # of nested archives
 
 
 def holders(folder: Path, marker: str) -> list[str]:
-    """Files, and members of archives as `file!member`, that have the marker in their name or bytes in any spelling."""
-    spellings = _spellings(marker)
+    """Files and archive members (`file!member`) that contain the marker in their name or bytes, in any encoding."""
+    encodings = _encodings(marker)
     found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         content = path.read_bytes() if path.is_file() else b""
-        for part, packed in [(name, content), *_packed(name, content, DEEPEST)]:
-            if any(one in text for text in (part.encode(), packed) for one in spellings):
+        for part, packed in [(name, content), *_packed(name, content, MAX_DEPTH)]:
+            if any(one in text for text in (part.encode(), packed) for one in encodings):
                 found.append(part)
     return found
 
 
-def _spellings(marker: str) -> tuple[bytes, ...]:
-    """As text of two encodings, and as base64 wherever in a group of three bytes it starts."""
+def _encodings(marker: str) -> tuple[bytes, ...]:
+    """The marker as UTF-8, UTF-16, and base64 at each offset in a group of three bytes."""
     plain = marker.encode()
     coded = [base64.b64encode(bytes(start) + plain) for start in range(3)]
-    # The ends also hold bits of what stands before and after.
+    # The ends of the base64 text also hold bits of neighbouring bytes.
     return plain, marker.encode("utf-16-le"), *(one[4 if start else 0 : -4] for start, one in enumerate(coded))
 
 
 def _packed(name: str, content: bytes, left: int) -> Iterator[tuple[str, bytes]]:
     if not left:
-        raise AssertionError(f"{name} is packed too deep to be searched")
+        raise AssertionError(f"{name} is nested too deeply to be searched")
     for member, inner in _members(content):
         yield f"{name}!{member}", inner
         yield from _packed(f"{name}!{member}", inner, left - 1)
@@ -63,4 +63,4 @@ def _inflated(content: bytes) -> bytes:
     try:
         return zlib.decompress(content)
     except zlib.error:
-        return b""  # a text that begins with an x
+        return b""  # a text that starts with an x

@@ -1,4 +1,4 @@
-"""Processes that die or stand still in the middle of a study, over mTLS: what is lost, and how it goes on."""
+"""Processes that die or hang in the middle of a study, with mutual TLS: what is lost, and how the run resumes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -17,20 +16,20 @@ from fedfms.errors import ProvisioningError
 from fedfms.federation.inprocess import rounds
 from fedfms.federation.state import FILE, ServerStateStore
 from fedfms.flare.job import build_job
-from fedfms.flare.nvflare_cli import ask
-from fedfms.flare.resume import KEPT
-from fedfms.flare.submit import stage
+from fedfms.flare.nvflare_cli import Reply, run_with_kit
+from fedfms.flare.resume import CHECKPOINTS
+from fedfms.flare.submit import registered_sites, stage
 from fedfms.reporting import make_report
 from fedfms.settings import SiteSettings
 from fedfms.study import STUDIES, Study, load_study
-from provisioning.federation import ADMIN, LEAD, Running, prepare
+from provisioning.federation import ADMIN, LEAD, LocalFederation, prepare_kits
 from tests.simulator.common import assert_equal
 
 from .make import PASSPHRASE, REPO
 
 pytestmark = [pytest.mark.federation, pytest.mark.processes, pytest.mark.slow]
 
-LIMIT_S = 900
+TIMEOUT_S = 900
 SITES = ("site-1", "site-2")
 PHANTOM = STUDIES / "phantom.yaml"
 SMALL = [
@@ -50,54 +49,54 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(out: Path) -> Iterator[Running]:
+def running(out: Path) -> Iterator[LocalFederation]:
     job = build_job(_study(), out.parent / "fedsca")
-    kits = prepare(out, SITES, [job], {ADMIN: "project_admin", LEAD: "lead"}, PASSPHRASE)
-    with Running(kits, {"PYTHONPATH": f"{REPO / 'custom'}:{REPO}", "OMP_NUM_THREADS": "1"}) as started:
-        started.start_all(SITES, ADMIN, LIMIT_S)
+    kits = prepare_kits(out, SITES, [job], {ADMIN: "project_admin", LEAD: "lead"}, PASSPHRASE)
+    with LocalFederation(kits, {"PYTHONPATH": f"{REPO / 'custom'}:{REPO}", "OMP_NUM_THREADS": "1"}) as started:
+        started.start_all(SITES, ADMIN, TIMEOUT_S)
         yield started
 
 
-def _send(running: Running, job: Path, work: Path) -> str:
-    """Submit a job, and go on; its id."""
-    return str(_ask(running, "submit", "-j", str(stage(job, work)))["job_id"])
+def _send(running: LocalFederation, job: Path, work: Path) -> str:
+    """Submit a job without waiting for it; returns its id."""
+    return _job(running, "submit", "-j", str(stage(job, work))).job_id
 
 
-def _ask(running: Running, *command: str) -> dict[str, Any]:
-    """What the lead does with a job; where all run on few cores, NVFLARE's own command takes its time."""
-    return ask(running.kits[LEAD], "job", *command, limit_s=LIMIT_S)
+def _job(running: LocalFederation, *command: str) -> Reply:
+    """Run an `nvflare job` command as the lead; it is slow when all processes share few cores."""
+    return run_with_kit(running.kits[LEAD], "job", *command, timeout_s=TIMEOUT_S)
 
 
-def _result(running: Running, id_: str, out: Path) -> Path:
-    """Wait for a job's end; the server's folder of its run."""
-    with suppress(ProvisioningError):  # it did not end well
-        _ask(running, "wait", id_, "--timeout", str(LIMIT_S), "--interval", "1")
-    _ask(running, "download", id_, "-o", str(out))
+def _result(running: LocalFederation, id_: str, out: Path) -> Path:
+    """Wait for a job's end; returns the server's folder of its run."""
+    with suppress(ProvisioningError):  # it did not complete
+        _job(running, "wait", id_, "--timeout", str(TIMEOUT_S), "--interval", "1")
+    _job(running, "download", id_, "-o", str(out))
     return out / id_ / "workspace"
 
 
-def _done(running: Running, id_: str) -> int:
-    """Rounds that the server has kept of a job."""
+def _done(running: LocalFederation, id_: str) -> int:
+    """Rounds of a job that the server has saved."""
     with suppress(FileNotFoundError):
-        saved = ServerStateStore(running.kits["localhost"] / KEPT / id_ / FILE).load()
+        saved = ServerStateStore(running.kits["localhost"] / CHECKPOINTS / id_ / FILE).load()
         return 0 if saved is None else saved.round
     return 0
 
 
-def _signal(running: Running, name: str, number: signal.Signals) -> None:
-    """To all processes of a server or site, its jobs' too."""
-    for process in running._marked(name):
+def _signal(running: LocalFederation, name: str, number: signal.Signals) -> None:
+    """Send a signal to all processes of a server or site, including its jobs."""
+    for process in running.marked(name):
         with suppress(psutil.Error):
             process.send_signal(number)
 
 
-def _kill(running: Running, name: str) -> None:
+def _kill(running: LocalFederation, name: str) -> None:
     _signal(running, name, signal.SIGKILL)
-    running.end(name)
+    running.stop(name)
 
 
-def _assert_resumed(running: Running, out: Path, id_: str, done: int, name: str) -> None:
-    """A new job goes on after `done` rounds or one more, and ends with the numbers of a run that nobody cut."""
+def _assert_resumed(running: LocalFederation, out: Path, id_: str, done: int, name: str) -> None:
+    """A new job resumes after `done` rounds or one more, and ends with the numbers of an uninterrupted run."""
     assert main(["resume", str(out.parent / "fedsca"), "--job-id", id_, "--out", str(out.parent / name)]) == 0
     next_id = _send(running, out.parent / name, out / f"{name}-staged")
     run = _result(running, next_id, out / f"{name}-results")
@@ -113,42 +112,42 @@ def _assert_resumed(running: Running, out: Path, id_: str, done: int, name: str)
     for site in SITES:
         assert_equal(server.per_site[site], last.server.per_site[site], 1e-6)
     for job in (id_, next_id):
-        assert not (running.kits["localhost"] / KEPT / job).exists(), "the study has come to its end"
+        assert not (running.kits["localhost"] / CHECKPOINTS / job).exists(), "removed when the study is complete"
 
 
-def test_a_killed_server_is_gone_on_with_by_a_new_job_to_the_same_numbers(running: Running, out: Path) -> None:
+def test_a_new_job_resumes_after_a_killed_server_with_the_same_numbers(running: LocalFederation, out: Path) -> None:
     id_ = _send(running, out.parent / "fedsca", out / "server-staged")
-    running.wait("round 1", lambda: _done(running, id_) >= 1, LIMIT_S)
+    running.wait("round 1", lambda: _done(running, id_) >= 1, TIMEOUT_S)
     _kill(running, "localhost")
     done = _done(running, id_)
     running.start("localhost")
-    running.wait("the sites", lambda: _registered(running, SITES), LIMIT_S)
+    running.wait("the sites", lambda: _registered(running, SITES), TIMEOUT_S)
     _assert_resumed(running, out, id_, done, "after-server")
 
 
-def test_a_killed_site_ends_the_job_and_a_new_one_goes_on_when_it_is_back(running: Running, out: Path) -> None:
+def test_a_killed_site_ends_the_job_and_a_new_job_resumes_it(running: LocalFederation, out: Path) -> None:
     id_ = _send(running, out.parent / "fedsca", out / "site-staged")
-    running.wait("round 1", lambda: _done(running, id_) >= 1, LIMIT_S)
+    running.wait("round 1", lambda: _done(running, id_) >= 1, TIMEOUT_S)
     _kill(running, "site-2")
     done = _done(running, id_)
-    with suppress(ProvisioningError):  # NVFLARE itself ends the job, or does not see it: then the lead does
-        _ask(running, "abort", id_)
+    with suppress(ProvisioningError):  # NVFLARE ends the job, or does not notice: then the lead aborts it
+        _job(running, "abort", id_)
     running.start("site-2")
-    running.wait("the sites", lambda: _registered(running, SITES), LIMIT_S)
+    running.wait("the sites", lambda: _registered(running, SITES), TIMEOUT_S)
     _assert_resumed(running, out, id_, done, "after-site")
 
 
-def test_a_site_that_stands_still_past_the_deadline_misses_the_round_and_is_back_in_a_later_one(
-    running: Running, out: Path
+def test_a_site_that_hangs_past_the_round_timeout_misses_the_round_and_joins_a_later_one(
+    running: LocalFederation, out: Path
 ) -> None:
     late = ["federation.min_sites=1", "federation.round_timeout_s=45", "federation.straggler_timeout_s=60"]
     job = build_job(_study(*late, "federation.required_sites=[site-2]"), out.parent / "late")
     id_ = _send(running, job, out / "late-staged")
-    running.wait("round 1", lambda: _done(running, id_) >= 1, LIMIT_S)
+    running.wait("round 1", lambda: _done(running, id_) >= 1, TIMEOUT_S)
     _signal(running, "site-2", signal.SIGSTOP)
     stopped = _done(running, id_)
     try:
-        running.wait("the deadline", lambda: _done(running, id_) > stopped, LIMIT_S)
+        running.wait("the deadline", lambda: _done(running, id_) > stopped, TIMEOUT_S)
     finally:
         _signal(running, "site-2", signal.SIGCONT)
     report = make_report(_result(running, id_, out / "late-results"))
@@ -161,14 +160,16 @@ def test_a_site_that_stands_still_past_the_deadline_misses_the_round_and_is_back
     assert report.first_line.plain.startswith(first)
 
 
-def test_below_its_quorum_a_round_fails_with_the_reason_and_the_study_is_not_valid(running: Running, out: Path) -> None:
+def test_a_round_with_too_few_updates_fails_with_the_reason_and_the_run_is_not_valid(
+    running: LocalFederation, out: Path
+) -> None:
     job = build_job(_study("federation.round_timeout_s=30"), out.parent / "quorum")
     id_ = _send(running, job, out / "quorum-staged")
-    running.wait("round 1", lambda: _done(running, id_) >= 1, LIMIT_S)
+    running.wait("round 1", lambda: _done(running, id_) >= 1, TIMEOUT_S)
     _signal(running, "site-2", signal.SIGSTOP)
-    told = "1 updates accepted, 2 needed (the others did not answer)"
+    message = "1 updates accepted, 2 needed (the others did not answer)"
     try:
-        running.wait("the reason", lambda: told in _logs(running), LIMIT_S)
+        running.wait("the reason", lambda: message in _logs(running), TIMEOUT_S)
     finally:
         _signal(running, "site-2", signal.SIGCONT)
     report = make_report(_result(running, id_, out / "quorum-results"))
@@ -176,12 +177,12 @@ def test_below_its_quorum_a_round_fails_with_the_reason_and_the_study_is_not_val
     assert report.first_line.plain.startswith("NOT VALID: only ")
 
 
-def _logs(running: Running) -> str:
+def _logs(running: LocalFederation) -> str:
     kit = running.kits["localhost"]
     return running.log("localhost") + "".join(path.read_text(errors="replace") for path in kit.rglob("*log.txt"))
 
 
-def _registered(running: Running, sites: tuple[str, ...]) -> bool:
-    with suppress(ProvisioningError, json.JSONDecodeError):  # the server is not up yet
-        return set(sites) <= set(running.registered(ADMIN))
+def _registered(running: LocalFederation, sites: tuple[str, ...]) -> bool:
+    with suppress(ProvisioningError, json.JSONDecodeError):  # the server has not started yet
+        return set(sites) <= set(registered_sites(running.kits[ADMIN]))
     return False

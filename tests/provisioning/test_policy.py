@@ -1,4 +1,4 @@
-"""A site's policy as NVFLARE's own classes read it from the kit."""
+"""A site's policy, as NVFLARE's own classes read it from the kit."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from fedfms.compression import CODECS, COMPRESSIONS, layout
 from fedfms.errors import StudyError
 from fedfms.flare.job_validator import MAX_FILES, JobValidator
 from fedfms.flare.messages import BASE
-from fedfms.flare.privacy_filter import SharedOnly
+from fedfms.flare.privacy_filter import PrivacyFilter
 from fedfms.reporting.cost.traffic import shared_tensors
 from fedfms.settings import SiteSettings, load_settings
 from fedfms.study import Study
 from fedfms.training.build import build_on_meta
-from provisioning.policy import SCOPE, SERVER_CLASSES, SITE_CLASSES, allow, privacy, sizes_of, write_policy
+from provisioning.policy import SCOPE, SERVER_CLASSES, SITE_CLASSES, allow, privacy_policy, shared_sizes, write_policy
 
 from .make import REPO
 
@@ -48,7 +48,7 @@ _DEFAULT = {
 
 @pytest.fixture
 def kit(tmp_path: Path) -> Path:
-    """A site's kit, with what NVFLARE lays into it as far as the policy goes; it may send a tensor of four numbers."""
+    """A site's kit with the parts of NVFLARE that the policy needs; a tensor of four bytes may leave."""
     return _kit(tmp_path / "kit", "client")
 
 
@@ -68,7 +68,7 @@ def _paths(value: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
-def test_the_classes_of_every_job_are_allowed_and_no_other(job: Path) -> None:
+def test_the_classes_of_every_job_are_allowed(job: Path) -> None:
     for side, allowed in (("client", SITE_CLASSES), ("server", SERVER_CLASSES)):
         named = _paths(json.loads((job / "app" / "config" / f"config_fed_{side}.json").read_text()))
         assert named <= set(allowed), side
@@ -77,13 +77,13 @@ def test_the_classes_of_every_job_are_allowed_and_no_other(job: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "nvflare.app_common.logging.job_log_streamer.JobLogStreamer",  # would send the job's log, cases and all
+        "nvflare.app_common.logging.job_log_streamer.JobLogStreamer",  # would send the job's log, which names cases
         "nvflare.app_common.np.np_trainer.NPTrainer",
-        "fedfms.files.replace_folder",  # NVFLARE calls functions as well
+        "fedfms.files.replace_folder",  # NVFLARE calls functions too
         "subprocess.Popen",
     ],
 )
-def test_a_class_off_the_list_is_not_built(path: str, kit: Path) -> None:
+def test_a_class_that_is_not_on_the_allow_list_is_rejected(path: str, kit: Path) -> None:
     authorizer, workspace = ComponentPathAuthorizer(), Workspace(str(kit), "site-1")
     authorizer.authorize_component_config({"path": SITE_CLASSES[0]}, workspace=workspace)
     with pytest.raises(UnsafeComponentError, match="not in allow_list"):
@@ -103,7 +103,7 @@ def _may(role: str, right: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["client", "server"])
-def test_nobody_brings_code_or_reads_files_and_a_member_looks(kind: str, tmp_path: Path) -> None:
+def test_nobody_brings_code_or_reads_files_and_a_member_can_view(kind: str, tmp_path: Path) -> None:
     policy = json.loads((_kit(tmp_path / "kit", kind) / "local" / "authorization.json").read_text())
     AuthorizationService.the_authorizer = None
     assert not AuthorizationService.initialize(FLAuthorizer("org_a", policy))[1]
@@ -120,15 +120,15 @@ def test_nobody_brings_code_or_reads_files_and_a_member_looks(kind: str, tmp_pat
         AuthorizationService.the_authorizer = None
 
 
-def test_the_scope_is_everybodys_and_filters_what_leaves(kit: Path) -> None:
+def test_the_scope_applies_to_every_job_and_has_the_privacy_filter(kit: Path) -> None:
     manager = create_privacy_manager(Workspace(str(kit), "site-1"), names_only=False)
     for named in ("", None, SCOPE):
         (own,) = manager.get_scope(named).task_result_filters[FilterKey.OUT]
-        assert isinstance(own, SharedOnly)
-    assert manager.get_scope("public") is None  # a job that names another scope is refused
+        assert isinstance(own, PrivacyFilter)
+    assert manager.get_scope("public") is None  # a job that names another scope is rejected
 
 
-def test_the_settings_that_are_to_be_filled_in_are_settings(kit: Path) -> None:
+def test_the_commented_settings_are_valid_when_uncommented(kit: Path) -> None:
     assert load_settings(kit) == SiteSettings()
     path = kit / "local" / "fedfms_site.yaml"
     path.write_text("".join(line[1:] if line[1:2].islower() else line for line in path.read_text().splitlines(True))
@@ -137,34 +137,37 @@ def test_the_settings_that_are_to_be_filled_in_are_settings(kit: Path) -> None:
     assert filled.data_root == Path("/data/fedfms") and filled.min_cases == 10
 
 
-def test_a_site_takes_up_another_job_itself(kit: Path) -> None:
+def test_a_site_can_allow_another_job(kit: Path) -> None:
     job = REPO / "jobs" / "fedmsa"
-    path, shared = kit / "local" / "privacy.json", sizes_of([job])
+    path, shared = kit / "local" / "privacy.json", shared_sizes([job])
     policy, noise = json.loads(path.read_text()), {"path": "a.filter.of.the.Site", "args": {}}
     policy["scopes"][0]["task_result_filters"].insert(0, noise)
     path.write_text(json.dumps(policy))
     assert shared and allow(kit, [job]) == len(shared) + 1
     (scope,) = json.loads(path.read_text())["scopes"]
-    assert scope["task_result_filters"] == [noise, *privacy(shared | {"a": 4})["scopes"][0]["task_result_filters"]]
+    assert scope["task_result_filters"] == [
+        noise,
+        *privacy_policy(shared | {"a": 4})["scopes"][0]["task_result_filters"],
+    ]
     with pytest.raises(StudyError, match="not a job"):
         allow(kit, [kit])
 
 
-@pytest.mark.parametrize("wire", COMPRESSIONS)
-def test_an_update_of_a_study_leaves_in_every_form_of_the_wire(wire: str) -> None:
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_studys_update_leaves_with_each_compression(compression: str) -> None:
     job = REPO / "jobs" / "fedmsa"
     config = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())
     built = build_on_meta(Study.from_dict(config["executors"][0]["executor"]["args"]["study"]))
-    forms = layout(shared_tensors(built), CODECS.get(wire))
+    forms = layout(shared_tensors(built), CODECS.get(compression))
     data = {name: np.zeros(shape, dtype) for name, (shape, dtype) in forms.items()}
-    own = SharedOnly(**privacy(sizes_of([job]))["scopes"][0]["task_result_filters"][0]["args"])
-    assert own.refusal(DXO(DataKind.WEIGHT_DIFF, data=data, meta={BASE: "0f" * 16}).to_shareable()) is None
+    own = PrivacyFilter(**privacy_policy(shared_sizes([job]))["scopes"][0]["task_result_filters"][0]["args"])
+    assert own.rejection_reason(DXO(DataKind.WEIGHT_DIFF, data=data, meta={BASE: "0f" * 16}).to_shareable()) is None
     name = next(iter(data))
     data[name] = np.zeros(data[name].size * 4 + 1)
-    assert "larger" in str(own.refusal(DXO(DataKind.WEIGHT_DIFF, data=data).to_shareable()))
+    assert "larger" in str(own.rejection_reason(DXO(DataKind.WEIGHT_DIFF, data=data).to_shareable()))
 
 
-def test_what_a_job_can_be(tmp_path: Path) -> None:
+def test_limits_of_a_job(tmp_path: Path) -> None:
     check, app = JobValidator(0.001), tmp_path / "app"
     (app / "config").mkdir(parents=True)
     (app / "config" / "a.json").write_text("{}")
@@ -183,20 +186,20 @@ def test_what_a_job_can_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.conf", "method = ${HOME}", "not JSON alone"),
-        ("custom/a.yml", "method: ${oc.env:HOME}", "not JSON alone"),
-        ("a.json", "{", "not JSON"),
-        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.conf", "method = ${HOME}", "files that are not JSON"),
+        ("custom/a.yml", "method: ${oc.env:HOME}", "files that are not JSON"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.json", "[" * 100_000, "not valid JSON"),
         ("a.json", json.dumps({"study": [{"method": "{$HOME}"}]}), "in braces"),
         ("a.json", json.dumps({"study": {"name": "a {$HOME} b"}}), "in braces"),
         ("a.json", '{"study": {"name": "\\u007b$HOME}"}}', "in braces"),
         ("a.json", json.dumps({"{$HOME}": 1}), "in braces"),
     ],
 )
-def test_a_job_is_not_filled_in_from_the_sites_environment(
+def test_a_job_with_variables_of_the_environment_is_rejected(
     name: str, content: str, reason: str, tmp_path: Path
 ) -> None:
-    """NVFLARE does so: what a site's error then says would leave it."""
+    """NVFLARE would replace them, and a site's error message could then carry the value out."""
     app = Path(shutil.copytree(REPO / "jobs" / "fedmsa" / "app", tmp_path / "app"))
     assert JobValidator(1).validate(str(app)) == ("", {})
     (app / "config" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -205,16 +208,16 @@ def test_a_job_is_not_filled_in_from_the_sites_environment(
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
-def test_our_own_jobs_are_taken(job: Path, tmp_path: Path) -> None:
+def test_the_jobs_of_this_package_are_accepted(job: Path, tmp_path: Path) -> None:
     app = Path(shutil.copytree(job / "app", tmp_path / "app"))
-    for folder in (app, app / "config"):  # as NVFLARE signs what is submitted
+    for folder in (app, app / "config"):  # NVFLARE's signature of a submitted job
         (folder / ".__nvfl_sig.json").write_text('{"config_fed_client.json": "bm8="}')
         (folder / ".__nvfl_submitter.crt").write_text("-----BEGIN CERTIFICATE-----")
     assert JobValidator(16).validate(str(app)) == ("", {})
 
 
-def test_a_job_cannot_name_a_data_root_or_leave_it() -> None:
-    """The study in a job has no key for a place, and its names are no paths."""
+def test_a_job_cannot_choose_or_leave_the_data_root() -> None:
+    """The study in a job has no key for a folder, and its names cannot be paths."""
     config = json.loads((REPO / "jobs" / "fedmsa" / "app" / "config" / "config_fed_client.json").read_text())
     study = config["executors"][0]["executor"]["args"]["study"]
     Study.from_dict(study)
@@ -226,7 +229,7 @@ def test_a_job_cannot_name_a_data_root_or_leave_it() -> None:
             Study.from_dict(study | {"model": study["model"] | {"checkpoint": name}})
 
 
-def test_the_context_in_which_nvflare_builds_a_jobs_parts_holds_the_list(kit: Path) -> None:
+def test_nvflare_finds_the_allow_list_through_the_context_of_a_job(kit: Path) -> None:
     context = FLContext()
     context.set_prop(FLContextKey.WORKSPACE_OBJECT, Workspace(str(kit), "site-1"))
     with pytest.raises(UnsafeComponentError):

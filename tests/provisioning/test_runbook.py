@@ -1,4 +1,4 @@
-"""The runbook's commands are ones that there are."""
+"""The commands, files and links in the runbook exist."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ REPO = Path(__file__).parents[2]
 RUNBOOK = (REPO / "provisioning" / "RUNBOOK.md").read_text()
 PARSERS = {"python -m provisioning": cli._parser, "python -m preprocessing": make_parser, "fedfms": fedfms._parser}
 COMMAND = re.compile(rf"(?:^|`)({'|'.join(PARSERS)}) ([^`#\n>]+)", re.M)
-# `fedfms NAME` alone, within a line, names a command
+# `fedfms NAME` within a line names a command
 COMMANDS = sorted({
     (found[1], found[2].strip() + (" --help" if re.fullmatch(r"`fedfms \w+", found[0]) else ""))
     for found in COMMAND.finditer(RUNBOOK)
 })  # fmt: skip
 
 
-def test_there_are_commands() -> None:
+def test_the_runbook_has_the_main_commands() -> None:
     assert {command.split()[0] for program, command in COMMANDS if program == "fedfms"} >= {
         "preflight", "submit", "resume", "report",
     }  # fmt: skip
     assert {command.split()[0] for program, command in COMMANDS if program == "python -m provisioning"} >= {
         "open", "verify", "request", "package", "allow",
-        "template", "make", "add", "approve", "replace", "expiry", "renew", "block",
+        "template", "make", "add", "approve", "replace", "expiry", "renew", "revoke",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(("program", "command"), COMMANDS)
-def test_a_command_is_one(program: str, command: str) -> None:
+def test_a_command_is_valid(program: str, command: str) -> None:
     with pytest.raises(SystemExit, match="^0$") if command.endswith("--help") else nullcontext():
         PARSERS[program]().parse_args(shlex.split(command))
 
 
 @pytest.mark.parametrize("link", re.findall(r"`(tests/[^`]+)`", RUNBOOK))
-def test_what_it_names_is_there(link: str) -> None:
+def test_a_named_file_exists(link: str) -> None:
     assert (REPO / link).is_file()
 
 
 @pytest.mark.parametrize("page", re.findall(r"\(#([a-z-]+)\)", RUNBOOK))
-def test_a_page_that_it_leads_to_is_there(page: str) -> None:
+def test_a_linked_section_exists(page: str) -> None:
     assert page in {title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", RUNBOOK, re.M)}

@@ -1,4 +1,4 @@
-"""The search for a marker finds one wherever it is put."""
+"""The search for a marker finds it in every container and encoding."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def test_a_marker_in_a_name_is_found(tmp_path: Path) -> None:
     assert holders(tmp_path, MARKER) == [f"{MARKER}1", f"{MARKER}1/empty"]
 
 
-def test_what_is_packed_too_deep_is_told(tmp_path: Path) -> None:
+def test_archives_nested_too_deeply_are_an_error(tmp_path: Path) -> None:
     content = b""
     for _ in range(8):
         content = _zip(content)
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(AssertionError, match="too deep"):
+    with pytest.raises(AssertionError, match="too deeply"):
         holders(tmp_path, MARKER)

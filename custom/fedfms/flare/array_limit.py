@@ -1,11 +1,11 @@
-"""A limit on the arrays of a message at the server, looked at before one is made: NVFLARE 2.9 has none.
+"""Limit the size of arrays that the server decodes from a message, before it allocates them; NVFLARE 2.9 has no limit.
 
-A site's update is decoded before any component sees it. Small arrays lie in the message as .npy; what is larger the
-server fetches piece by piece, each an .npz: a zip, in which a site can pack a thousandfold. So the limit is where
-NVFLARE makes arrays of these bytes, for the whole process of the server's job: what an array says of itself is held
-against the budget first, and a fetch that goes beyond it is cancelled. NVFLARE's persistor lets torch's tensors in by a
-way of their own; no message of ours has one, so none is made or fetched. It bounds arrays, not texts or numbers; the
-bytes of one unpacked message are NVFLARE's own `streaming_max_blob_size`.
+NVFLARE decodes a site's update before any component sees it. Small arrays are in the message as .npy. The server
+fetches larger ones in chunks, each an .npz: a zip file, which can expand a thousandfold. So this module patches the
+methods of NVFLARE that decode these bytes, for the whole process of the server's job: they compare the size that an
+array declares with the limit first, and cancel a download that exceeds it. NVFLARE's persistor also registers a
+decoder for torch tensors. No message of this package has any, so they are rejected. The limit covers arrays, not
+texts or numbers; NVFLARE's `streaming_max_blob_size` limits the bytes of a message.
 """
 
 from __future__ import annotations
@@ -20,66 +20,65 @@ from nvflare.app_common.decomposers.numpy_decomposers import NumpyArrayDecompose
 from nvflare.app_common.np.np_downloader import ArrayConsumer
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 
-from fedfms.flare.revocation import wrap
+from fedfms.flare.revocation import patch_method
 
-# So that an honest update of the wrong study or version still comes in, and is told by the guard what is wrong with it.
-TIMES, MORE = 4, 64 << 20
+# Generous: an honest update of the wrong study or version must be decoded, so that its validation can name the fault.
+MODELS, EXTRA_BYTES = 4, 64 << 20
 
 
 def limit_arrays(model_bytes: int) -> None:
-    """From now on this process takes no array, and no fetched set of arrays, beyond `TIMES` a model and `MORE` bytes,
-    and no tensor of torch's.
+    """Make this process reject torch tensors, and arrays of more than `MODELS` models plus `EXTRA_BYTES`.
 
     Raises:
-        AttributeError: NVFLARE has changed the place where it makes arrays.
+        AttributeError: NVFLARE has changed the methods that decode arrays.
     """
-    most = TIMES * model_bytes + MORE
+    limit = MODELS * model_bytes + EXTRA_BYTES
 
-    def one(original: Any, _: Any, data: bytes, *rest: Any) -> Any:
-        _check(declared(io.BytesIO(data)), most)
+    def decode_array(original: Any, _: Any, data: bytes, *rest: Any) -> Any:
+        _check(npy_nbytes(io.BytesIO(data)), limit)
         return original(data, *rest)
 
-    def several(original: Any, _: Any, items: list[bytes], result: Any) -> Any:
-        had = sum(array.nbytes for array in (result or {}).values())
-        _check(had + sum(map(packed, items)), most)
+    def decode_chunk(original: Any, _: Any, items: list[bytes], result: Any) -> Any:
+        decoded = sum(array.nbytes for array in (result or {}).values())
+        _check(decoded + sum(map(npz_nbytes, items)), limit)
         return original(items, result)
 
-    wrap(NumpyArrayDecomposer, "native_recompose", one)
-    wrap(ArrayConsumer, "consume_items", several)
-    wrap(TensorDecomposer, "native_recompose", _no_tensor)
-    wrap(TensorDecomposer, "download", _no_tensor)
+    patch_method(NumpyArrayDecomposer, "native_recompose", decode_array)
+    patch_method(ArrayConsumer, "consume_items", decode_chunk)
+    patch_method(TensorDecomposer, "native_recompose", _reject_tensor)
+    patch_method(TensorDecomposer, "download", _reject_tensor)
 
 
-def declared(file: IO[bytes]) -> int:
-    """Bytes that an .npy file says its array has.
+def npy_nbytes(file: IO[bytes]) -> int:
+    """Size of the array that the header of an .npy file declares.
 
     Raises:
-        ValueError: it is no such file, or of objects.
+        ValueError: it is not an .npy file, or its array holds objects.
     """
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
-        raise ValueError("an array of a kind that is not sent")
+        raise ValueError("an array has an unsupported .npy version")
     shape, _, dtype = readers[version](file)
     if dtype.hasobject:
         raise ValueError("an array of objects")
     return math.prod(shape) * dtype.itemsize
 
 
-def packed(item: bytes) -> int:
-    """Bytes that the arrays of an .npz file say that they have, or that they unpack to, whichever is more."""
+def npz_nbytes(item: bytes) -> int:
+    """Size of the arrays of an .npz file: as declared by their headers or unpacked, whichever is larger."""
     total = 0
     with zipfile.ZipFile(io.BytesIO(item)) as archive:
         for info in archive.infolist():
             with archive.open(info) as member:
-                total += max(declared(member), info.file_size)
+                total += max(npy_nbytes(member), info.file_size)
     return total
 
 
-def _no_tensor(*_: Any, **__: Any) -> Any:
-    raise ValueError("a tensor in a message, where only arrays are taken")
+def _reject_tensor(*_: Any, **__: Any) -> Any:
+    raise ValueError("a message holds a torch tensor; only arrays are accepted")
 
 
-def _check(size: int, most: int) -> None:
-    if size > most:
-        raise ValueError(f"arrays of {size / 1e6:.0f} MB in a message, at most {most / 1e6:.0f} are taken")
+def _check(size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(f"a message holds arrays of {size / 1e6:.0f} MB; the limit is {limit / 1e6:.0f} MB")

@@ -1,8 +1,8 @@
-"""A kit tells that its certificate has ended: NVFLARE 2.9 does not.
+"""Log when a kit's certificate has expired or will soon, which NVFLARE 2.9 does not do.
 
-A server refuses such a certificate while the connection is made, and neither side logs a word: the site tries for ever.
-This component, which `local/resources.json` of a server and of a site names, is made before the first connection,
-and before NVFLARE opens its log files: what it tells is on the process's error output, which systemd keeps.
+A server rejects an expired certificate during the TLS handshake, and neither side logs it: the site retries for ever.
+`local/resources.json` of a server and of a site names this component. NVFLARE makes it before the first connection
+and before it opens its log files, so its messages appear on the process's standard error (systemd's journal).
 """
 
 from __future__ import annotations
@@ -13,29 +13,26 @@ from pathlib import Path
 from cryptography import x509
 from nvflare.apis.fl_component import FLComponent
 
-from fedfms.flare.kit import SOON, days_left
+from fedfms.flare.kit import RENEWAL_DAYS, days_left
 
 
-class CertificateEnds(FLComponent):
-    """Logs an error if the kit's certificate has ended, and a warning if it is about to.
+class CertificateExpiryCheck(FLComponent):
+    """Logs an error if the kit's certificate has expired, and a warning if it expires within `RENEWAL_DAYS`.
 
     Args:
-        file: the certificate, PEM; absolute, or as of the kit's folder: NVFLARE works in it before it makes this.
+        file: the PEM file of the certificate; a relative path starts at the kit's folder, NVFLARE's working directory.
     """
 
     def __init__(self, file: str) -> None:
         super().__init__()
         try:
-            until = x509.load_pem_x509_certificate(Path(file).read_bytes()).not_valid_after_utc
+            expires = x509.load_pem_x509_certificate(Path(file).read_bytes()).not_valid_after_utc
         except (OSError, ValueError):
-            self.logger.warning("fedfms: the kit's certificate cannot be read; correct its place in resources.json")
+            self.logger.warning("fedfms: the kit's certificate cannot be read; correct its path in resources.json")
             return
-        days = days_left(until, datetime.now(timezone.utc))
+        days = days_left(expires, datetime.now(timezone.utc))
+        do = "ask the lead for a new kit"
         if days < 0:
-            self.logger.error(
-                f"fedfms: this kit's certificate ended on {until:%Y-%m-%d}: it is refused; ask the lead for a new kit"
-            )
-        elif days < SOON:
-            self.logger.warning(
-                f"fedfms: this kit's certificate ends on {until:%Y-%m-%d}, in {days} days; ask the lead for a new kit"
-            )
+            self.logger.error(f"fedfms: this kit's certificate expired on {expires:%Y-%m-%d}; {do}")
+        elif days < RENEWAL_DAYS:
+            self.logger.warning(f"fedfms: this kit's certificate expires on {expires:%Y-%m-%d}, in {days} days; {do}")

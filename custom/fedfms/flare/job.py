@@ -1,6 +1,6 @@
-"""From a study to an NVFLARE job folder: JSON only, no code and no weights, the same bytes for the same study.
+"""From a study to an NVFLARE job folder: JSON without code and weights, the same bytes for the same study.
 
-The whole study is in the job, resolved; a site's own paths are not (`fedfms.settings`).
+A job contains the whole study, resolved, but no path of a site (`fedfms.settings`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fedfms.study import Study
 APP = "app"
 _SERVER = "config_fed_server.json"
 _NOTE = "README.txt"
-_ELSEWHERE = "name another folder"
+_ANOTHER = "name another folder"
 
 _BYOC = """\
 NVFLARE runs components of other packages only in a job that has this folder, or where the site's
@@ -36,55 +36,57 @@ _BUNDLED = "It holds a copy of the package, for sites that have none installed.\
 
 
 def build_job(study: Study, out: Path, *, bundle_code: bool = False, resume: Sequence[str] = ()) -> Path:
-    """Write the job folder of a study, as its method takes it, to `out`, replacing an older job; returns `out`.
+    """Write the job folder of a study, resolved for its method, to `out`, replacing an older job; returns `out`.
 
     Args:
-        bundle_code: put a copy of this package into the job, for sites that have none.
-        resume: ids of the jobs that this one goes on from (`fedfms.flare.resume`), the oldest first.
+        bundle_code: copy this package into the job, for sites without it.
+        resume: ids of the jobs that this one resumes (`fedfms.flare.resume`), the oldest first.
 
     Raises:
-        StudyError: the study's method or backbone is unknown, or they do not go together; it wants MLflow, which is
-            not installed; `out` holds something that is no job.
+        StudyError: the study's method or backbone is unknown, or they are incompatible; it uses MLflow, which is not
+            installed; `out` contains something other than a job.
     """
     method = make_method(study.method, study.method_options)
     study = resolve_study(study, method)
     if method.centralised and not study.sites:
         raise StudyError(
-            f"{study.method} pools the data of the sites, and the study names none", where=study.name,
+            f"{study.method} pools the data of all sites, but the study names no sites", where=study.name,
             do="name them: sites=[a, b]",
         )  # fmt: skip
     try:
         target = out.resolve()
-        if not _replaceable(target):
-            raise StudyError(f"{out.name} holds something that is no job of ours", where="job build", do=_ELSEWHERE)
+        if not _is_replaceable(target):
+            what = f"{out.name} contains something other than a job of this package"
+            raise StudyError(what, where="job build", do=_ANOTHER)
         replace_folder(target, partial(_write, study, out.name, bundle_code, job_ids(resume)))
     except OSError as error:
-        raise StudyError(f"cannot write {out.name} ({error.strerror})", where="job build", do=_ELSEWHERE) from None
+        raise StudyError(f"cannot write {out.name} ({error.strerror})", where="job build", do=_ANOTHER) from None
     return out
 
 
-def _replaceable(folder: Path) -> bool:
-    """Nothing there, an empty folder, or a job that `build_job` wrote and nobody added to."""
+def _is_replaceable(folder: Path) -> bool:
+    """Whether `folder` does not exist, is empty, or is a job of `build_job` without additional files."""
     if not folder.exists():
         return True
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    of_app = f"config/{_SERVER}", f"config/{CLIENT_CONFIG}", f"custom/{_NOTE}"
-    ours = {"meta.json", *(f"{APP}/{name}" for name in of_app)}
-    bundle = f"{APP}/custom/fedfms/"
-    others = {
-        name for name in files - ours
-        if not name.startswith(bundle) and not Path(name).name.startswith(".__nvfl_")
-    }  # fmt: skip
-    return not files or (ours <= files and not others)
+    ours = {"meta.json", f"{APP}/config/{_SERVER}", f"{APP}/config/{CLIENT_CONFIG}", f"{APP}/custom/{_NOTE}"}
+    bundled = f"{APP}/custom/fedfms/"
+    known = (name.startswith(bundled) or Path(name).name.startswith(".__nvfl_") for name in files - ours)
+    return not files or (ours <= files and all(known))
 
 
 def _write(study: Study, name: str, bundle_code: bool, resume: Sequence[str], folder: Path) -> None:
-    config, custom = folder / APP / "config", folder / APP / "custom"
-    config.mkdir(parents=True)
-    custom.mkdir()
-    _write_json(folder / "meta.json", _meta(study, name))
-    _write_json(config / _SERVER, _server(study, resume))
-    _write_json(config / CLIENT_CONFIG, _client(study, resume))
+    custom, config = folder / APP / "custom", folder / APP / "config"
+    custom.mkdir(parents=True)
+    config.mkdir()
+    resumed = {"resume": list(resume)} if resume else {}
+    files = {
+        folder / "meta.json": _meta(study, name),
+        config / _SERVER: _server(study, resumed),
+        config / CLIENT_CONFIG: _client(study, resumed),
+    }
+    for path, content in files.items():
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (custom / _NOTE).write_text(_BYOC + (_BUNDLED if bundle_code else _INSTALLED), encoding="utf-8")
     if bundle_code:
         package = Path(fedfms.__file__).parent
@@ -92,10 +94,10 @@ def _write(study: Study, name: str, bundle_code: bool, resume: Sequence[str], fo
 
 
 def read_study(job: Path) -> Study:
-    """The study that a job folder holds, as its sites get it.
+    """The study in a job folder, as its sites receive it.
 
     Raises:
-        StudyError: it is no job of this package, or its study is none.
+        StudyError: it is not a job of this package, or its study is not valid.
     """
     raw = sent_study(job / APP / "config" / CLIENT_CONFIG)
     if raw is None:
@@ -105,17 +107,17 @@ def read_study(job: Path) -> Study:
     except StudyError as error:
         raise error.at(job.name) from None
     except (AttributeError, TypeError):
-        raise StudyError("its study is none", where=job.name, do="make it with `fedfms job build`") from None
+        raise StudyError("its study is not valid", where=job.name, do="make it with `fedfms job build`") from None
 
 
 def brings_code(job: Path) -> bool:
-    """Whether there is more in a job's `app/custom` than our note, which is left out when the job is submitted."""
+    """Whether a job's `app/custom` contains more than our note, which is removed when the job is submitted."""
     custom = job / APP / "custom"
     return custom.is_dir() and not {path.name for path in custom.iterdir()} <= {_NOTE}
 
 
 def with_checkpoint(path: Path) -> dict[str, str]:
-    """The overrides by which a study names a file of weights: its name and its SHA-256, never its folder.
+    """The overrides with which a study names a weight file: name and SHA-256, never the folder.
 
     Raises:
         StudyError: the file cannot be read.
@@ -126,9 +128,8 @@ def with_checkpoint(path: Path) -> dict[str, str]:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     except OSError as error:
-        raise StudyError(
-            f"cannot read checkpoint {path.name}", where="job build", do="name a file that is there"
-        ) from error
+        what = f"cannot read checkpoint {path.name} ({error.strerror})"
+        raise StudyError(what, where="job build", do="name another file") from error
     return {"model.checkpoint": path.name, "model.checkpoint_sha256": digest.hexdigest()}
 
 
@@ -142,52 +143,40 @@ def _meta(study: Study, name: str) -> dict[str, Any]:
     }
 
 
-def _server(study: Study, resume: Sequence[str] = ()) -> dict[str, Any]:
+def _server(study: Study, resumed: Mapping[str, Any]) -> dict[str, Any]:
+    generator = "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator"
+    locator = "nvflare.app_opt.pt.file_model_locator.PTFileModelLocator"
+    selector = _component("selector", "fedfms.flare.selector.AcceptedModelSelector", key_metric=VAL_DICE)
+    filters = [{"path": "fedfms.flare.dispatch.DispatchFilter", "args": {}}]
     return {
         "format_version": 2,
-        "task_data_filters": [
-            {
-                "tasks": [TRAIN, VALIDATE],
-                "filters": [{"path": "fedfms.flare.dispatch.DispatchFilter", "args": {}}],
-            }
-        ],
-        "workflows": _workflows(study, resume),
+        "task_data_filters": [{"tasks": [TRAIN, VALIDATE], "filters": filters}],
+        "workflows": _workflows(study, resumed),
         "components": [
-            _component(
-                "persistor", "fedfms.flare.persistor.SharedModelPersistor", study=study.to_dict(), **_on(resume)
-            ),
-            _component(
-                "shareable_generator",
-                "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
-            ),
+            _component("persistor", "fedfms.flare.persistor.SharedModelPersistor", study=study.to_dict(), **resumed),
+            _component("shareable_generator", generator),
             _component(
                 "aggregator", "fedfms.flare.aggregator.RoundServerAggregator", min_sites=required_updates(study)
             ),
-            *_selector(study),
-            _component(
-                "locator", "nvflare.app_opt.pt.file_model_locator.PTFileModelLocator", pt_persistor_id="persistor"
-            ),
+            *([selector] if selects_best_model(study) else []),
+            _component("locator", locator, pt_persistor_id="persistor"),
             _component("recorder", "fedfms.flare.recorder.Recorder"),
             *receiver(study),
         ],
     }
 
 
-def _on(resume: Sequence[str]) -> dict[str, Any]:
-    """The argument of a component in a job that goes on from others."""
-    return {"resume": list(resume)} if resume else {}
-
-
-def _workflows(study: Study, resume: Sequence[str]) -> list[dict[str, Any]]:
+def _workflows(study: Study, resumed: Mapping[str, Any]) -> list[dict[str, Any]]:
     federation = study.federation
-    plain = "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather"
+    nvflare = "nvflare.app_common.workflows"
     return [
         _component(
             "train",
-            "fedfms.flare.controller.ResumedScatterAndGather" if resume else plain,
-            # Every answer counts for NVFLARE, a held-out site's too, and starts the wait for the others.
+            "fedfms.flare.controller.ResumedScatterAndGather" if resumed
+            else f"{nvflare}.scatter_and_gather.ScatterAndGather",
+            # NVFLARE counts every answer, also of held-out sites, before it starts the straggler timeout.
             min_clients=required_updates(study) + (len(study.held_out) if study.sites else 0),
-            ignore_result_error=True,  # the aggregator decides, and tells the reasons of all sites
+            ignore_result_error=True,  # the aggregator decides, and reports the reasons of all sites
             num_rounds=study.train.rounds,
             start_round=0,
             wait_time_after_min_received=federation.straggler_timeout_s,
@@ -199,22 +188,14 @@ def _workflows(study: Study, resume: Sequence[str]) -> list[dict[str, Any]]:
             train_task_name=TRAIN,
         ),
         _component(
-            "evaluate",
-            "nvflare.app_common.workflows.global_model_eval.GlobalModelEval",
-            model_locator_id="locator",
-            validation_timeout=federation.straggler_timeout_s,
+            "evaluate", f"{nvflare}.global_model_eval.GlobalModelEval",
+            model_locator_id="locator", validation_timeout=federation.straggler_timeout_s,
         ),
-    ]
+    ]  # fmt: skip
 
 
-def _selector(study: Study) -> list[dict[str, Any]]:
-    if not selects_best_model(study):
-        return []
-    return [_component("selector", "fedfms.flare.selector.AcceptedModelSelector", key_metric=VAL_DICE)]
-
-
-def _client(study: Study, resume: Sequence[str]) -> dict[str, Any]:
-    executor = {"path": "fedfms.flare.executor.SiteExecutor", "args": {"study": study.to_dict(), **_on(resume)}}
+def _client(study: Study, resumed: Mapping[str, Any]) -> dict[str, Any]:
+    executor = {"path": "fedfms.flare.executor.SiteExecutor", "args": {"study": study.to_dict(), **resumed}}
     return {
         "format_version": 2,
         "executors": [{"tasks": [TRAIN, VALIDATE, SUBMIT_MODEL], "executor": executor}],
@@ -224,7 +205,3 @@ def _client(study: Study, resume: Sequence[str]) -> dict[str, Any]:
 
 def _component(id_: str, path: str, **args: Any) -> dict[str, Any]:
     return {"id": id_, "path": path, "args": args}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

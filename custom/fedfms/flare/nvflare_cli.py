@@ -1,6 +1,6 @@
-"""NVFLARE's own command line, run so that nothing it writes is readable by others, and without our passphrase.
+"""Run NVFLARE's command line in a subprocess, with umask 077 and without the passphrase in its environment.
 
-Nothing here imports NVFLARE: it runs in a process of its own, and ours survives whatever happens to that.
+NVFLARE is not imported here.
 """
 
 from __future__ import annotations
@@ -14,93 +14,124 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from pydantic import AliasPath, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
 from fedfms.errors import ProvisioningError
+from fedfms.schema import parse
 
-PASSPHRASE = "FEDFMS_PASSPHRASE"  # of kits and the root's key; see `provisioning`
-MAX_JOB_MB = 16  # of a job: what sites take, where their policy does not say otherwise
-LIMIT_S = 120.0
+PASSPHRASE_VARIABLE = "FEDFMS_PASSPHRASE"  # of kits and of the root key; see `provisioning`
+MAX_JOB_MB = 16  # default limit of a site on the size of a job
+TIMEOUT_S = 120.0
 TIMEOUT = "TIMEOUT"
-_UNREACHED = ("CONNECTION_FAILED", "INTERNAL_ERROR", TIMEOUT)
+_UNREACHABLE = ("CONNECTION_FAILED", "INTERNAL_ERROR", TIMEOUT)
+LENIENT = ConfigDict(extra="ignore", use_attribute_docstrings=True)  # NVFLARE's JSON has more keys than are used here
 
 
-class ConsoleError(ProvisioningError):
-    """A command of NVFLARE's failed; `code` is NVFLARE's own name for the fault, or empty."""
+@dataclass(frozen=True, config=LENIENT)
+class Reply:
+    """The JSON that an `nvflare` command prints; most fields belong to one command each."""
+
+    status: str | None = None
+    error_code: str | None = None
+    message: Any = None
+    detail: Any = None
+    job_id: str = Field(default="", validation_alias=AliasPath("data", "job_id"))
+    clients: list[dict[str, Any]] | None = Field(default=None, validation_alias=AliasPath("data", "clients"))
+    output_dir: str = Field(default="", validation_alias=AliasPath("data", "output_dir"))
+    deployments: list[str] | None = Field(default=None, validation_alias=AliasPath("data", "job_deploy_detail"))
+    """`SITE: OK` or `SITE: REASON`."""
+    schedule: list[str] | None = Field(default=None, validation_alias=AliasPath("data", "schedule_history"))
+    """`YYYY-MM-DD hh:mm:ss: REASON` for which a job was not started."""
+
+
+@dataclass(frozen=True, config=LENIENT)
+class Event:
+    """One line of JSON from an `nvflare` command that streams events."""
+
+    job_status: str | None = None
+    metrics: dict[str, Any] | None = None
+    terminal: bool = False
+    error_code: str | None = None
+    message: str | None = None
+
+
+class NvflareError(ProvisioningError):
+    """An `nvflare` command failed; `code` is NVFLARE's error code, or empty."""
 
     code = ""
 
     @property
-    def unreached(self) -> bool:
-        """Whether the server was not reached, or not in time: it may be, the next time."""
-        return self.code in _UNREACHED
+    def unreachable(self) -> bool:
+        """Whether the server did not answer, so that a later attempt may succeed."""
+        return self.code in _UNREACHABLE
 
 
-def environment() -> dict[str, str]:
-    """The environment without the passphrase: for processes that are started, which have no need of it."""
-    return {key: value for key, value in os.environ.items() if key != PASSPHRASE}
+def clean_environment() -> dict[str, str]:
+    """The environment for subprocesses, without the passphrase."""
+    return {key: value for key, value in os.environ.items() if key != PASSPHRASE_VARIABLE}
 
 
-def ask(kit: Path, *command: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
-    """An `nvflare` command with a person's kit; see `nvflare`."""
-    return nvflare(*command, "--startup-kit", str(kit), folder=kit, limit_s=limit_s)
+def run_with_kit(kit: Path, *command: str, timeout_s: float = TIMEOUT_S) -> Reply:
+    """Run an `nvflare` command with the startup kit of a lead or admin; see `run_nvflare`."""
+    return run_nvflare(*command, "--startup-kit", str(kit), folder=kit, timeout_s=timeout_s)
 
 
-def nvflare(*arguments: str, folder: Path, limit_s: float = LIMIT_S) -> dict[str, Any]:
-    """Run `nvflare ARGUMENTS` in `folder` with the umask 077; returns what it answers as JSON.
+def run_nvflare(*arguments: str, folder: Path, timeout_s: float = TIMEOUT_S) -> Reply:
+    """Run `nvflare ARGUMENTS` in `folder`.
 
     Raises:
-        ConsoleError: it failed, with its own words, or did not end in time.
+        NvflareError: the command failed, with NVFLARE's message, or timed out.
     """
-    command = [*_nvflare("json"), *arguments]
     what = f"nvflare {' '.join(arguments[:2])}"
     try:
         done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s, check=False,
-            umask=0o077, env=environment(),
+            [*_command("json"), *arguments], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=timeout_s, check=False, umask=0o077, env=clean_environment(),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise _failed(f"{what} did not end in {limit_s:.0f} s", TIMEOUT, "look whether the server runs") from None
-    answer = _answer(done.stdout)
-    if done.returncode or answer.get("status") == "error":
-        # Its own words name the places it was given: they are for the terminal of the person who gave them.
-        told = str(answer.get("message") or answer.get("detail") or done.stderr.strip()[-300:] or done.returncode)
-        raise _failed(f"{what} failed: {told.replace(str(folder), folder.name)}", str(answer.get("error_code") or ""))
-    data = answer.get("data")
-    return data if isinstance(data, dict) else answer
+        raise _error(f"{what} timed out after {timeout_s:.0f} s", TIMEOUT, "check that the server runs") from None
+    reply = parse(Reply, _json_object(done.stdout), NvflareError, where=what, machine_written=True)
+    if done.returncode or reply.status == "error":
+        message = str(reply.message or reply.detail or done.stderr.strip()[-300:] or done.returncode)
+        # NVFLARE's messages name paths. They are shown on the terminal of the person who gave those paths.
+        raise _error(f"{what} failed: {message.replace(str(folder), folder.name)}", reply.error_code or "")
+    return reply
 
 
-def follow(kit: Path, *command: str, limit_s: float) -> Generator[dict[str, Any], None, None]:
-    """What an `nvflare` command that goes on tells, an event a line, as it comes; its last has "terminal": true.
+def stream_events(kit: Path, *command: str, timeout_s: float) -> Generator[Event, None, None]:
+    """Yield the events of a streaming `nvflare` command; the last one is `terminal`.
 
-    The process is ended when the caller has seen enough, and after `limit_s`.
+    The process is killed when the caller closes the generator, and after `timeout_s`.
     """
     with subprocess.Popen(
-        [*_nvflare("jsonl"), *command, "--startup-kit", str(kit)], cwd=kit, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, umask=0o077, env=environment(),
+        [*_command("jsonl"), *command, "--startup-kit", str(kit)], cwd=kit, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, umask=0o077, env=clean_environment(),
     ) as process:  # fmt: skip
-        timer = threading.Timer(limit_s, process.kill)
+        timer = threading.Timer(timeout_s, process.kill)
         timer.start()
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                if found := _answer(line):
-                    yield found
+                if printed := _json_object(line):
+                    yield parse(Event, printed, NvflareError, where=" ".join(command[:2]), machine_written=True)
         finally:
             timer.cancel()
             process.kill()
 
 
-def _nvflare(form: str) -> list[str]:
-    return [sys.executable, "-m", "nvflare.cli", "--format", form]
+def _command(output_format: str) -> list[str]:
+    return [sys.executable, "-m", "nvflare.cli", "--format", output_format]
 
 
-def _failed(what: str, code: str, do: str = "") -> ConsoleError:
-    error = ConsoleError(what, do=do)
+def _error(what: str, code: str, do: str = "") -> NvflareError:
+    error = NvflareError(what, do=do)
     error.code = code
     return error
 
 
-def _answer(text: str) -> dict[str, Any]:
-    """The last JSON object of what was printed; empty where there is none."""
+def _json_object(text: str) -> dict[str, Any]:
+    """The first JSON object that starts a line and extends to the end of `text`; empty if there is none."""
     for start in (i for i, c in enumerate(text) if c == "{" and (i == 0 or text[i - 1] == "\n")):
         try:
             found = json.loads(text[start:])

@@ -1,9 +1,10 @@
-"""A site's own rule on what leaves it: a task-result filter that the site's `local/privacy.json` names, not the job.
+"""A site's privacy filter: it blocks every task result that holds more than the tensors on the site's allow-list.
 
-It goes through the whole reply, whatever made it: arrays must lie under the name of a tensor that the site has
-allowed, take no more bytes than that tensor (no compressed form does), and stay within limits on number and bytes;
-beside them only numbers and short words, and only so many. A reply that is anything else is refused whole, with a line
-in the site's log and audit that the server gets.
+`local/privacy.json` of the site's kit names it; a job cannot change it. The filter walks through the whole reply.
+Each array must lie under the name of an allowed tensor and take at most the bytes of that tensor (no compressed form
+takes more). The number and total bytes of arrays are limited. Apart from arrays, only a limited number of numbers and
+short words may leave. Any other reply is blocked as a whole. The reason goes to the site's log, its audit log and the
+server.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from nvflare.fuel.sec.audit import AuditService
 from fedfms.flare.messages import REASON
 from fedfms.units import size_text
 
-ACTION = "fedfms.result_refused"  # in the site's audit.log
-MAX_NUMBERS = 2_000  # of a report: structures times modes times metrics times sites of a pool
-MAX_TEXT = 40_000  # characters of all keys that are no tensor's name, and of all words: 20 beside each number
+ACTION = "fedfms.result_rejected"  # in the site's audit.log
+MAX_NUMBERS = 2_000  # in a report: structures x modes x metrics x pooled sites
+MAX_TEXT = 40_000  # characters of all words and of all keys that are not tensor names: 20 for each number
 MAX_WORD, MAX_KEY, MAX_REASON = 64, 200, 500  # characters
 _WORD = re.compile(r"[A-Za-z0-9_.+-]*")
-_LARGEST = 2**63  # Python's integers have no end, and could hold an image
+_MAX_INT = 2**63  # Python's integers are unbounded: one could encode an image
 _REASON_PATH = (ReservedHeaderKey.HEADERS, REASON)
 
 
 @dataclass
-class _Sums:
-    """Of a reply, as far as it was gone through."""
+class _Totals:
+    """Counts over the part of a reply that has been checked."""
 
     arrays: int = 0
     nbytes: int = 0
@@ -42,107 +43,104 @@ class _Sums:
     text: int = 0
 
 
-class SharedOnly(Filter):
-    """Lets the tensors of the allowed studies leave, numbers and short words beside them, and nothing else.
+class PrivacyFilter(Filter):
+    """Lets allowed tensors, numbers and short words leave the site, and nothing else.
 
     Args:
-        tensors: the largest number of bytes of each tensor that may leave, by its name.
-        max_mb: of all arrays of a reply together (1e6 bytes).
-        max_tensors: arrays of a reply.
+        tensors: allow-list: maximum bytes of each tensor, by name.
+        max_mb: maximum size of all arrays of a reply together (1e6 bytes).
+        max_tensors: maximum number of arrays in a reply.
     """
 
     def __init__(self, tensors: Mapping[str, int], max_mb: float, max_tensors: int) -> None:
         super().__init__()
         if not isinstance(tensors, dict) or not all(type(size) is int and size > 0 for size in tensors.values()):
-            raise ValueError("tensors must be numbers of bytes by name")
+            raise ValueError("tensors must map names to positive numbers of bytes")
         self._tensors, self._max_bytes, self._max_tensors = dict(tensors), float(max_mb) * 1e6, int(max_tensors)
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
-        """The reply as it is, or one that says why it may not leave."""
-        reason = self.refusal(shareable)
+        """The reply unchanged, or an error reply with the rejection reason in its place."""
+        reason = self.rejection_reason(shareable)
         if reason is None:
             return shareable
         site, task = fl_ctx.get_identity_name(), fl_ctx.get_prop(FLContextKey.TASK_NAME)
-        told = f"site {site}: the site's own policy lets no result leave in which {reason}"
-        self.log_error(fl_ctx, f"fedfms: task {task}: {told}", fire_event=False)
-        AuditService.add_event(user=str(site), action=ACTION, ref=str(fl_ctx.get_job_id()), msg=f"task {task}: {told}")
+        message = f"site {site}: the site's privacy filter blocks this result: {reason}"
+        self.log_error(fl_ctx, f"fedfms: task {task}: {message}", fire_event=False)
+        AuditService.add_event(
+            user=str(site), action=ACTION, ref=str(fl_ctx.get_job_id()), msg=f"task {task}: {message}"
+        )
         reply: Shareable = make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR)
-        reply.set_header(REASON, told)
+        reply.set_header(REASON, message)
         return reply
 
-    def refusal(self, shareable: Shareable) -> str | None:
-        """What is in the reply that may not leave; None if there is nothing."""
-        sums = _Sums()
+    def rejection_reason(self, shareable: Shareable) -> str | None:
+        """Why the reply may not leave the site; None if it may."""
+        totals = _Totals()
         failed = shareable.get_return_code() not in (None, ReturnCode.OK)
-        for path, value in _parts(dict(shareable)):
+        for path, value in _walk(dict(shareable)):
             if type(value) is np.ndarray:
-                problem = self._array(path, value, sums)
+                reason = self._check_array(path, value, totals)
             elif isinstance(value, Mapping):
-                problem = self._keys(value, sums)
+                reason = self._check_keys(value, totals)
             else:
-                problem = _other(path, value, failed, sums)
-            problem = problem or self._too_much(sums)  # at once: what is nested in itself has no end
-            if problem:
-                return problem
+                reason = _check_scalar(path, value, failed, totals)
+            reason = reason or self._check_totals(totals)  # in each step: a self-nested value never ends
+            if reason:
+                return reason
         return None
 
-    def _array(self, path: tuple[Any, ...], array: np.ndarray, sums: _Sums) -> str | None:
-        sums.arrays, sums.nbytes = sums.arrays + 1, sums.nbytes + array.nbytes
+    def _check_array(self, path: tuple[Any, ...], array: np.ndarray, totals: _Totals) -> str | None:
+        totals.arrays, totals.nbytes = totals.arrays + 1, totals.nbytes + array.nbytes
         allowed = [self._tensors[part] for part in path if part in self._tensors]
         if not allowed:
-            return "there is a tensor that the site has not allowed"
+            return "a tensor is not on the site's allow-list"
         if array.dtype.hasobject or array.dtype.kind not in "biuf":
-            return "there is a tensor of something else than numbers"
-        return "a tensor is larger than the one that the site has allowed" if array.nbytes > max(allowed) else None
+            return "a tensor is not numeric"
+        return "a tensor is larger than the site allows" if array.nbytes > max(allowed) else None
 
-    def _keys(self, value: Mapping[Any, Any], sums: _Sums) -> str | None:
-        """A key is read at the server as well: it must not be a way out for text."""
-        sums.text += 1
+    def _check_keys(self, value: Mapping[Any, Any], totals: _Totals) -> str | None:
+        """The server can read keys too: they must not smuggle text."""
+        totals.text += 1
         for key in value:
             if not isinstance(key, str) or len(key) > MAX_KEY or not key.isprintable():
-                return "there is a key that is no name"
-            sums.text += 1 if key in self._tensors else len(key) + 1
+                return "a key is not a short printable text"
+            totals.text += 1 if key in self._tensors else len(key) + 1
         return None
 
-    def _too_much(self, sums: _Sums) -> str | None:
-        if sums.arrays > self._max_tensors:
-            return f"there are more than {self._max_tensors} tensors"
-        if sums.nbytes > self._max_bytes:
-            return f"there are more than {size_text(self._max_bytes)}"
-        if sums.numbers > MAX_NUMBERS:
-            return f"there are more than {MAX_NUMBERS} numbers and words"
-        return f"there are more than {MAX_TEXT} characters of text" if sums.text > MAX_TEXT else None
+    def _check_totals(self, totals: _Totals) -> str | None:
+        if totals.arrays > self._max_tensors:
+            return f"more than {self._max_tensors} tensors"
+        if totals.nbytes > self._max_bytes:
+            return f"more than {size_text(self._max_bytes)}"
+        if totals.numbers > MAX_NUMBERS:
+            return f"more than {MAX_NUMBERS} numbers and words"
+        return f"more than {MAX_TEXT} characters of text" if totals.text > MAX_TEXT else None
 
 
-def _parts(value: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """All that lies in nested dicts and lists, and these themselves, with the keys on the way to it."""
-    left: list[tuple[tuple[Any, ...], Any]] = [((), value)]
-    while left:
-        path, value = left.pop()
+def _walk(value: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield `value` and all values nested in its dicts and lists, each with the keys that lead to it."""
+    remaining: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    while remaining:
+        path, value = remaining.pop()
         yield path, value
         if isinstance(value, Mapping):
-            left += [((*path, key), inner) for key, inner in value.items()]
+            remaining += [((*path, key), inner) for key, inner in value.items()]
         elif isinstance(value, list | tuple):
-            left += [(path, inner) for inner in value]
+            remaining += [(path, inner) for inner in value]
 
 
-def _other(path: tuple[Any, ...], value: Any, failed: bool, sums: _Sums) -> str | None:
-    """Of what is neither array nor dict: a list, a number, a short word, or the reason of a failure."""
-    sums.numbers += 1
+def _check_scalar(path: tuple[Any, ...], value: Any, failed: bool, totals: _Totals) -> str | None:
+    """Check a value that is neither an array nor a dict: a list, a number, a short word, or a failure's reason."""
+    totals.numbers += 1
     if value is None or isinstance(value, bool | list | tuple):
         return None
     if isinstance(value, int | float | np.number):
-        return _number(value)
+        small = -_MAX_INT <= value < _MAX_INT if isinstance(value, int) else getattr(value, "nbytes", 8) <= 8
+        return None if small else "a number has more than eight bytes"
     text = getattr(value, "value", value)  # NVFLARE's enumerations are words
     if not isinstance(text, str):
-        return f"there is a {type(value).__name__}"
-    sums.text += len(text)
+        return f"a value is of type {type(value).__name__}"
+    totals.text += len(text)
     if failed and path == _REASON_PATH:
         return "the reason is too long" if len(text) > MAX_REASON else None
-    return None if len(text) <= MAX_WORD and _WORD.fullmatch(text) else "there is a text that is no word"
-
-
-def _number(value: Any) -> str | None:
-    if isinstance(value, int):
-        return None if -_LARGEST <= value < _LARGEST else "there is a number of more than eight bytes"
-    return "there is a number of more than eight bytes" if getattr(value, "nbytes", 8) > 8 else None
+    return None if len(text) <= MAX_WORD and _WORD.fullmatch(text) else "a text is not a short word"

@@ -1,8 +1,8 @@
-"""NVFLARE's simulator, with a workspace that outlives a kill: `python -m fedfms.flare.simulator JOB -w WORKSPACE -c a,b`.
+"""NVFLARE's simulator with a resumable workspace: `python -m fedfms.flare.simulator JOB -w WORKSPACE -c a,b`.
 
-NVFLARE's own empties its workspace as it starts. This one first puts aside what the run's server and sites have kept,
-in a folder beside the workspace, and back once the job's app is laid out; so that a job which goes on from
-`SIMULATED` finds it. A kill or a fault between the two loses nothing: the next start puts back what lies aside.
+NVFLARE's simulator empties its workspace at its start. This one first moves the state of server and sites to a folder
+next to the workspace, and back once the job's app is deployed, where a job that resumes `SIMULATED` finds it. A kill
+between the two moves loses nothing: the next start moves the state back.
 """
 
 from __future__ import annotations
@@ -19,49 +19,50 @@ from nvflare.private.fed.app.simulator.simulator import define_simulator_parser
 from nvflare.private.fed.app.simulator.simulator_runner import SimulatorRunner
 from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 
-from fedfms.flare.resume import KEPT, OURS
+from fedfms.flare.resume import CHECKPOINTS, RUN_SUBFOLDER
 from fedfms.flare.tracking import EVENTS
 
 SIMULATED: str = SimulatorConstants.JOB_NAME  # the id of every job in a simulator
 SERVER = "server"  # the server's folder in a workspace
+_STATE = "run"  # folder in `state_folder`
 
 
-def aside(workspace: Path) -> Path:
-    """The folder beside a workspace for what must outlive its emptying."""
-    return workspace.with_name(f".{workspace.name}.kept")
+def state_folder(workspace: Path) -> Path:
+    """The folder next to a workspace for state that must survive the emptying of the workspace."""
+    return workspace.with_name(f".{workspace.name}.resume")
 
 
-class KeepingRunner(SimulatorRunner):
-    """A simulator that keeps what an earlier run of the workspace has left for going on."""
+class ResumableSimulator(SimulatorRunner):
+    """A simulator that preserves the state of an earlier run in its workspace."""
 
     def _cleanup_workspace(self) -> None:
-        put_aside(Path(self.simulator_root))
+        move_out(Path(self.simulator_root))
         super()._cleanup_workspace()
 
     def _deploy_apps(self, *args: Any) -> None:
         super()._deploy_apps(*args)
-        put_back(Path(self.simulator_root))
+        move_back(Path(self.simulator_root))
 
 
-def _kept(workspace: Path) -> Iterator[Path]:
-    """What there is to keep, relative to the workspace: ours, the live curves, and the server's own."""
-    for pattern in (f"*/{SIMULATED}/{OURS}", f"*/{SIMULATED}/{EVENTS}", f"{SERVER}/{KEPT}"):
-        yield from (path.relative_to(workspace) for path in sorted(workspace.glob(pattern)))
+def _state(root: Path) -> Iterator[Path]:
+    """Folders with state, relative to `root`: of server and sites, live curves, and the server's resume checkpoints."""
+    for pattern in (f"*/{SIMULATED}/{RUN_SUBFOLDER}", f"*/{SIMULATED}/{EVENTS}", f"{SERVER}/{CHECKPOINTS}"):
+        yield from (path.relative_to(root) for path in sorted(root.glob(pattern)))
 
 
-def put_aside(workspace: Path) -> None:
-    """Take it out of the workspace, but for what an earlier start that was cut has put aside: that is the newer."""
-    for path in list(_kept(workspace)):
-        _move(workspace / path, aside(workspace) / "run" / path)
+def move_out(workspace: Path) -> None:
+    """Move the state out of the workspace; state moved out by an earlier, interrupted start is newer and stays."""
+    for path in list(_state(workspace)):
+        _move(workspace / path, state_folder(workspace) / _STATE / path)
 
 
-def put_back(workspace: Path) -> None:
-    """Put it where it was."""
-    kept = aside(workspace) / "run"
-    for path in list(_kept(kept)):
-        _move(kept / path, workspace / path)
-    if not any(_kept(kept)):
-        shutil.rmtree(kept, ignore_errors=True)  # folders that are empty now
+def move_back(workspace: Path) -> None:
+    """Move the state back into the workspace."""
+    stored = state_folder(workspace) / _STATE
+    for path in list(_state(stored)):
+        _move(stored / path, workspace / path)
+    if not any(_state(stored)):
+        shutil.rmtree(stored, ignore_errors=True)  # empty folders
 
 
 def _move(source: Path, target: Path) -> None:
@@ -70,13 +71,19 @@ def _move(source: Path, target: Path) -> None:
         source.rename(target)
 
 
+def has_checkpoint(workspace: Path) -> bool:
+    """Whether the run is not complete although its records may be: interrupted while its models were scored."""
+    roots = (workspace, state_folder(workspace) / _STATE)
+    return any((root / SERVER / CHECKPOINTS / SIMULATED).is_dir() for root in roots)
+
+
 def main() -> int:
-    """As NVFLARE's program."""
+    """The same command line as NVFLARE's simulator."""
     parser = argparse.ArgumentParser(prog="fedfms.flare.simulator")
     define_simulator_parser(parser)
     args = parser.parse_args()
     args.log_config = args.log_config or LogMode.CONCISE
-    return int(KeepingRunner(**vars(args)).run())
+    return int(ResumableSimulator(**vars(args)).run())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How many threads torch should take at a site that shares its machine, as all sites of a simulator do.
+"""Set torch's number of threads at a site that shares its machine with other sites, as all sites of a simulator do.
 
-Each process takes every core by itself: with three sites on two cores they wait for each other at every step, and
-small networks then train ten times slower and more.
+By default each process uses every core. Three sites on two cores then wait for each other at every step, and small
+networks train at least ten times slower.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from fedfms.machine import THREADS, threads_for
 
 
 def share_cores(threads: int) -> int:
-    """Set torch's threads and return their number: `threads`, or where that is 0 what OMP_NUM_THREADS says, or
-    else this process's share of the cores among those that NVFLARE has started beside it.
+    """Set torch's number of threads and return it.
+
+    `threads` if not 0, else OMP_NUM_THREADS if set, else an even share of the cores among the sites that NVFLARE runs
+    on this machine.
     """
-    if threads or THREADS not in os.environ:  # where that is set, torch has read it
-        torch.set_num_threads(threads_for(threads, _sites_here()))
+    if threads or THREADS not in os.environ:  # torch has read the variable if it is set
+        torch.set_num_threads(threads_for(threads, _local_sites()))
     return torch.get_num_threads()
 
 
-def _sites_here() -> int:
-    """Processes of one parent that run the same module as this one, itself included."""
+def _local_sites() -> int:
+    """Number of processes with the same parent and the same module as this one, itself included."""
     own = psutil.Process()
     parent, module = own.parent(), _module(own)
     if parent is None or not module:
@@ -33,7 +35,7 @@ def _sites_here() -> int:
 
 
 def _module(process: psutil.Process) -> str:
-    """The module that a process was started with (`python -m MODULE`); empty if it was not, or is gone."""
+    """The module that a process runs (`python -m MODULE`); empty if there is none or the process has ended."""
     try:
         line = process.cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied):

@@ -1,4 +1,4 @@
-"""When the parts of a round begin and end, for whoever measures them: no job has this that does not ask for it."""
+"""Record when the phases of a round start and end, for benchmarks; a job has this component only on request."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nvflare.app_common.app_event_type import AppEventType
 from fedfms.files import append_line
 from fedfms.flare.resume import run_folder
 
-FILE = "clock.jsonl"  # in the folder `fedfms` of the run's own, at the server and at each site
-LOADED = "fedfms_loaded_s"  # context of a task at a site: seconds of its data and model, of the executor's
+FILE = "clock.jsonl"  # in the run's `fedfms` folder, at the server and at each site
+LOADED = "fedfms_loaded_s"  # property of a task's context: seconds that the executor spent on loading data and model
 
-# What NVFLARE tells a server's components, and a site's.
+# NVFLARE's events at the server and at a site, and their names in the file.
 _EVENTS = {
     AppEventType.ROUND_STARTED: "round", AppEventType.ROUND_DONE: "round done",
     AppEventType.BEFORE_AGGREGATION: "aggregate", AppEventType.AFTER_AGGREGATION: "aggregate done",
@@ -30,10 +30,10 @@ _EVENTS = {
 
 
 class Clock(FLComponent):
-    """A line an event: {"at": s since 1970, "event", "task", "loaded_s"}; null where there is none."""
+    """Writes one line for each event: {"at": seconds since 1970, "event", "task", "loaded_s"}; null if unknown."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Write it down."""
+        """Append the event to the file."""
         if event_type not in _EVENTS:
             return
         folder = run_folder(fl_ctx.get_workspace(), fl_ctx.get_job_id())

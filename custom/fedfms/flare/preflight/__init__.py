@@ -1,4 +1,4 @@
-"""What a site looks at before a study: each check by itself, so that one fault never hides the others."""
+"""Checks that a site runs before a study. Each check is independent, so that one fault never hides another."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fedfms.flare.preflight.context import FAIL, Context, Finding, fail
 
 @dataclass(frozen=True)
 class Check:
-    """A check by its name in the table; `study`: it needs a job."""
+    """A check and its name in the table; `study`: it needs a job."""
 
     name: str
-    look: Callable[[Context], Finding]
+    run: Callable[[Context], Finding]
     study: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """A check's name, and what it found."""
+    """The result of a check: state ("pass", "warn" or "FAIL"), what it found, and what to do."""
 
     check: str
-    state: str  # pass | warn | FAIL
+    state: str
     seen: str
     do: str
 
@@ -39,8 +39,8 @@ CHECKS: tuple[Check, ...] = (
     Check("TLS", server.tls),
     Check("clock", server.clock),
     Check("disk", host.disk),
-    Check("job", job.taken, study=True),
-    Check("what leaves", job.leaves, study=True),
+    Check("job", job.accepted, study=True),
+    Check("privacy filter", job.privacy_filter, study=True),
     Check("data", data.images, study=True),
     Check("weights", data.weights, study=True),
     Check("card", host.card, study=True),
@@ -50,26 +50,24 @@ CHECKS: tuple[Check, ...] = (
 
 
 def preflight(context: Context) -> Iterator[Row]:
-    """A row a check, as it is found; those that need a study only where a job is named."""
+    """Run the checks and yield a row for each; checks that need a study run only if a job is given."""
     for check in CHECKS:
         if context.job is not None or not check.study:
-            found = _found(check, context)
+            found = _run(check, context)
             yield Row(check.name, found.state, found.seen, found.do)
 
 
 def failed(rows: Iterable[Row]) -> list[str]:
-    """Names of the checks that fail."""
+    """Names of the checks that failed."""
     return [row.check for row in rows if row.state == FAIL]
 
 
-def _found(check: Check, context: Context) -> Finding:
+def _run(check: Check, context: Context) -> Finding:
     try:
-        return check.look(context)
+        return check.run(context)
     except FedfmsError as error:
-        told = public_line(type(error)(error.what, where=error.where))
-        return fail(told, error.do)
-    except OSError as error:  # its own text would name the path
-        why = error.strerror or type(error).__name__
-        return fail(f"a file cannot be read: {why}", "check rights and mounts")
-    except Exception as error:  # noqa: BLE001 - a check that breaks is a fault to see, and no end of the others
-        return fail(f"it broke: an unexpected {type(error).__name__}", "tell the lead, with this package's version")
+        return fail(public_line(type(error)(error.what, where=error.where)), error.do)
+    except OSError as error:  # its own text would show the path
+        return fail(f"a file cannot be read: {error.strerror or type(error).__name__}", "check permissions and mounts")
+    except Exception as error:  # noqa: BLE001 - a bug in one check must not stop the others
+        return fail(f"unexpected {type(error).__name__} in the check", "report it to the lead with the package version")

@@ -1,4 +1,4 @@
-"""Checks of the machine: the installed package, and room for the study on disk, card and in memory."""
+"""Checks of the machine: the installed package, disk space, and memory of the card and the host."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from packaging.requirements import Requirement
 
 import fedfms
 from fedfms.files import nearest
-from fedfms.flare.kit import spoken
-from fedfms.flare.preflight.context import Context, Finding, fail, ok, room
+from fedfms.flare.kit import fingerprint
+from fedfms.flare.preflight.context import Context, Finding, capacity, fail, ok
 from fedfms.machine import free_memory, version_of
 from fedfms.training.build import build_on_meta
 from fedfms.training.prefix import PrefixCache
 
-_CODE = (".py", ".json", ".csv", ".jinja")  # what the package runs and reads; an installer may leave out other files
-_RUN_BYTES = 200e6  # of a run beside its states: logs, overlays, the job
-_STATES = 3  # two are kept, and one is being written
-_COPIES = 3  # of what is received and sent, in a site's process: 372 MB were seen to take 1.2 GB
-_NO_ROOM = "make room, or name another folder as cache in local/fedfms_site.yaml"
+_CODE = (".py", ".json", ".csv", ".jinja")  # what the package runs and reads; an installer may omit other files
+_RUN_BYTES = 200e6  # of a run without its states: logs, overlays, the job
+_STATES = 3  # two are stored while a third is written
+_COPIES = 3  # of received and sent tensors in a site's process: 372 MB were measured to take 1.2 GB
+_FREE_DISK = "free disk space, or set another folder as cache in local/fedfms_site.yaml"
 _CARD_BYTES = 700e6  # of the driver and its libraries on a card
+_LESS_MEMORY = "or gradient_checkpointing: true, micro_batch: 1"
 
 
-def package_code(folder: Path) -> str:
-    """24 digits, in six groups, of the files of a package: alike wherever the same version is installed."""
+def package_fingerprint(folder: Path) -> str:
+    """Fingerprint of a package's files, the same wherever that version is installed."""
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in _CODE)
     lines = [f"{hashlib.sha256((folder / path).read_bytes()).hexdigest()}  {path}\n" for path in paths]
-    return spoken("".join(lines).encode())
+    return fingerprint("".join(lines).encode())
 
 
 def package(_: Context) -> Finding:
-    """Version and code of this package, to compare with the lead's; what it needs is there, in versions it takes."""
+    """Version and fingerprint of this package, to compare with the lead's; its requirements are installed."""
     wrong = []
     for text in metadata.requires("fedfms") or []:
         need = Requirement(text)
@@ -47,25 +48,25 @@ def package(_: Context) -> Finding:
     if wrong:
         return fail(", ".join(wrong), "pip install -r requirements.txt, in the environment of the kit's `python3`")
     versions = ", ".join(f"{name} {version_of(name)}" for name in ("nvflare", "torch"))
-    code = package_code(Path(fedfms.__file__).parent)
-    return ok(f"fedfms {fedfms.__version__}, code {code}; {versions}, Python {platform.python_version()}")
+    digits = package_fingerprint(Path(fedfms.__file__).parent)
+    return ok(f"fedfms {fedfms.__version__}, fingerprint {digits}; {versions}, Python {platform.python_version()}")
 
 
 def disk(context: Context) -> Finding:
-    """Free space where runs are kept and where features are cached, against what the study is estimated to need."""
+    """Free disk space for runs and for cached features, against the estimated need."""
     run, cache = _RUN_BYTES, 0.0
     if context.job is not None:
         run += _state_bytes(context)
         cache = _cache_bytes(context)
-    place = nearest(context.settings.cache or context.kit)
-    if place.stat().st_dev == context.kit.stat().st_dev:
+    cache_folder = nearest(context.settings.cache or context.kit)
+    if cache_folder.stat().st_dev == context.kit.stat().st_dev:
         run, cache = run + cache, 0.0
-    free, beside = shutil.disk_usage(context.kit).free, shutil.disk_usage(place).free
+    free, cache_free = shutil.disk_usage(context.kit).free, shutil.disk_usage(cache_folder).free
     seen = f"kit: {_gb(run)} needed, {_gb(free)} free"
     if not cache:
-        return room(seen, run, free, _NO_ROOM)
-    tightest = min((run, free), (cache, beside), key=lambda pair: pair[1] / pair[0])
-    return room(f"{seen}; cache: {_gb(cache)} needed, {_gb(beside)} free", *tightest, _NO_ROOM)
+        return capacity(seen, run, free, _FREE_DISK)
+    tightest = min((run, free), (cache, cache_free), key=lambda pair: pair[1] / pair[0])
+    return capacity(f"{seen}; cache: {_gb(cache)} needed, {_gb(cache_free)} free", *tightest, _FREE_DISK)
 
 
 def _gb(nbytes: float) -> str:
@@ -73,14 +74,14 @@ def _gb(nbytes: float) -> str:
 
 
 def _state_bytes(context: Context) -> float:
-    """Of a site's saved states: tensors, the optimizer's two numbers for each, what a wire's differences need."""
+    """Size of a site's saved states: tensors, two optimizer values each, error-feedback residuals, a personal model."""
     traffic = context.traffic
-    wire = 0 if context.study.federation.compression == "none" else 2 * traffic.shared
-    return 4 * (_STATES * (3 * traffic.trained + wire) + traffic.trained)  # and a model of the site's own
+    residuals = 0 if context.study.federation.compression == "none" else 2 * traffic.shared
+    return 4 * (_STATES * (3 * traffic.trained + residuals) + traffic.trained)
 
 
 def _cache_bytes(context: Context) -> float:
-    """Of a frozen prefix's outputs, one for each slice that is not augmented."""
+    """Size of a frozen prefix's outputs, one for each slice that is not augmented."""
     study, built = context.study, build_on_meta(context.study)
     if not (study.data.cache and PrefixCache.applies(built)):
         return 0.0
@@ -89,19 +90,18 @@ def _cache_bytes(context: Context) -> float:
 
 
 def card(context: Context) -> Finding:
-    """Free memory of the card against the estimate of a step."""
+    """Free memory of the card, against the estimate for a step."""
     device = context.settings.torch_device
     if device.type != "cuda":
-        return ok(f"none is used: device {device}")
+        return ok(f"not used: device {device}")
     need = _CARD_BYTES + context.step_bytes
     free, total = torch.cuda.mem_get_info(device)
     seen = f"{_gb(need)} estimated, {_gb(free)} of {_gb(total)} free"
-    return room(seen, need, free, "end what else uses the card; or checkpointing: true, micro_batch: 1")
+    return capacity(seen, need, free, f"stop other programs on the card; {_LESS_MEMORY}")
 
 
 def memory(context: Context) -> Finding:
-    """Free memory against the estimate: this process as it is, tensors on their way, decoded images; a step, without a
-    card."""
+    """Free host memory, against the estimate: this process, messages, decoded images; without a card also a step."""
     slices = context.slices() if context.study.data.cache else []
     images = sum(one.width_px * one.height_px * (one.channels + 1) for one in slices)
     need = psutil.Process().memory_info().rss + images + _COPIES * 4.0 * context.traffic.shared
@@ -109,4 +109,4 @@ def memory(context: Context) -> Finding:
         need += context.step_bytes
     free = free_memory()
     seen = f"{_gb(need)} estimated, {_gb(images)} of it images, {_gb(free)} free"
-    return room(seen, need, free, "end other programs; or checkpointing: true, micro_batch: 1")
+    return capacity(seen, need, free, f"stop other programs; {_LESS_MEMORY}")

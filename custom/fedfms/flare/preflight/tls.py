@@ -1,7 +1,7 @@
-"""One request to a federation's server with a kit's certificate: what answers, who it is, and what time it has.
+"""Send one request to the federation's server with a kit's certificate, and report the server's certificate and time.
 
-NVFLARE's `http` scheme is HTTP over mutual TLS: a page that is not there is answered with the server's date, and not
-logged. Of another scheme only the handshake is seen.
+NVFLARE's `http` scheme is HTTP over mutual TLS: the server answers a request for an unknown page with its date and does
+not log it. With any other scheme only the handshake is checked.
 """
 
 from __future__ import annotations
@@ -18,35 +18,45 @@ from pathlib import Path
 
 from fedfms.errors import ProvisioningError
 
-_UNTRUSTED = (2, 7, 18, 19, 20, 21)  # X509_V_ERR_* of a chain that does not end at the given root
-_EARLY, _EXPIRED, _OTHER_NAME = 9, 10, (62, 64)
-_ALERT_S = 2.0  # after the handshake of TLS 1.3 a server still may refuse a certificate
+_OTHER_ROOT = "let no proxy or firewall intercept TLS; or the kit belongs to another federation: ask the lead"
+_OTHER_NAME = "do not start; ask the lead for the server's address"
+_UNTRUSTED = {  # X509_V_ERR_*
+    **dict.fromkeys((2, 7, 18, 19, 20, 21), ("is not signed by the kit's root", _OTHER_ROOT)),
+    **dict.fromkeys((62, 64), ("is signed by the kit's root, but for another name than the server's", _OTHER_NAME)),
+    9: ("is not valid yet", "set this machine's clock"),
+    10: ("has expired", "the lead renews it; check the clock here"),
+}
+_ALERT_S = 2.0  # in TLS 1.3 a server can reject a certificate after the handshake
 
 
 @dataclass(frozen=True)
-class Answer:
-    """`until`: when the server's certificate ends; `skew_s`: its clock minus this machine's, to a second and half of
-    `trip_s`; None where it tells no time.
+class ServerAnswer:
+    """The TLS version and expiry of the server's certificate, round-trip time, and clock offset.
+
+    Attributes:
+        clock_offset_s: the server's clock minus this one's, to within a second plus half of `round_trip_s`; None if the
+            server reports no time.
     """
 
-    version: str
-    until: datetime
-    trip_s: float
-    skew_s: float | None
+    tls_version: str
+    expires: datetime
+    round_trip_s: float
+    clock_offset_s: float | None
 
 
-def ask(startup: Path, host: str, port: int, scheme: str, timeout_s: float) -> Answer:
-    """Connect as the kit's client does, and see that the name on the server's certificate is the one connected to.
+def probe(startup: Path, host: str, port: int, scheme: str, timeout_s: float) -> ServerAnswer:
+    """Connect as the kit's client does, and check that the server's certificate is for the host connected to.
 
     Raises:
-        ProvisioningError: no connection, no TLS, a certificate that is not to be trusted, or ours is not.
+        ProvisioningError: no connection, no TLS, an untrusted certificate, or the server rejects this kit's.
     """
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(startup / "rootCA.pem")
         context.load_cert_chain(startup / "client.crt", startup / "client.key")
     except (OSError, ValueError):
-        raise ProvisioningError("the kit's certificate, key and root do not load", do="ask for a new kit") from None
+        what = "the kit's certificate, key or root certificate cannot be loaded"
+        raise ProvisioningError(what, do="ask for a new kit") from None
     if scheme == "grpc":
         context.set_alpn_protocols(["h2"])
     with closing(http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)) as connection:
@@ -54,89 +64,58 @@ def ask(startup: Path, host: str, port: int, scheme: str, timeout_s: float) -> A
         try:
             return _answer(connection, scheme)
         except (OSError, http.client.HTTPException) as error:
-            raise _refused(getattr(error, "reason", None) or type(error).__name__) from None
+            raise _rejected(getattr(error, "reason", None) or type(error).__name__) from None
 
 
 def _connect(connection: http.client.HTTPSConnection) -> None:
     try:
         connection.connect()
     except ssl.SSLCertVerificationError as error:
-        raise _distrust(error) from None
+        what, do = _UNTRUSTED.get(error.verify_code, (error.verify_message, "contact the lead"))
+        raise ProvisioningError(f"the server's certificate {what}", do=do) from None
     except ssl.SSLError as error:
-        raise _no_tls(error) from None
+        reason = error.reason or type(error).__name__
+        if "ALERT" in reason:
+            raise _rejected(reason) from None
+        do = "let TLS pass to the server without interception; check port and proxy"
+        raise ProvisioningError(f"the peer does not speak TLS ({reason})", do=do) from None
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise ProvisioningError(f"no connection ({why})", do="see the row of the port") from None
 
 
-def _answer(connection: http.client.HTTPSConnection, scheme: str) -> Answer:
+def _answer(connection: http.client.HTTPSConnection, scheme: str) -> ServerAnswer:
     sock = connection.sock
-    seen = sock.getpeercert() or {}
-    until = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(seen["notAfter"])), timezone.utc)
-    version, began, skew_s = str(sock.version()), time.time(), None
+    peer = sock.getpeercert() or {}
+    expires = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(peer["notAfter"])), timezone.utc)
+    version, start, offset_s = str(sock.version()), time.time(), None
     if scheme in ("http", "https"):
         connection.request("GET", "/", headers={"Connection": "close"})
-        told = connection.getresponse().getheader("Date")
-        if told:
-            skew_s = _moment(told) - (began + time.time()) / 2
+        date = connection.getresponse().getheader("Date")
+        if date:
+            offset_s = _timestamp(date) - (start + time.time()) / 2
     else:
         sock.settimeout(_ALERT_S)
-        with suppress(TimeoutError):  # it waits for us to speak: it has taken the certificate
+        with suppress(TimeoutError):  # the server waits for data: it has accepted the certificate
             sock.recv(1)
-    return Answer(version, until, time.time() - began, skew_s)
+    return ServerAnswer(version, expires, time.time() - start, offset_s)
 
 
-def _moment(date: str) -> float:
-    """Seconds since 1970 of an HTTP date, in the middle of the second that it names.
-
-    Raises:
-        HTTPException: it is none.
-    """
+def _timestamp(date: str) -> float:
+    """Seconds since 1970 of an HTTP date, at the middle of its second."""
     try:
         return parsedate_to_datetime(date).timestamp() + 0.5
     except ValueError:
         raise http.client.HTTPException from None
 
 
-def _distrust(error: ssl.SSLCertVerificationError) -> ProvisioningError:
-    number = error.verify_code
-    if number in _UNTRUSTED:
-        return ProvisioningError(
-            "what answers is not of this federation: its certificate does not come from the kit's root",
-            do="let nothing open TLS on the way (proxy, firewall); or the kit is of another federation: ask the lead",
-        )
-    if number in _OTHER_NAME:
-        return ProvisioningError(
-            "what answers has a certificate of this federation with another name than the server's",
-            do="do not start; ask the lead for the server's address",
-        )
-    if number == _EXPIRED:
-        return ProvisioningError("the server's certificate has expired", do="the lead renews it; check the clock here")
-    if number == _EARLY:
-        return ProvisioningError("the server's certificate is not valid yet", do="set this machine's clock")
-    return ProvisioningError(f"the server's certificate: {error.verify_message}", do="tell the lead")
+def _rejected(reason: str) -> ProvisioningError:
+    what = f"the server closed the connection; it probably rejects this kit's certificate ({reason})"
+    return ProvisioningError(what, do="see the row of the certificate; ask the lead")
 
 
-def _refused(reason: str) -> ProvisioningError:
-    told = f"the server ends the connection, as one does that refuses this kit's certificate ({reason})"
-    return ProvisioningError(told, do="see the row of the certificate; ask the lead")
-
-
-def _no_tls(error: ssl.SSLError) -> ProvisioningError:
-    reason = error.reason or type(error).__name__
-    if "ALERT" in reason:
-        return _refused(reason)
-    return ProvisioningError(
-        f"what answers speaks no TLS ({reason})", do="let TLS through to the server, unopened; check port and proxy"
-    )
-
-
-def trip_s(host: str, port: int, timeout_s: float) -> float:
-    """Seconds until a TCP connection stands: about one way there and back.
-
-    Raises:
-        OSError: there is none.
-    """
-    began = time.monotonic()
+def round_trip_s(host: str, port: int, timeout_s: float) -> float:
+    """Seconds to open a TCP connection, about one round trip."""
+    start = time.monotonic()
     with socket.create_connection((host, port), timeout_s):
-        return time.monotonic() - began
+        return time.monotonic() - start

@@ -1,4 +1,4 @@
-"""Sealed files: what opens them, and what does not."""
+"""Encrypted files and kits."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from pathlib import Path
 import pytest
 
 from fedfms.flare import kit
-from provisioning import sealed
-from provisioning.sealed import MAGIC, SealError, pack, seal, unpack, unseal
+from provisioning import encryption
+from provisioning.encryption import MAGIC, EncryptionError, decrypt, encrypt, pack, unpack
 
 from .make import umask
 
 
-def test_the_passphrase_opens_and_another_does_not() -> None:
-    closed = seal(b"a key", "one passphrase")
-    assert b"a key" not in closed
-    assert unseal(closed, "one passphrase") == b"a key"
-    with pytest.raises(SealError, match="passphrase is wrong, or the file was changed"):
-        unseal(closed, "one passphrasE")
+def test_only_the_right_passphrase_decrypts() -> None:
+    encrypted = encrypt(b"a key", "one passphrase")
+    assert b"a key" not in encrypted
+    assert decrypt(encrypted, "one passphrase") == b"a key"
+    with pytest.raises(EncryptionError, match="passphrase is wrong, or the file was changed"):
+        decrypt(encrypted, "one passphrasE")
 
 
 @pytest.mark.parametrize("place", [len(MAGIC), len(MAGIC) + 20, -1])
-def test_a_changed_bit_is_found(place: int) -> None:
-    closed = bytearray(seal(b"a key", "one passphrase"))
-    closed[place] ^= 1
-    with pytest.raises(SealError):
-        unseal(bytes(closed), "one passphrase")
+def test_a_changed_bit_is_detected(place: int) -> None:
+    encrypted = bytearray(encrypt(b"a key", "one passphrase"))
+    encrypted[place] ^= 1
+    with pytest.raises(EncryptionError):
+        decrypt(bytes(encrypted), "one passphrase")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", MAGIC])
-def test_what_is_no_sealed_file_is_told(content: bytes) -> None:
-    with pytest.raises(SealError, match="not a sealed file"):
-        unseal(content, "one passphrase")
+def test_another_file_is_an_error(content: bytes) -> None:
+    with pytest.raises(EncryptionError, match="not an encrypted file"):
+        decrypt(content, "one passphrase")
 
 
-@pytest.mark.parametrize("habit", [0o000, 0o022, 0o077])
-def test_only_the_owner_reads_what_was_unpacked(habit: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_only_the_owner_can_read_unpacked_files(mask: int, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "startup").mkdir(parents=True)
     (source / "startup" / "start.sh").write_text("#!/bin/sh\n")
     (source / "startup" / "client.key").write_text("key")
-    with umask(habit):
+    with umask(mask):
         unpack(pack(source), tmp_path / "kit")
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in [tmp_path / "kit", *(tmp_path / "kit").rglob("*")]}
     assert modes == {"kit": 0o700, "startup": 0o700, "start.sh": 0o700, "client.key": 0o600}
@@ -66,47 +66,47 @@ def test_a_kit_cannot_write_outside_its_folder(name: str, tmp_path: Path) -> Non
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(name, "x")
-    with pytest.raises(SealError, match="outside"):
+    with pytest.raises(EncryptionError, match="outside"):
         unpack(buffer.getvalue(), tmp_path / "kit")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_kit_as_large_as_none_can_be_is_not_written(tmp_path: Path) -> None:
+def test_a_kit_that_is_too_large_is_not_written(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("zeros", bytes(sealed.MAX_BYTES + 1))
-    with pytest.raises(SealError, match="larger"):
+        archive.writestr("zeros", bytes(encryption.MAX_BYTES + 1))
+    with pytest.raises(EncryptionError, match="too large"):
         unpack(buffer.getvalue(), tmp_path / "kit")
 
 
-def test_a_size_that_is_not_so_is_not_believed(tmp_path: Path) -> None:
-    """The list says ten bytes; unpacked, it would be larger than a kit can be."""
+def test_a_false_declared_size_does_not_help(tmp_path: Path) -> None:
+    """The zip file declares ten bytes; unpacked, it would be too large."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("zeros", bytes(sealed.MAX_BYTES + 1))
-    content = buffer.getvalue().replace(struct.pack("<I", sealed.MAX_BYTES + 1), struct.pack("<I", 10))
+        archive.writestr("zeros", bytes(encryption.MAX_BYTES + 1))
+    content = buffer.getvalue().replace(struct.pack("<I", encryption.MAX_BYTES + 1), struct.pack("<I", 10))
     tracemalloc.start()
-    with pytest.raises(SealError, match="not a kit"):
+    with pytest.raises(EncryptionError, match="not a kit"):
         unpack(content, tmp_path / "kit")
-    assert tracemalloc.get_traced_memory()[1] < sealed.MAX_BYTES / 8
+    assert tracemalloc.get_traced_memory()[1] < encryption.MAX_BYTES / 8
     tracemalloc.stop()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "kit").mkdir()
-    with pytest.raises(SealError, match="there already"):
+    with pytest.raises(EncryptionError, match="the folder exists"):
         unpack(pack(tmp_path / "kit"), tmp_path / "kit")
 
 
-def test_the_file_opens_a_kit_without_this_package(tmp_path: Path) -> None:
+def test_the_file_alone_opens_a_kit(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "local").mkdir(parents=True)
     (source / "local" / "resources.json").write_text('{"store": "@KIT@/store"}')
-    (tmp_path / "site.kit").write_bytes(seal(pack(source), "one passphrase"))
+    (tmp_path / "site.kit").write_bytes(encrypt(pack(source), "one passphrase"))
     (tmp_path / "alone").mkdir()
-    alone = tmp_path / "alone" / "sealed.py"
-    alone.write_bytes(Path(sealed.__file__).read_bytes())
+    alone = tmp_path / "alone" / "encryption.py"
+    alone.write_bytes(Path(encryption.__file__).read_bytes())
     code = "import getpass, runpy, sys; getpass.getpass = lambda _: 'one passphrase'; sys.argv = sys.argv[1:]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run(
@@ -117,5 +117,6 @@ def test_the_file_opens_a_kit_without_this_package(tmp_path: Path) -> None:
     assert (tmp_path / "kit" / "local" / "resources.json").read_text() == f'{{"store": "{tmp_path}/kit/store"}}'
 
 
-def test_the_place_in_a_kit_is_the_same_word_for_who_seals_and_who_looks() -> None:
-    assert kit.PLACE == sealed.PLACE  # said twice, for each of the two files stands alone
+def test_both_modules_have_the_same_placeholder() -> None:
+    """It is defined twice, because `encryption.py` imports nothing of the package."""
+    assert kit.KIT_PLACEHOLDER == encryption.KIT_PLACEHOLDER

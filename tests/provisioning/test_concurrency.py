@@ -1,4 +1,4 @@
-"""Two people at a federation's folder: what one writes, the other does not undo."""
+"""Concurrent commands in one federation folder do not undo each other's changes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def copy(federation: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(federation, tmp_path / "fed"))
 
 
-def _blocks(folder: Path, name: str) -> None:
-    """As a person does who is told that another command is at work: again, until it is done."""
+def _revoke(folder: Path, name: str) -> None:
+    """Retry while another command uses the folder."""
     until = time.monotonic() + 60
     while True:
         try:
-            Deployment(folder).block(name)
+            Deployment(folder).revoke(name)
         except ProvisioningError as error:
             assert "another command" in str(error) and time.monotonic() < until
             time.sleep(0.002)
@@ -39,27 +39,27 @@ def _blocks(folder: Path, name: str) -> None:
             return
 
 
-def test_of_commands_at_once_none_undoes_the_other(copy: Path) -> None:
+def test_concurrent_revocations_are_all_recorded(copy: Path) -> None:
     names = [one.name for one in Deployment(copy).issued]
     with multiprocessing.get_context("spawn").Pool(len(names)) as pool:
-        pool.starmap(_blocks, [(copy, name) for name in names])
-    assert [(one.name, one.state) for one in Deployment(copy).issued] == [(name, "blocked") for name in names]
-    assert set(json.loads((copy / "blocked.json").read_text())["serials"].values()) == set(names)
+        pool.starmap(_revoke, [(copy, name) for name in names])
+    assert [(one.name, one.state) for one in Deployment(copy).issued] == [(name, "revoked") for name in names]
+    assert set(json.loads((copy / "revoked.json").read_text())["serials"].values()) == set(names)
 
 
-def test_every_command_that_writes_waits_for_the_one_at_work(copy: Path) -> None:
-    other, files = Deployment(copy), [copy / "issued.jsonl", copy / "blocked.json"]
+def test_a_command_that_writes_fails_while_another_one_runs(copy: Path) -> None:
+    other, files = Deployment(copy), [copy / "issued.jsonl", copy / "revoked.json"]
     before = [path.read_bytes() for path in files]
     found = x509.load_pem_x509_certificate((copy / "rootCA.pem").read_bytes())
-    with Deployment(copy).alone():
-        for write in (lambda: other.block("site-1"), lambda: other.record(found, "client")):
+    with Deployment(copy).locked():
+        for write in (lambda: other.revoke("site-1"), lambda: other.record(found, "client")):
             with pytest.raises(ProvisioningError, match="another command"):
                 write()
     assert [path.read_bytes() for path in files] == before
 
 
-def test_two_newcomers_at_once_are_both_in_the_project(copy: Path) -> None:
+def test_two_participants_added_at_once_are_both_in_the_project(copy: Path) -> None:
     one, other = Deployment(copy), Deployment(copy)  # both have read the project file before either has written it
     one.add({"name": "site-4", "type": "client", "org": "d"}, PASSPHRASE)
     other.add({"name": "site-5", "type": "client", "org": "e"}, PASSPHRASE)
-    assert {"site-4", "site-5"} <= {found["name"] for found in load_project(copy / "project.yml").participants}
+    assert {"site-4", "site-5"} <= {found.name for found in load_project(copy / "project.yml").participants}
