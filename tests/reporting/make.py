@@ -1,6 +1,6 @@
-"""A small run written by hand: what the server and the sites would leave in a simulator's workspace.
+"""A small run written by hand, as the server and the sites leave it in a simulator's workspace.
 
-Three rounds of two sites that train (a, b) and a held-out one (c), two structures. Site b's update is refused in round
+Three rounds of two training sites (a, b) and a held-out one (c), two structures. Site b's update is rejected in round
 1, and it does not answer in round 2.
 """
 
@@ -15,7 +15,7 @@ from PIL import Image
 from fedfms.study import Study
 from fedfms.training.disclosure import suppress_small_cells
 
-REFUSED = "adapter.0.weight [3, 4] holds NaN"
+REJECTED = "adapter.0.weight [3, 4] holds NaN"
 MB = 1_000_000
 
 
@@ -38,8 +38,8 @@ def make_study(**values: Any) -> Study:
 def make_scores(
     disc: float, cup: float | None, *, images: int = 4, min_cases: int = 1, volumes: int = 0
 ) -> dict[str, Any]:
-    """What a site tells: these standard Dice; IoU and the s.d. are half of it, the fedfms mode a tenth below, and, with
-    volumes, a quarter of it by volume. A cup of None is in no image, and so suppressed.
+    """A site's scores with these standard Dice. IoU and s.d. are half of Dice, fedfms mode is 0.9 of it and, with
+    volumes, volume mode a quarter. A cup of None is in no image, and so suppressed.
     """
     scores: dict[str, Any] = {mode: {} for mode in ("standard", "fedfms", *(["volume"] if volumes else []))}
     for name, dice in (("disc", disc), ("cup", cup)):
@@ -82,7 +82,7 @@ def make_rows() -> list[dict[str, Any]]:
         make_row(0, "b", make_scores(0.5, 0.25)),
         make_row(0, "c", make_scores(0.0, None, images=10), reason="held out"),
         make_row(1, "a", make_scores(0.5, 0.5)),
-        make_row(1, "b", make_scores(0.5, 0.25), reason=REFUSED),
+        make_row(1, "b", make_scores(0.5, 0.25), reason=REJECTED),
         make_row(1, "c", make_scores(0.5, 0.25, images=10), reason="held out"),
         make_row(2, "a", make_scores(0.75, 0.5)),
         make_row(2, "c", make_scores(0.75, 0.25, images=10), reason="held out"),

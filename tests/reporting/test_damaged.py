@@ -1,4 +1,4 @@
-"""Reports of runs that were cut, of damaged records, and of sites that tell nonsense."""
+"""Reports of interrupted runs, of damaged records, and of sites that report invalid values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _with_row(scores: dict[str, Any], mode: str, **values: Any) -> dict[str, Any
     return scores
 
 
-def test_a_run_that_was_cut_says_so_and_shows_the_last_scores(tmp_path: Path) -> None:
+def test_an_interrupted_run_says_so_and_shows_the_last_scores(tmp_path: Path) -> None:
     make_run(tmp_path, rows=make_rows()[:6], finished=False)
     report = make_report(tmp_path)
     assert report.results["complete"] is False
@@ -37,7 +37,7 @@ def test_a_run_that_was_cut_says_so_and_shows_the_last_scores(tmp_path: Path) ->
     assert "last model that the sites scored, 1 round\n" in report.paths[1].read_text()
 
 
-def test_a_run_that_was_cut_at_once(tmp_path: Path) -> None:
+def test_a_run_interrupted_before_its_first_round(tmp_path: Path) -> None:
     records = make_run(tmp_path, rows=[], finished=False)
     (records / "rounds.jsonl").unlink()
     report = make_report(tmp_path)
@@ -52,34 +52,39 @@ def test_a_round_with_too_few_updates_is_not_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", ['{"round": 3, "site": "a", "acc', '{"round": 3, "reason": "\xe9'])
-def test_an_unfinished_last_line_is_passed_over(left: str, tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_skipped(left: str, tmp_path: Path) -> None:
     path = make_run(tmp_path) / "rounds.jsonl"
     with path.open("ab") as file:
         file.write(left.encode()[:-1])
     report = make_report(tmp_path)
     assert report.results["rounds"]["done"] == 3
-    assert report.results["notes"] == ["the last line of rounds.jsonl is unfinished and left out"]
+    assert report.results["notes"] == ["the last line of rounds.jsonl is incomplete and was skipped"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("run.json", "{", "run.json: it cannot be read"),
-        ("run.json", "[]", "run.json: it is no JSON object"),
+        ("run.json", "{", "run.json is not valid JSON"),
+        ("run.json", "[]", "run.json must be a mapping"),
         ("run.json", '{"format": 2}', "run.json: its format is 2, not 1"),
-        ("run.json", '{"format": 1, "study": {"name": "x"}}', "run.json: study, versions or parameters are missing"),
+        ("run.json", '{"format": 1, "study": {"name": "x"}}', "run.json: missing key 'versions'"),
         (
             "run.json",
             '{"format": 1, "study": {"name": "x"}, "versions": {}, "parameters": {"total": "many"}}',
-            "run.json: parameters must have",
+            "run.json: parameters.total: expected float",
         ),
-        ("rounds.jsonl", '{"round": 0,\n{"round": 1}\n', "rounds.jsonl: line 1 is damaged"),
-        ("rounds.jsonl", '{"round": 0}\n', "rounds.jsonl, line 1: it is no row"),
-        ("rounds.jsonl", "12\n", "rounds.jsonl, line 1: it is no row"),
-        ("rounds.jsonl", '{"round": -1, "site": "a", "accepted": true}\n', "rounds.jsonl, line 1: it is no row"),
-        ("final.json", "", "final.json: it cannot be read"),
-        ("final.json", "{}", "final.json: models are missing"),
-        ("final.json", '{"models": {"final": {"round": 1}}}', "final.json: model 'final' has no round or no sites"),
+        (
+            "run.json",
+            '{"format": 1, "study": {}, "versions": {}, "parameters": {"total": 1, "trained": 1, "shared": 1}}',
+            "run.json: missing key 'parameters.shared_mb'",
+        ),
+        ("rounds.jsonl", '{"round": 0,\n{"round": 1}\n', "rounds.jsonl, line 1: it is not valid JSON"),
+        ("rounds.jsonl", '{"round": 0}\n', "rounds.jsonl, line 1: missing key 'site'"),
+        ("rounds.jsonl", "12\n", "rounds.jsonl, line 1: expected mapping"),
+        ("rounds.jsonl", '{"round": -1, "site": "a", "accepted": true}\n', "rounds.jsonl, line 1: round: it must be 0"),
+        ("final.json", "", "final.json is not valid JSON"),
+        ("final.json", "{}", "final.json: models: expected mapping"),
+        ("final.json", '{"models": {"final": {"round": 1}}}', "final.json: missing key 'models.final.sites'"),
     ],
 )
 def test_damaged_records_are_an_error_of_one_line(name: str, content: str, message: str, tmp_path: Path) -> None:
@@ -117,7 +122,7 @@ def test_a_study_of_another_version_is_an_error(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_site_that_tells_nonsense_is_left_out_with_a_note(scores: Any, tmp_path: Path) -> None:
+def test_invalid_values_of_a_site_are_dropped_with_a_note(scores: Any, tmp_path: Path) -> None:
     rows, models = make_rows(), make_models()
     rows[1] |= {"scores": scores, "seconds": "long", "train_loss": float("inf"), "reason": None}
     models["final"]["sites"]["b"]["scores"] = scores
@@ -149,11 +154,11 @@ def test_no_run(tmp_path: Path) -> None:
         make_report(tmp_path / "none")
 
 
-def test_a_run_that_never_began_says_why(tmp_path: Path) -> None:
+def test_the_error_of_a_run_that_never_started_gives_the_reason(tmp_path: Path) -> None:
     ended = tmp_path / "server" / "simulate_job" / "fedfms" / "ended.json"
     ended.parent.mkdir(parents=True)
     ended.write_text('{"reason": "this site names no checkpoint folder"}')
-    with pytest.raises(ReportError, match="the run did not begin: this site names no checkpoint folder"):
+    with pytest.raises(ReportError, match="the run did not start: this site names no checkpoint folder"):
         make_report(tmp_path)
 
 

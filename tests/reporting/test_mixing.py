@@ -1,4 +1,4 @@
-"""The weights of each site's own mixture: read back, told in a sentence, drawn."""
+"""Mixing weights of personal models: read back, summarised in a sentence, drawn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _run(workspace: Path, *lines: Any, **more: Any) -> Path:
 
 
 def _areas(png: bytes) -> set[Any]:
-    """The colours of a picture that fill more than letters and lines do."""
+    """The colours of large areas of a picture; not of letters and lines."""
     with Image.open(io.BytesIO(png)) as picture:
         assert (picture.format, picture.width) == ("PNG", 1320)
         colours = picture.convert("RGB").getcolors(maxcolors=1_000_000) or []
@@ -58,14 +58,14 @@ def test_a_run_without_mixtures_has_no_picture_of_them(tmp_path: Path) -> None:
 
 
 def test_the_sentence_by_hand() -> None:
-    start = "The server made each site a mixture of its own: mixing.png shows the weights W of "
-    itself = "; in the last, a site's weight on itself is from "
+    start = "Each site received a personal mixture of the sites' tensors: mixing.png shows the weights W of "
+    itself = "; in the last, a site's own weight ranges from "
     assert mixing_line(CLEAN[:1]) == f"{start}round 0{itself}0.500 (b) to 0.750 (a)."
     assert mixing_line(CLEAN) == f"{start}rounds 0 to 1{itself}0.000 (b) to 1.000 (a)."
     assert mixing_line([{"round": 2, "sites": [], "rows": {}}]) == f"{start}round 2."
 
 
-def test_the_picture_has_a_weights_colour_and_grey_where_none_was_decided() -> None:
+def test_the_picture_shows_weights_as_colours_and_missing_ones_as_grey() -> None:
     whole, absent = _areas(mixing_png(CLEAN[:1])), _areas(mixing_png(CLEAN))
     grey, half, all_of_it = (0xBB, 0xBB, 0xBB), (33, 145, 140), (253, 231, 36)  # viridis at 0.5 and 1
     assert _near(half, whole)
@@ -81,63 +81,64 @@ def test_pictures_of_few_and_many_sites(sites: int, rounds: int) -> None:
     _areas(mixing_png([{"round": r, "sites": names, "rows": dict.fromkeys(names, row)} for r in range(rounds)]))
 
 
-def test_lines_in_any_order_and_a_round_that_was_run_again(tmp_path: Path) -> None:
+def test_lines_in_any_order_and_a_repeated_round(tmp_path: Path) -> None:
     other = copy.deepcopy(FIRST)
     other["W"]["rows"]["a"] = {"a": 1.0}  # type: ignore[index]
     _run(tmp_path, LAST, other, FIRST)
     assert make_report(tmp_path).results["mixing"] == CLEAN
 
 
-def test_sites_that_the_study_does_not_name_are_taken_where_it_names_none(tmp_path: Path) -> None:
+def test_any_site_is_accepted_if_the_study_names_none(tmp_path: Path) -> None:
     line = {"round": 0, "W": {"sites": ["x"], "rows": {"x": {"x": 1.0}}}}
     _run(tmp_path, line, study=make_study(sites=[], held_out=[]))
     assert make_report(tmp_path).results["mixing"][0]["sites"] == ["x"]
 
 
-def test_an_unfinished_last_line_is_passed_over(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_skipped(tmp_path: Path) -> None:
     with (_run(tmp_path, FIRST) / "mixing.jsonl").open("a") as file:
         file.write('{"round": 1, "W": {"si')
     results = make_report(tmp_path).results
     assert results["mixing"] == CLEAN[:1]
-    assert results["notes"] == ["the last line of mixing.jsonl is unfinished and left out"]
+    assert results["notes"] == ["the last line of mixing.jsonl is incomplete and was skipped"]
 
 
 def _with(round_: Any = 0, **parts: Any) -> dict[str, Any]:
     return {"round": round_, "W": {**FIRST["W"], **parts}}  # type: ignore[dict-item]
 
 
+SITES, MEAN = "W is not over the study's sites", "a row of W is not a mean over the sites that answered"
+
+
 @pytest.mark.parametrize(
-    "line",
+    ("line", "message"),
     [
-        12,
-        {"round": 0},
-        {"round": 0, "W": None},
-        _with(round_=-1),
-        _with(round_=True),
-        _with(round_="0"),
-        _with(sites=["a"]),  # b did not answer, and has weights
-        _with(sites=["a", "b", "a"]),
-        _with(sites=["a", "b", "c"]),  # held out
-        _with(sites=["a", "b", 3]),
-        _with(sites=["a", "b", ["a"]]),
-        _with(rows=[]),
-        _with(rows={"x": {"a": 1.0}}),
-        _with(rows={"a": {}}),
-        _with(rows={"a": {"a": 0.998}}),
-        _with(rows={"a": {"a": 1.5, "b": -0.5}}),
-        _with(rows={"a": {"a": float("nan"), "b": 0.5}}),
-        _with(rows={"a": {"a": "1"}}),
-        _with(rows={"a": {"a": True}}),
-        _with(rows={"a": [1.0]}),
+        (12, "expected mapping"),
+        ({"round": 0}, "missing key 'W'"),
+        ({"round": 0, "W": None}, "W: expected mapping"),
+        (_with(round_=-1), "round: it must be 0 or more"),
+        (_with(round_=True), "round: expected int"),
+        (_with(round_="0"), "round: expected int"),
+        (_with(sites=["a"]), MEAN),  # b did not answer, and has weights
+        (_with(sites=["a", "b", "a"]), SITES),
+        (_with(sites=["a", "b", "c"]), SITES),  # held out
+        (_with(sites=["a", "b", 3]), "W.sites.2: expected str"),
+        (_with(sites=["a", "b", ["a"]]), "W.sites.2: expected str"),
+        (_with(rows=[]), "W.rows: expected mapping"),
+        (_with(rows={"x": {"a": 1.0}}), SITES),
+        (_with(rows={"a": {}}), MEAN),
+        (_with(rows={"a": {"a": 0.998}}), MEAN),
+        (_with(rows={"a": {"a": 1.5, "b": -0.5}}), "W.rows.a.a: it must be 1 at most"),
+        (_with(rows={"a": {"a": float("nan"), "b": 0.5}}), "W.rows.a.a: it must be a finite number"),
+        (_with(rows={"a": {"a": "1"}}), "W.rows.a.a: expected float"),
+        (_with(rows={"a": {"a": True}}), "W.rows.a.a: expected float"),
+        (_with(rows={"a": [1.0]}), "W.rows.a: expected mapping"),
     ],
     ids=str,
 )
-def test_what_is_no_mixing_is_an_error_of_one_line(line: Any, tmp_path: Path) -> None:
+def test_an_invalid_line_is_an_error_of_one_line(line: Any, message: str, tmp_path: Path) -> None:
     folder = _run(tmp_path, FIRST, line)
     with pytest.raises(ReportError) as caught:
         make_report(tmp_path)
-    assert caught.value.line() == (
-        "mixing.jsonl, line 2: it is no mixing of a round over the study's sites; "
-        "the run's records are damaged; run the job again"
-    )
+    advice = "the run's records are damaged; run the job again"
+    assert caught.value.line() == f"mixing.jsonl, line 2: {message}; {advice}"
     assert not (folder / "report").exists()

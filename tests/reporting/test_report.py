@@ -1,4 +1,4 @@
-"""The report of a run that was written by hand: its numbers are worked out here."""
+"""The report of a run that was written by hand, against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedfms.reporting import Report, make_report, render_text
 from fedfms.reporting.table import footnotes
 from fedfms.study import Study
 
-from .make import MB, REFUSED, make_models, make_row, make_rows, make_run, make_scores, make_study
+from .make import MB, REJECTED, make_models, make_row, make_rows, make_run, make_scores, make_study
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def report(tmp_path: Path) -> Report:
     return make_report(tmp_path)
 
 
-def test_files_are_beside_the_records_and_nothing_else(report: Report, tmp_path: Path) -> None:
+def test_the_reports_files_are_in_the_runs_folder(report: Report, tmp_path: Path) -> None:
     folder = tmp_path / "server" / "simulate_job" / "fedfms" / "report"
     assert report.paths == [folder / name for name in ("results.json", "table.md", "curves.png", "config.yaml")]
     assert sorted(folder.iterdir()) == sorted(report.paths)
@@ -53,7 +53,7 @@ def test_a_run_is_found_from_any_folder_of_it(inside: str, tmp_path: Path) -> No
     assert report.results["overlays"] == {"a/simulate_job/fedfms/overlays": 2}
 
 
-def test_results_say_what_was_run(report: Report) -> None:
+def test_results_describe_the_run(report: Report) -> None:
     got = {key: report.results[key] for key in ("format", "study", "method", "backbone", "seed", "rounds", "complete")}
     assert got == {
         "format": 1, "study": "eyes", "method": "fedmsa", "backbone": "vit_b", "seed": 7,
@@ -80,7 +80,7 @@ def test_scores_by_hand(report: Report) -> None:
     assert before["mean"]["standard"]["dice"] == 0.25
     assert before["sites"]["c"]["scores"]["standard"]["dice"] == 0.0
     assert before["sites"]["c"]["scores"]["empty"] == {"disc": 0, "cup": None}
-    # b told no scores of the best model: the mean is that of a, and says so.
+    # b reported no scores of the best model: the mean is that of a, and says so.
     assert best["sites"]["b"]["scores"] is None
     assert best["mean"]["standard"]["dice"] == 0.625
     assert (best["mean"]["scored"], best["mean"]["sites"]) == (1, 2)
@@ -111,16 +111,16 @@ def test_bytes_and_seconds_by_hand(report: Report) -> None:
 def test_participation_by_hand(report: Report) -> None:
     assert report.results["participation"] == {
         "a": {"held_out": False, "rounds": [0, 1, 2], "missed": {}},
-        "b": {"held_out": False, "rounds": [0], "missed": {"1": REFUSED, "2": "did not answer"}},
+        "b": {"held_out": False, "rounds": [0], "missed": {"1": REJECTED, "2": "did not answer"}},
         "c": {"held_out": True, "rounds": [], "missed": {}},
     }
     assert report.first_line.plain == (
         "valid: 1 of 2 sites in 3 of 3 rounds; in all of them: a; held out: c; "
-        f"b missed 2 of 3 (round 1: {REFUSED}; round 2: did not answer)"
+        f"b missed 2 of 3 (round 1: {REJECTED}; round 2: did not answer)"
     )
 
 
-def test_rounds_missed_for_one_reason_are_told_once(tmp_path: Path) -> None:
+def test_rounds_missed_for_the_same_reason_are_grouped(tmp_path: Path) -> None:
     rows = [make_row(r, "a", None) for r in range(7)]
     rows += [make_row(r, "b", None, reason="late") for r in (1, 2, 3, 5)] + [make_row(0, "b", None)]
     make_run(tmp_path, rows=rows, models={})
@@ -141,12 +141,12 @@ def test_markdown_has_every_row(report: Report) -> None:
     assert "| mean, 1 of the 2 sites that train | disc | 0.250 | 0.750 | 0.375 | 0.675 | 0.338 |  |  |" in lines
     assert "| b | no scores | - | - | - | - | - | - | - |" in lines  # of the best model
     assert "Scored on: validation images of the sites that train; all images of the held-out sites." in text
-    assert "12.0 MB travelled in the rounds: 4.0 MB up, 8.0 MB down." in text
+    assert "12.0 MB were sent in the rounds: 4.0 MB up, 8.0 MB down." in text
     assert "2 in a/simulate_job/fedfms/overlays." in text
     assert "final_0" not in text  # how many and where, no more
 
 
-def test_a_small_number_of_bytes_is_told_in_a_small_unit(tmp_path: Path) -> None:
+def test_a_small_number_of_bytes_has_a_small_unit(tmp_path: Path) -> None:
     rows = [make_row(0, site, make_scores(0.5, 0.5)) for site in ("a", "b")]
     run = make_run(tmp_path, rows=[{**row, "bytes_up": 18_912, "bytes_down": 0} for row in rows]) / "run.json"
     parameters = {"total": 1_000_000, "trained": 250_000, "shared": 4_728, "shared_mb": 0.018912}
@@ -154,17 +154,17 @@ def test_a_small_number_of_bytes_is_told_in_a_small_unit(tmp_path: Path) -> None
     make_report(tmp_path)
     text = (run.parent / "report" / "table.md").read_text()
     assert "4,728 parameters are shared, 18.9 kB a site, round" in text
-    assert "37.8 kB travelled in the rounds: 37.8 kB up, 0.0 MB down." in text
+    assert "37.8 kB were sent in the rounds: 37.8 kB up, 0.0 MB down." in text
 
 
-def test_what_is_withheld_says_so_and_is_in_no_mean(tmp_path: Path) -> None:
+def test_suppressed_scores_are_marked_and_in_no_mean(tmp_path: Path) -> None:
     rows = [make_row(0, "a", make_scores(0.5, 0.5)), make_row(0, "b", make_scores(0.25, 0.5, min_cases=5))]
     models = {"final": {"round": 1, "sites": {row["site"]: {"scores": row["scores"], "part": "val"} for row in rows}}}
     make_run(tmp_path, rows=rows, models=models)
     report = make_report(tmp_path)
     assert report.results["notes"] == []
-    kept = report.results["models"]["final"]["sites"]["b"]["scores"]
-    assert (kept["images"], kept["min_cases"], kept["standard"]["dice"]) == (4, 5, None)
+    suppressed = report.results["models"]["final"]["sites"]["b"]["scores"]
+    assert (suppressed["images"], suppressed["min_cases"], suppressed["standard"]["dice"]) == (4, 5, None)
     mean = report.results["models"]["final"]["mean"]
     assert (mean["standard"]["dice"], mean["scored"], mean["sites"]) == (0.5, 1, 2)
     assert report.results["curves"]["sites"]["b"]["dice"] == [None, None]
@@ -180,7 +180,7 @@ def test_what_is_withheld_says_so_and_is_in_no_mean(tmp_path: Path) -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_volumes_have_columns_where_a_site_has_volumes(tmp_path: Path) -> None:
+def test_volumes_have_columns_if_a_site_has_volumes(tmp_path: Path) -> None:
     rows = [make_row(0, "a", make_scores(0.5, 1.0, images=6, volumes=3)), make_row(0, "b", make_scores(0.5, 0.5))]
     models = {"final": {"round": 1, "sites": {row["site"]: {"scores": row["scores"], "part": "val"} for row in rows}}}
     make_run(tmp_path, rows=rows, models=models)
@@ -195,7 +195,7 @@ def test_volumes_have_columns_where_a_site_has_volumes(tmp_path: Path) -> None:
     assert mean["by_structure"]["volume"]["cup"] == {"dice": 0.25, "iou": 0.125}
 
 
-def test_scores_of_an_earlier_version_have_no_spread_and_no_rule(tmp_path: Path) -> None:
+def test_scores_of_an_earlier_version_have_no_spread_and_no_min_cases(tmp_path: Path) -> None:
     def earlier(scores: dict[str, Any]) -> dict[str, Any]:
         row = {"dice": 0.5, "iou": 0.25, "images": 3}
         modes = {"standard": {name: row | {"empty": 1} for name in ("disc", "cup")}}
@@ -208,10 +208,10 @@ def test_scores_of_an_earlier_version_have_no_spread_and_no_rule(tmp_path: Path)
     assert "| a | cup | - | - | - | 0.500 | 0.250 | 0 | 4 |" in report.paths[1].read_text().splitlines()
 
 
-def test_terminal_shows_the_same_and_takes_nothing_for_markup(report: Report) -> None:
+def test_the_terminal_shows_the_same_and_reads_no_markup(report: Report) -> None:
     text = render_text(report)
     assert text.startswith("valid: 1 of 2 sites in 3 of 3 rounds")
-    assert REFUSED in " ".join(text.split())  # with its [3, 4]
+    assert REJECTED in " ".join(text.split())  # with its [3, 4]
     for cell in ("c (held out)", "0.688", "final model, 3 rounds", "best model, 2 rounds"):
         assert cell in text
     console = Console(file=io.StringIO(), width=200)
@@ -219,13 +219,13 @@ def test_terminal_shows_the_same_and_takes_nothing_for_markup(report: Report) ->
     console.print(report.table)
 
 
-def test_overlays_of_many_sites_are_told_in_one_line() -> None:
+def test_overlays_of_many_sites_are_one_line() -> None:
     many = {f"{site}/simulate_job/fedfms/overlays": 4 for site in "abc"}
-    told = "Overlays stay at the sites that drew them: "
+    start = "Overlays stay at the sites that drew them: "
     assert footnotes({"overlays": many, "notes": []}) == [
-        f"{told}4 in SITE/simulate_job/fedfms/overlays of each of 3 sites."
+        f"{start}4 in SITE/simulate_job/fedfms/overlays of each of 3 sites."
     ]  # fmt: skip
-    assert footnotes({"overlays": {"a/x": 2, "b/x": 4}, "notes": []}) == [f"{told}2 in a/x, 4 in b/x."]
+    assert footnotes({"overlays": {"a/x": 2, "b/x": 4}, "notes": []}) == [f"{start}2 in a/x, 4 in b/x."]
     assert footnotes({"overlays": {}, "notes": []}) == []
 
 

@@ -1,4 +1,4 @@
-"""When a run is what its study asked for: by hand, and as an exit code."""
+"""Validity of a run: by hand, and as an exit code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from fedfms.cli import main
 from fedfms.errors import StudyError
 from fedfms.reporting import make_report
-from fedfms.reporting.validity import objections
+from fedfms.reporting.results import objections
 from fedfms.study import Study
 
 from .make import make_rows, make_run, make_study
@@ -23,9 +23,9 @@ def _study(**values: Any) -> Study:
 
 
 def _objections(b: list[int], *, complete: bool = True, **values: Any) -> list[str]:
-    """Of a run of four rounds in which a was always, and b in these."""
-    told = {"a": {"rounds": [0, 1, 2, 3]}, "b": {"rounds": b}, "c": {"rounds": []}}
-    return objections(_study(**values), 4, complete=complete, participation=told)
+    """Of a run of four rounds: site a took part in all of them, b in these."""
+    participation = {"a": {"rounds": [0, 1, 2, 3]}, "b": {"rounds": b}, "c": {"rounds": []}}
+    return objections(_study(**values), 4, complete=complete, participation=participation)
 
 
 def test_a_required_site_must_be_in_the_last_round_and_in_half_of_all() -> None:
@@ -41,13 +41,13 @@ def test_a_site_that_is_not_required_may_miss_all() -> None:
 
 def test_a_run_that_is_not_complete_is_not_valid() -> None:
     assert _objections([0, 1, 2, 3], complete=False) == ["there are no final scores"]
-    told = objections(_study(federation={}), 3, complete=False, participation={})
-    assert told == ["only 3 of 4 rounds are done"]
+    found = objections(_study(federation={}), 3, complete=False, participation={})
+    assert found == ["only 3 of 4 rounds are done"]
 
 
-def test_sites_whose_data_are_pooled_are_there_when_the_pool_is() -> None:
-    told = {"pool": {"rounds": [0, 1, 2, 3]}, "a": {"rounds": []}, "b": {"rounds": []}}
-    assert objections(_study(method="msa"), 4, complete=True, participation=told) == []
+def test_pooled_sites_take_part_if_the_pool_does() -> None:
+    pooled = {"pool": {"rounds": [0, 1, 2, 3]}, "a": {"rounds": []}, "b": {"rounds": []}}
+    assert objections(_study(method="msa"), 4, complete=True, participation=pooled) == []
 
 
 @pytest.mark.parametrize("required", [["d"], ["c"], ["a", "a"], ["../a"]])
@@ -58,13 +58,13 @@ def test_only_sites_that_train_can_be_required(required: list[str]) -> None:
         })  # fmt: skip
 
 
-def test_of_a_study_that_names_no_sites_any_may_be_required_but_a_held_out_one() -> None:
+def test_a_study_without_named_sites_may_require_any_site_that_is_not_held_out() -> None:
     assert Study.from_dict({"name": "x", "federation": {"required_sites": ["d"]}}).federation.required_sites == ("d",)
     with pytest.raises(StudyError, match="which do not train"):
         Study.from_dict({"name": "x", "held_out": ["d"], "federation": {"required_sites": ["d"]}})
 
 
-def test_the_report_of_a_run_without_a_required_site_says_so_first_and_exits_with_1(
+def test_a_missing_required_site_is_on_the_first_line_and_gives_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     federation = {"min_sites": 1, "required_sites": ["b"]}

@@ -1,52 +1,52 @@
-"""What people see of a run: a table, curves, the resolved study, and results.json for programs."""
+"""Reports: of one run (this module), tables of many runs (`tables`), and the cost of methods (`cost`)."""
 
 from __future__ import annotations
 
-import io
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fedfms.files import write_atomic
-from fedfms.reporting.curves import curves_png
+from fedfms.files import json_text, write_atomic
+from fedfms.reporting.figures import curves_png
 from fedfms.reporting.mixing import mixing_png
 from fedfms.reporting.records import ReportError, overlays, read_records
 from fedfms.reporting.results import make_results
-from fedfms.reporting.table import footnotes, markdown, participation_line, rich_table
+from fedfms.reporting.table import footnotes, participation_line, report_markdown, rich_table
+from fedfms.reporting.text import plain_text
 
 
 @dataclass(frozen=True)
 class Report:
-    """A run's report: its numbers, what a terminal shows, and the files that were written."""
+    """A run's report: its numbers, its text for a terminal, and the written files."""
 
     results: dict[str, Any]
-    first_line: Text  # who took part
+    first_line: Text  # validity and participation
     tables: list[Table]
     table: Group  # all that a terminal shows: the first line, the tables, the notes
     paths: list[Path]
-    overlays: list[Path]  # relative to the workspace; drawn by the sites, and staying with them
+    overlays: list[Path]  # relative to the workspace; they stay at the sites that drew them
 
 
 def make_report(run: Path, out: Path | None = None) -> Report:
-    """Make the report of the run at or below the folder `run`, in the run's own folder unless `out` is given.
+    """Write the report of the run at or below the folder `run` to `out`, by default to the run's own folder.
 
     Raises:
-        ReportError: no run or several, damaged records, or no way to write.
-        StudyError: the run's study is one of another version.
+        ReportError: no run, several runs, damaged records, or the report cannot be written.
+        StudyError: the run's study was written by another version.
     """
     records = read_records(run)
     drawn = overlays(run, records.folder)
     results = make_results(records, drawn)
     models = [name for name in ("final", "best", "last") if name in results["models"]]
     files: dict[str, bytes | str] = {
-        "results.json": json.dumps(results, indent=2, allow_nan=False),
-        "table.md": markdown(results, models),
+        "results.json": json_text(results),
+        "table.md": report_markdown(results, models),
         "curves.png": curves_png(results),
         "config.yaml": yaml.safe_dump(records.run["study"], sort_keys=False, allow_unicode=True),
     }
@@ -66,12 +66,10 @@ def make_report(run: Path, out: Path | None = None) -> Report:
 
 def render_text(report: Report) -> str:
     """The first line, the tables and the notes as plain text, for a log."""
-    buffer = io.StringIO()
-    Console(file=buffer, width=140, no_color=True, force_terminal=False).print(report.table)
-    return buffer.getvalue()
+    return plain_text(report.table)
 
 
-def _write(files: dict[str, bytes | str], folder: Path) -> list[Path]:
+def _write(files: Mapping[str, bytes | str], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

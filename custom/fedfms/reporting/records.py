@@ -1,46 +1,91 @@
-"""What a run leaves at the server, read back.
+"""Read back the records of a run that the server wrote.
 
 A run's folder holds `fedfms/` (in a simulator's workspace: server/simulate_job/fedfms) with
 - `run.json`: {"format": 1, "study" (resolved), "versions", "started", "parameters": {"total", "trained", "shared",
-  "shared_mb"}}; perhaps "model": {"input_px", "mask_px"};
-- `rounds.jsonl`: a line a round and site: {"round" (from 0), "site", "accepted", "reason", "held_out", "samples",
-  "train_loss", "seconds", "bytes_up", "bytes_down", "unreadable_images" (left out as damaged), "scores" (`Scores.result()` of
-  the model that the site received, on its validation images)}; of a row only the first three are always there; a last
-  line that a kill left unfinished is passed over;
+  "shared_mb"}}, optionally "model": {"input_px", "mask_px"} and "resumed";
+- `rounds.jsonl`: one line per round and site: {"round" (from 0), "site", "accepted", "reason", "held_out", "samples",
+  "train_loss", "seconds", "bytes_up", "bytes_down", "unreadable_images" (skipped), "scores" (`Scores.result()` of the
+  received model on the site's validation images)}; only the first three keys are required;
 - `final.json`: {"models": {"final" | "best": {"round", "sites": {site: {"scores", "part", "images", "held_out"}}}}};
-  missing when the run was cut;
-- `mixing.jsonl`, of a method that makes each site a mixture of its own: a line a round, {"round", "W": {"sites" (that
-  answered), "rows": {site: {site: weight}}}}, each row's sum 1, weights of 0 left out; of two lines of one round, the
-  later one counts.
-What the server wrote must be whole, else the file is damaged. What a site told of itself (scores, loss, seconds) is
-left out with a note where it is not what it must be.
+  missing if the run was interrupted;
+- `mixing.jsonl`, of a method with a personal mixture for each site: one line per round, {"round", "W": {"sites" (that
+  answered), "rows": {site: {site: weight}}}}; weights of a row sum to 1, weights of 0 are omitted; of two lines of one
+  round, the later one counts.
+What the server wrote must be valid, or the file is damaged; only an incomplete last line, left by a kill, is skipped.
+What a site reported (scores, loss, seconds) is dropped with a note if it is not valid.
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic.dataclasses import dataclass as record
 
 from fedfms.errors import FedfmsError
 from fedfms.federation.rows import one_line
-from fedfms.reporting.mixing import clean_mixing
-from fedfms.reporting.scores import clean_number, clean_scores
+from fedfms.reporting.scores import OPEN, Count, Share, clean_number, clean_scores
+from fedfms.schema import mapping, parse, parse_json, read_json
 from fedfms.study import Study
 
+T = TypeVar("T")
 FORMAT = 1
-ENDED = "ended.json"  # in place of all that: {"reason"} of a run that the server gave up
+ENDED = "ended.json"  # the only record of a run that never started: {"reason"}
 _DEPTH = 6
 _NUMBERS = ("samples", "train_loss", "seconds", "bytes_up", "bytes_down", "unreadable_images")
-_PARAMETERS = ("total", "trained", "shared", "shared_mb")
-_REASON_CHARACTERS = 300  # it may be the site's own words
+_MAX_REASON = 300  # characters; a site may have written it
+_SUM_TOLERANCE = 1e-3
 _AGAIN = "the run's records are damaged; run the job again"
+
+_Number = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 
 
 class ReportError(FedfmsError):
     """There is no run to report on, its records are damaged, or the report cannot be written."""
+
+
+@record(frozen=True, config=OPEN)
+class _Parameters:
+    total: _Number
+    trained: _Number
+    shared: _Number
+    shared_mb: _Number
+
+
+@record(frozen=True, config=OPEN)
+class _Run:
+    study: dict[str, Any]
+    versions: dict[str, Any]
+    parameters: _Parameters
+
+
+@record(frozen=True, config=OPEN)
+class _Row:  # the part of a row that the server itself writes
+    round: Count
+    site: str
+    accepted: bool
+
+
+@record(frozen=True, config=OPEN)
+class _Model:
+    round: Count
+    sites: dict[str, Any]
+
+
+@record(frozen=True, config=OPEN)
+class _Weights:
+    sites: list[str]
+    rows: dict[str, dict[str, Share]]
+
+
+@record(frozen=True, config=OPEN)
+class _Mixing:
+    round: Count
+    W: _Weights
 
 
 @dataclass(frozen=True)
@@ -52,8 +97,8 @@ class Records:
     study: Study
     rounds: list[dict[str, Any]]
     models: dict[str, dict[str, Any]]
-    mixing: list[dict[str, Any]]  # by round; see `clean_mixing`
-    notes: list[str]  # what was left out, and why
+    mixing: list[dict[str, Any]]  # by round: {"round", "sites", "rows"}
+    notes: list[str]  # what was dropped, and why
 
 
 def read_records(workspace: Path) -> Records:
@@ -61,30 +106,51 @@ def read_records(workspace: Path) -> Records:
 
     Raises:
         ReportError: no run, several runs, or a damaged file.
-        StudyError: the study is one of another version.
+        StudyError: the study was written by another version.
     """
     folder = _find(workspace)
-    run = _read_run(folder / "run.json")
+    run = _read_object(folder / "run.json")
+    check_format(run, ReportError, "run.json")
+    _parse(_Run, run, "run.json")
     study = Study.from_dict(run["study"])
     notes: list[str] = []
-    rounds = _read_rounds(folder / "rounds.jsonl", study, notes)
-    final = folder / "final.json"
-    models = _read_models(final, study, notes) if final.is_file() else {}
-    mixing = _read_mixing(folder / "mixing.jsonl", study, notes)
-    return Records(folder, run, study, rounds, models, mixing, notes)
+    rounds = [_clean_row(raw, where, study, notes) for where, raw in _read_lines(folder / "rounds.jsonl", notes)]
+    models = {}
+    if (folder / "final.json").is_file():
+        final = _read_object(folder / "final.json").get("models")
+        for name, model in _parse(dict[str, _Model], final, "final.json", key="models").items():
+            sites = {
+                site: _clean_entry(raw, f"{site}, {name} model", study, notes) for site, raw in model.sites.items()
+            }
+            models[name] = {"round": model.round, "sites": sites}
+    mixing = [_mixing(raw, where, study) for where, raw in _read_lines(folder / "mixing.jsonl", notes)]
+    by_round = {entry["round"]: entry for entry in mixing}
+    return Records(folder, run, study, rounds, models, [by_round[round_] for round_ in sorted(by_round)], notes)
+
+
+def check_format(raw: Any, error: type[FedfmsError], where: str) -> None:
+    """Check the format number of a record.
+
+    Raises:
+        FedfmsError: of type `error`, if it is not `FORMAT`.
+    """
+    found = raw.get("format") if isinstance(raw, Mapping) else FORMAT
+    if found != FORMAT:
+        what = f"its format is {found!r}, not {FORMAT}"
+        raise error(what, where=where, do="use the version of fedfms that wrote it")
 
 
 def clean_reason(raw: Any) -> str:
-    """One line, of no length that spoils a table, and without what moves a terminal's cursor."""
-    return one_line(str(raw or ""), _REASON_CHARACTERS)
+    """A rejection reason as one short line, without control characters."""
+    return one_line(str(raw or ""), _MAX_REASON)
 
 
 def overlays(workspace: Path, folder: Path) -> list[Path]:
-    """Pictures that sites drew under a simulator's workspace, relative to it; they are not opened.
+    """Overlays that sites drew under a simulator's workspace, relative to it; they are not opened.
 
     Args:
-        workspace: what the report was asked for; the workspace itself, or a folder in it.
-        folder: the run's `fedfms` folder, by which a simulator's workspace is known.
+        workspace: the folder that the report was requested for: the workspace or a folder in it.
+        folder: the run's `fedfms` folder, by which a simulator's workspace is recognised.
     """
     parents = folder.resolve().parents
     root = parents[2] if len(parents) > 2 and parents[1].name == "server" else workspace
@@ -99,8 +165,8 @@ def _find(workspace: Path) -> Path:
     if not found and (workspace / "run.json").is_file():
         found = [workspace / "run.json"]
     if not found and (ended := _below(workspace, ENDED)):
-        reason = clean_reason(_read_json(ended[0]).get("reason"))
-        raise ReportError(f"the run did not begin: {reason}", where=workspace.name, do="mend that, run the job again")
+        reason = clean_reason(_read_object(ended[0]).get("reason"))
+        raise ReportError(f"the run did not start: {reason}", where=workspace.name, do="fix that, run the job again")
     if not found:
         raise ReportError("there is no run below this folder", where=workspace.name, do="run a job first")
     if len(found) > 1:
@@ -114,81 +180,57 @@ def _below(workspace: Path, name: str) -> list[Path]:
     return sorted({path for pattern in patterns for path in workspace.glob(pattern)})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError("it cannot be read", where=path.name, do=_AGAIN) from error
-    if not isinstance(content, dict):
-        raise ReportError("it is no JSON object", where=path.name, do=_AGAIN)
-    return content
+def _read_object(path: Path) -> dict[str, Any]:
+    return mapping(read_json(path, ReportError, do=_AGAIN), ReportError, what=path.name, do=_AGAIN)
 
 
-def _read_run(path: Path) -> dict[str, Any]:
-    run = _read_json(path)
-    if run.get("format") != FORMAT:
-        raise ReportError(
-            f"its format is {run.get('format')!r}, not {FORMAT}", where=path.name,
-            do="make the report with the version that ran it",
-        )  # fmt: skip
-    if not all(isinstance(run.get(key), dict) for key in ("study", "versions", "parameters")):
-        raise ReportError("study, versions or parameters are missing", where=path.name, do=_AGAIN)
-    if any(clean_number(run["parameters"].get(key)) is None for key in _PARAMETERS):
-        raise ReportError(f"parameters must have {list(_PARAMETERS)}", where=path.name, do=_AGAIN)
-    return run
-
-
-def _read_rounds(path: Path, study: Study, notes: list[str]) -> list[dict[str, Any]]:
-    return [_clean_row(raw, where, study, notes) for where, raw in _read_lines(path, notes)]
-
-
-def _read_mixing(path: Path, study: Study, notes: list[str]) -> list[dict[str, Any]]:
-    by_round = {}
-    for where, raw in _read_lines(path, notes):
-        entry = clean_mixing(raw, study.sites)
-        if entry is None:
-            raise ReportError("it is no mixing of a round over the study's sites", where=where, do=_AGAIN)
-        by_round[entry["round"]] = entry
-    return [by_round[round_] for round_ in sorted(by_round)]
+def _parse(kind: type[T], raw: Any, where: str, key: str = "") -> T:
+    return parse(kind, raw, ReportError, where=where, do=_AGAIN, key=key, machine_written=True)
 
 
 def _read_lines(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
-    """What each line of a file holds, with its place; nothing where there is no file."""
+    """The place and content of each line of a file; nothing if there is no file."""
     if not path.is_file():
         return
     try:
-        lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise ReportError("it cannot be read", where=path.name, do=_AGAIN) from error
+        raise ReportError(f"cannot read {path.name} ({error.strerror})", do=_AGAIN) from None
     for number, line in enumerate(lines, start=1):
+        where = f"{path.name}, line {number}"
         if not line:
             continue
         try:
-            raw = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # a kill in the middle of a write
-                notes.append(f"the last line of {path.name} is unfinished and left out")
-                return
-            raise ReportError(f"line {number} is damaged", where=path.name, do=_AGAIN) from error
-        yield f"{path.name}, line {number}", raw
+            content = parse_json(line, ReportError, what="it", where=where, do=_AGAIN)
+        except ReportError:
+            if number < len(lines):
+                raise
+            notes.append(f"the last line of {path.name} is incomplete and was skipped")  # a kill during a write
+            return
+        yield where, content
+
+
+def _mixing(raw: Any, where: str, study: Study) -> dict[str, Any]:
+    line = _parse(_Mixing, raw, where)
+    sites, rows = line.W.sites, line.W.rows
+    if len(set(sites)) < len(sites) or (study.sites and not {*sites, *rows} <= set(study.sites)):
+        raise ReportError("W is not over the study's sites", where=where, do=_AGAIN)
+    for row in rows.values():
+        if not set(row) <= set(sites) or abs(math.fsum(row.values()) - 1) > _SUM_TOLERANCE:
+            raise ReportError("a row of W is not a mean over the sites that answered", where=where, do=_AGAIN)
+    return {"round": line.round, "sites": sites, "rows": rows}
 
 
 def _clean_row(raw: Any, where: str, study: Study, notes: list[str]) -> dict[str, Any]:
-    if (
-        not isinstance(raw, dict)
-        or not (isinstance(raw.get("round"), int) and raw["round"] >= 0)
-        or not isinstance(raw.get("site"), str)
-        or not isinstance(raw.get("accepted"), bool)
-    ):
-        raise ReportError("it is no row of a round and site", where=where, do=_AGAIN)
-    place = f"{raw['site']}, round {raw['round']}"
-    row = {key: raw[key] for key in ("round", "site", "accepted")}
+    checked = _parse(_Row, raw, where)
+    place = f"{checked.site}, round {checked.round}"
+    row: dict[str, Any] = {"round": checked.round, "site": checked.site, "accepted": checked.accepted}
     row["reason"] = clean_reason(raw.get("reason"))
-    row["held_out"] = raw["site"] in study.held_out or raw.get("held_out") is True
+    row["held_out"] = checked.site in study.held_out or raw.get("held_out") is True
     for key in _NUMBERS:
         row[key] = clean_number(raw.get(key))
         if row[key] is None and raw.get(key) is not None:
-            notes.append(f"{place}: {key} is not a finite number and is left out")
+            notes.append(f"{place}: {key} is not a finite number and was dropped")
     row["scores"] = _scores(raw.get("scores"), place, study, notes)
     return row
 
@@ -196,27 +238,12 @@ def _clean_row(raw: Any, where: str, study: Study, notes: list[str]) -> dict[str
 def _scores(raw: Any, place: str, study: Study, notes: list[str]) -> dict[str, Any] | None:
     scores = clean_scores(raw, study.structure_names)
     if scores is None and raw is not None:
-        notes.append(f"{place}: the scores are not of this study's structures, or no numbers, and are left out")
+        notes.append(f"{place}: the scores are not valid scores of this study's structures and were dropped")
     return scores
 
 
-def _read_models(path: Path, study: Study, notes: list[str]) -> dict[str, dict[str, Any]]:
-    models = _read_json(path).get("models")
-    if not isinstance(models, dict):
-        raise ReportError("models are missing", where=path.name, do=_AGAIN)
-    out: dict[str, dict[str, Any]] = {}
-    for name, model in models.items():
-        whole = isinstance(model, dict) and isinstance(model.get("round"), int) and isinstance(model.get("sites"), dict)
-        if not whole:
-            raise ReportError(f"model {name!r} has no round or no sites", where=path.name, do=_AGAIN)
-        sites = {site: _clean_entry(entry, f"{site}, {name} model", study, notes)
-                 for site, entry in model["sites"].items()}  # fmt: skip
-        out[name] = {"round": model["round"], "sites": sites}
-    return out
-
-
 def _clean_entry(raw: Any, place: str, study: Study, notes: list[str]) -> dict[str, Any]:
-    """A site's scores of a model that the run left; all of it is the site's word."""
+    """A site's scores of a final model, all reported by the site."""
     entry: Mapping[str, Any] = raw if isinstance(raw, dict) else {"scores": raw}
     part = entry.get("part")
     return {

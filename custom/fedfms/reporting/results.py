@@ -1,4 +1,4 @@
-"""From a run's records to the numbers of its report: plain dicts that a program can read."""
+"""Compute the numbers of a run's report from its records: plain dicts, for programs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 
 from fedfms.methods import POOL, required_updates, training_sites
 from fedfms.reporting.records import Records
-from fedfms.reporting.scores import METRICS, mean, modes_of
-from fedfms.reporting.validity import objections
+from fedfms.reporting.scores import mean, modes_of
+from fedfms.study import Study
 from fedfms.training.disclosure import MIN_CASES
+from fedfms.training.metrics import METRICS
 
 FORMAT = 1
 NO_ANSWER, NO_RECORD = "did not answer", "no record of this round"
 
+Row = Mapping[str, Any]
+
 
 def make_results(records: Records, overlays: Sequence[Path] = ()) -> dict[str, Any]:
-    """Everything in the report; `results.json` is this. Units: bytes, seconds; scores in 0..1 or null.
+    """The content of `results.json`. Units: bytes, seconds; scores in 0..1 or null.
 
-    Scores are means over images at a site, then plain means over structures and over the sites that train. A run
-    that was cut has no "final" model; "last" then is the newest model that sites received and scored.
+    Scores are means over images at a site, then plain means over structures and over the training sites. An
+    interrupted run has no "final" model; its "last" model is the newest one that sites received and scored.
     """
     study = records.study
     rounds = list(range(max((row["round"] for row in records.rounds), default=-1) + 1))
@@ -64,13 +67,37 @@ def make_results(records: Records, overlays: Sequence[Path] = ()) -> dict[str, A
         "curves": _curves(records, rounds),
         "mixing": records.mixing,
         "overlays": dict(sorted(Counter(path.parent.as_posix() for path in overlays).items())),
-        "notes": [*records.notes, *_left_out(records.rounds)],
+        "notes": [*records.notes, *_unreadable_images(records.rounds)],
     }
 
 
-def summary(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Scores, as a site tells them, with means over structures: {mode: {"dice", "iou"}, "by_structure", "images",
-    "min_cases", "empty"}.
+def objections(study: Study, done: int, *, complete: bool, participation: Mapping[str, Any]) -> list[str]:
+    """Why a run is not valid, one line per reason; empty if it is valid.
+
+    A valid run is complete: every planned round has enough accepted updates, and the final model has been scored. Each
+    of the study's required sites is in the last round, from which the final model comes, and in at least half of all
+    planned rounds. A site may miss rounds in a valid run; the report's first line lists them.
+
+    Args:
+        done: rounds with enough updates.
+        participation: {site: {"rounds" (from 0, with an accepted update), ...}}.
+    """
+    planned, found = study.train.rounds, []
+    if not complete:
+        found.append("there are no final scores" if done >= planned else f"only {done} of {planned} rounds are done")
+    for site in study.federation.required_sites:
+        # Pooled data are complete, or the pool does not train.
+        rounds = participation.get(POOL if training_sites(study) == (POOL,) else site, {}).get("rounds", [])
+        if 2 * len(rounds) < planned:
+            found.append(f"required {site} took part in {len(rounds)} of {planned} rounds")
+        elif planned - 1 not in rounds:
+            found.append(f"required {site} was not in the last round, {planned - 1}")
+    return found
+
+
+def summary(scores: Row | None) -> dict[str, Any] | None:
+    """A site's scores with means over structures: {mode: {"dice", "iou"}, "by_structure", "images", "min_cases",
+    "empty"}.
     """
     if not scores:
         return None
@@ -85,28 +112,30 @@ def summary(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _sites(records: Records) -> list[str]:
-    """All sites that were to train or to score, or that sent a row; held-out ones with them."""
+    """All sites that the study expects to train or to score, or that sent a row."""
     named = {*training_sites(records.study), *records.study.held_out}
-    return sorted(named | {row["site"] for row in records.rounds} | (_scored(records) - set(records.study.sites)))
+    return sorted(
+        named | {row["site"] for row in records.rounds} | (_scoring_sites(records) - set(records.study.sites))
+    )
 
 
-def _scored(records: Records) -> set[str]:
-    """Sites of which a model's scores are told; where data are pooled, these are not those that train."""
+def _scoring_sites(records: Records) -> set[str]:
+    """Sites that may report scores. With pooled data, these are not the training sites."""
     named = {*records.study.sites, *records.study.held_out}
-    seen = {row["site"] for row in records.rounds} | {s for m in records.models.values() for s in m["sites"]}
+    seen = {row["site"] for row in records.rounds} | {site for m in records.models.values() for site in m["sites"]}
     return (named | seen) - {POOL}
 
 
 def _held_out(records: Records) -> set[str]:
-    """By the study and the server's rows; where there are none of a site, by its own word."""
+    """According to the study and the server's rows; for a site without rows, according to the site itself."""
     rows = {row["site"]: row["held_out"] for row in records.rounds}
-    own_word = {
+    reported = {
         site
         for model in records.models.values()
         for site, entry in model["sites"].items()
         if entry["held_out"] and site not in rows and site not in records.study.sites
     }
-    return {*records.study.held_out, *(site for site, held_out in rows.items() if held_out), *own_word}
+    return {*records.study.held_out, *(site for site, held_out in rows.items() if held_out), *reported}
 
 
 def _rows_of(records: Records, round_: int) -> dict[str, dict[str, Any]]:
@@ -114,40 +143,37 @@ def _rows_of(records: Records, round_: int) -> dict[str, dict[str, Any]]:
 
 
 def _last(records: Records) -> dict[str, Any] | None:
-    """The newest global model of which any site has told scores: the one received in round r is of r rounds."""
+    """The newest scored global model: the one received in round r is the result of r rounds."""
     scored = [row["round"] for row in records.rounds if row["scores"] is not None]
     return {"round": max(scored), "sites": _rows_of(records, max(scored))} if scored else None
 
 
-def _model(records: Records, round_: int, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores of one global model by site, their mean over the sites that train and over the held-out ones, and the
-    mean that the same sites began with.
+def _model(records: Records, round_: int, rows: Mapping[str, Row]) -> dict[str, Any]:
+    """Scores of one global model: by site, means over the training and over the held-out sites, and for comparison the
+    means of the same sites before training.
     """
-    held_out = _held_out(records)
+    held_out, first = _held_out(records), _rows_of(records, 0)
     sites: dict[str, dict[str, Any]] = {
         site: {
             "held_out": site in held_out,
             "part": rows.get(site, {}).get("part"),
             "scores": summary(rows.get(site, {}).get("scores")),
         }
-        for site in sorted(_scored(records))
+        for site in sorted(_scoring_sites(records))
     }
-    first = _rows_of(records, 0)
     means: dict[str, Any] = {}
     for key, kind in (("mean", False), ("mean_held_out", True)):
-        of_kind = [site for site, entry in sites.items() if entry["held_out"] == kind]
-        means[key] = _mean_of(records, [sites[site]["scores"] for site in of_kind])
-        # A mean over other sites would be no start to compare with.
-        scored = [site for site in of_kind if _told(sites[site]["scores"])]
-        means[f"{key}_before"] = _mean_of(records, [summary(first.get(site, {}).get("scores")) for site in scored])
+        scores = {site: entry["scores"] for site, entry in sites.items() if entry["held_out"] == kind}
+        before = [summary(first.get(site, {}).get("scores")) for site in scores if _disclosed(scores[site])]
+        means |= {key: _mean_of(records, list(scores.values())), f"{key}_before": _mean_of(records, before)}
     return {"round": round_, "sites": sites, **means}
 
 
-def _mean_of(records: Records, scores: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """Plain means over sites: {mode: {"dice", "iou"}, "by_structure", "scored" of "sites"}; of a mode, over the sites
-    that have it.
+def _mean_of(records: Records, scores: Sequence[Row | None]) -> dict[str, Any]:
+    """Plain means over sites: {mode: {"dice", "iou"}, "by_structure", "scored" of "sites"}. The mean of a mode is over
+    the sites that have the mode.
     """
-    known = [score for score in scores if score and _told(score)]
+    known = [score for score in scores if score and _disclosed(score)]
     means: dict[str, Any] = {}
     by_structure: dict[str, Any] = {}
     for mode in modes_of(known):
@@ -160,13 +186,15 @@ def _mean_of(records: Records, scores: Sequence[Mapping[str, Any] | None]) -> di
     return {**means, "by_structure": by_structure, "scored": len(known), "sites": len(scores)}
 
 
-def _told(score: Mapping[str, Any] | None) -> bool:
-    """Whether a site tells a number at all: of too few images it tells none."""
-    return bool(score) and score["fedfms"]["dice"] is not None  # type: ignore[index]
+def _disclosed(score: Row | None) -> bool:
+    """Whether a site reports any number; over too few images, all are suppressed."""
+    return score is not None and score["fedfms"]["dice"] is not None
 
 
 def _participation(records: Records, rounds: Sequence[int]) -> dict[str, Any]:
-    """Per site: the rounds whose global model holds its update, and why others do not; held-out sites apart."""
+    """Per site: the rounds with its update in the global model, and the rejection reasons of the others. Held-out sites
+    miss no rounds.
+    """
     held_out, recorded = _held_out(records), {row["round"] for row in records.rounds}
     out: dict[str, Any] = {}
     for site in _sites(records):
@@ -180,16 +208,16 @@ def _participation(records: Records, rounds: Sequence[int]) -> dict[str, Any]:
     return out
 
 
-def _left_out(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for each site that went on without damaged images."""
+def _unreadable_images(rows: Iterable[Row]) -> list[str]:
+    """A note for each site that skipped unreadable images."""
     most: dict[str, int] = {}
     for row in rows:
         most[row["site"]] = max(most.get(row["site"], 0), int(row["unreadable_images"] or 0))
-    return [f"{site}: {count} damaged images were left out" for site, count in sorted(most.items()) if count]
+    return [f"{site}: {count} unreadable images were skipped" for site, count in sorted(most.items()) if count]
 
 
-def _bytes(rows: Iterable[Mapping[str, Any]], rounds: Sequence[int]) -> dict[str, Any]:
-    """Payload of shared tensors, both directions as the sites see them (up: to the server), summed over sites."""
+def _bytes(rows: Iterable[Row], rounds: Sequence[int]) -> dict[str, Any]:
+    """Payload of shared tensors in both directions, as the sites count it (up: to the server), summed over sites."""
     by_round = [{"round": round_, "up": 0, "down": 0} for round_ in rounds]
     for row in rows:
         for way in ("up", "down"):
@@ -199,17 +227,16 @@ def _bytes(rows: Iterable[Mapping[str, Any]], rounds: Sequence[int]) -> dict[str
 
 
 def _curves(records: Records, rounds: Sequence[int]) -> dict[str, Any]:
-    """By site, all arrays as long as "rounds", the count of finished rounds: Dice of the global model after so many
-    (0: before training), and the training loss of the last of them.
+    """For each site arrays as long as "rounds", the numbers of finished rounds (0: before training): Dice of the global
+    model after that many rounds, and the training loss of the last of them.
     """
     final, held_out = records.models.get("final"), _held_out(records)
     finished = [*rounds, len(rounds)] if rounds else []
-    if final is not None and final["round"] not in finished:
-        finished = sorted({*finished, final["round"]})
     scores = {(row["round"], row["site"]): row["scores"] for row in records.rounds}
     losses = {(row["round"] + 1, row["site"]): row["train_loss"] for row in records.rounds}
-    for site, entry in (final["sites"] if final else {}).items():
-        scores[final["round"] if final else 0, site] = entry["scores"]
+    if final is not None:
+        finished = sorted({*finished, final["round"]})
+        scores |= {(final["round"], site): entry["scores"] for site, entry in final["sites"].items()}
     sites = {
         site: {
             "held_out": site in held_out,

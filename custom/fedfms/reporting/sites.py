@@ -1,25 +1,23 @@
-"""How different the sites are, for people: tables for a terminal and as Markdown, and a figure."""
+"""How different the sites are (`fedfms sites`): tables for a terminal and as Markdown, and a figure."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from fedfms.data.profile import CHANNELS, GREY_BINS
-from fedfms.reporting.curves import literal
+from fedfms.reporting.figures import image, literal, new_figure
+from fedfms.reporting.text import markdown_table, terminal_table
 
 _LEGEND = (
-    "Every number is of at least {min_cases} patients, who weigh alike; - is told of fewer. Mean (s.d.) over patients; "
-    "area: a structure's share of the image, over the images that show it; empty: the share of images that do not. "
-    "Distances: 0 is alike. Grey values: Jensen-Shannon, 1 is nothing in common, the mean over three channels. Area: "
-    "Wasserstein, in shares of the image."
+    "Numbers are over at least {min_cases} patients of equal weight; -: suppressed, over fewer. Mean (s.d.) over "
+    "patients; area: a structure's share of the image, over the images that show it; empty: the share of images that "
+    "do not. Distance 0: the same distribution. Grey values: Jensen-Shannon distance (1: no overlap), the mean over "
+    "three channels. Area: Wasserstein distance, in shares of the image."
 )
-_WRITTEN_SITES = 10  # more numbers do not fit into a heat map's cells
+_WRITTEN_SITES = 10  # with more sites, the numbers do not fit into a heat map's squares
 _OUTLINES = {"red": "#D55E00", "green": "#009E73", "blue": "#0072B2"}  # of Okabe and Ito's palette
 _GREY = "#555555"
 
@@ -34,31 +32,29 @@ def _matrices(compared: Mapping[str, Any]) -> list[Named]:
 
 
 def _site_rows(compared: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Header, then a row a site and structure."""
+    """Header, then a row per site and structure."""
     yield ["site", "patients", "images", "slices a case", "height px", "width px", "structure", "area %", "empty %"]
     for site in compared["sites"]:
         for number, structure in enumerate(site["structures"]):
             whole = [
                 site["site"], f"{site['patients']:,}", f"{site['images']:,}",
-                *(_spread(site[key], 1) for key in ("slices_per_case", "height_px", "width_px")),
+                *(_mean_sd(site[key]) for key in ("slices_per_case", "height_px", "width_px")),
             ]  # fmt: skip
             empty = "-" if structure["empty"] is None else f"{100 * structure['empty']:.1f}"
-            area = _spread(structure["area"], 1, times=100)
+            area = _mean_sd(structure["area"], times=100)
             yield [*(whole if not number else [""] * len(whole)), structure["name"], area, empty]
 
 
 def _distance_rows(named: Named, sites: Sequence[str]) -> Iterator[list[str]]:
-    """Header, then a row a site; columns by number, for names that long fit no terminal."""
+    """Header, then a row per site. Columns are numbered, because names do not fit into a terminal's columns."""
     title, matrix = named
     yield [title, *(str(number) for number in range(1, len(sites) + 1))]
     for number, (site, row) in enumerate(zip(sites, matrix, strict=True), 1):
         yield [f"{number} {site}", *("-" if value is None else f"{value:.3f}" for value in row)]
 
 
-def _spread(spread: Mapping[str, Any] | None, digits: int, times: float = 1) -> str:
-    if spread is None:
-        return "-"
-    return f"{times * spread['mean']:,.{digits}f} ({times * spread['sd']:,.{digits}f})"
+def _mean_sd(spread: Mapping[str, Any] | None, times: float = 1) -> str:
+    return "-" if spread is None else f"{times * spread['mean']:,.1f} ({times * spread['sd']:,.1f})"
 
 
 def _all_rows(compared: Mapping[str, Any]) -> list[list[list[str]]]:
@@ -67,43 +63,31 @@ def _all_rows(compared: Mapping[str, Any]) -> list[list[list[str]]]:
 
 
 def rich_tables(compared: Mapping[str, Any]) -> list[Table]:
-    """For a terminal: the sites, then how far they are from one another."""
-    made = []
-    for header, *rows in _all_rows(compared):
-        table = Table(box=box.SIMPLE_HEAD, padding=0)
-        for index, column in enumerate(header):
-            table.add_column(
-                Text(column.replace(" ", "\n") if index else column), justify="right" if index else "left",
-                overflow="fold", vertical="bottom", no_wrap=index > 0, min_width=0 if index else 12,
-            )  # fmt: skip
-        for row in rows:
-            table.add_row(*map(Text, row))
-        made.append(table)
-    return made
+    """Tables for a terminal: the sites, then the distances between them."""
+    tables = []
+    for (first, *others), *rows in _all_rows(compared):
+        tables.append(terminal_table([first, *(name.replace(" ", "\n") for name in others)], rows))
+        tables[-1].columns[0].min_width = 12
+    return tables
 
 
 def markdown(compared: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
-    """All of it as Markdown."""
+    """The tables, their legend and the notes as Markdown."""
     parts = [f"# Sites of {compared['dataset']}\n"]
-    for header, *rows in _all_rows(compared):
-        lines = [header, ["---"] * len(header), *rows]
-        parts.append("".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines))
+    for lines in _all_rows(compared):
+        head, *rows = [[text.replace("|", "/") for text in line] for line in lines]
+        parts.append(markdown_table(head, rows))
     legend = _LEGEND.format(min_cases=compared["min_cases"])
     return "\n".join([*parts, f"{legend}\n", *(f"Note: {note}.\n" for note in notes)])
 
 
 def figure(compared: Mapping[str, Any]) -> dict[str, bytes]:
-    """PNG and SVG by file name: a heat map for each distance, and under them each site's grey values and areas."""
-    # Imported here as in `curves`.
+    """PNG and SVG by file name: a heat map for each distance, and below them each site's grey values and areas."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     matrices, sites = _matrices(compared), compared["sites"]
-    columns = max(len(matrices), 2)
     height = min(3 + 0.3 * len(sites), 8)
-    drawn = Figure(figsize=(4.6 * columns, height + 1.3 * len(sites)), layout="constrained")
-    FigureCanvasAgg(drawn)
+    drawn = new_figure(4.6 * max(len(matrices), 2), height + 1.3 * len(sites))
     halves: Any = drawn.subfigures(2, 1, height_ratios=(height, 1.3 * len(sites)))
     above, below = halves
     for axes, named in zip(above.subplots(1, len(matrices), squeeze=False)[0], matrices, strict=True):
@@ -111,13 +95,8 @@ def figure(compared: Mapping[str, Any]) -> dict[str, bytes]:
     for row, site in zip(below.subplots(len(sites), 2, squeeze=False), sites, strict=True):
         _draw_grey(row[0], site)
         _draw_areas(row[1], site)
-    files = {}
     with rc_context({"svg.hashsalt": "fedfms", "svg.fonttype": "none"}):
-        for kind, extra in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):
-            buffer = io.BytesIO()
-            drawn.savefig(buffer, format=kind, **extra)
-            files[f"sites.{kind}"] = buffer.getvalue()
-    return files
+        return {"sites.png": image(drawn, "png"), "sites.svg": image(drawn, "svg", metadata={"Date": None})}
 
 
 def _heat_map(axes: Any, named: Named, names: Sequence[str]) -> None:
@@ -143,12 +122,12 @@ def _readable(value: float, largest: float) -> str:
 
 
 def _draw_grey(axes: Any, site: Mapping[str, Any]) -> None:
-    """Steps of a colour for each channel; one, in grey, where the three are the same."""
+    """A step curve in the colour of each channel; in grey if the three are equal."""
     channels = dict(zip(CHANNELS, site["intensity"], strict=True))
-    alike = len({tuple(shares) for shares in channels.values()}) == 1
+    equal = len({tuple(shares) for shares in channels.values()}) == 1
     for name, shares in channels.items():
         axes.stairs(shares, [256 / GREY_BINS * edge for edge in range(GREY_BINS + 1)],
-                    color=_GREY if alike else _OUTLINES[name])  # fmt: skip
+                    color=_GREY if equal else _OUTLINES[name])  # fmt: skip
     axes.set(xlim=(0, 256), ylabel="share", title=literal(f"{site['site']}: grey values"))
 
 

@@ -1,46 +1,41 @@
-"""The report's table, for a terminal and for Markdown, and its first line: who took part."""
+"""The table of a run's report, for a terminal and as Markdown, and the report's first line, on participation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from fedfms.reporting.mixing import mixing_line
-from fedfms.reporting.scores import MODES, VOLUME
+from fedfms.reporting.scores import ALL_MODES, VOLUME
+from fedfms.reporting.text import escape, markdown_table, terminal_table
 from fedfms.training.disclosure import MIN_CASES, suppressed_text
 from fedfms.units import size_text
 
 _COLUMNS = (
     "site", "structure", "Dice before", "Dice", "IoU", "Dice (fedfms)", "IoU (fedfms)", "images", "empty",
 )  # fmt: skip
-_OF_VOLUMES = ("Dice (volume)", "IoU (volume)", "volumes")
+_VOLUME_COLUMNS = ("Dice (volume)", "IoU (volume)", "volumes")
 _UNKNOWN = "-"
 _LEGEND = (
-    "Dice, IoU: sigmoid > 0.5, mean over images; an image that is empty in truth and prediction is left out and "
-    "counted as empty. (fedfms): as the reference code of FedFMS computes them, over all images. before: of the model "
-    "of round 0. Means over sites are plain means of the sites' means. best: among the models that the sites received "
-    "in the rounds, by the mean of their Dice; the final model, which is made after the last round, is not one of them."
+    "Dice, IoU: sigmoid > 0.5, mean over images. An image that is empty in truth and prediction is excluded and "
+    "counted as empty. (fedfms): as the reference code of FedFMS computes them, over all images. before: the model of "
+    "round 0. Means over sites are plain means of the sites' means. best: of the models that the sites received in the "
+    "rounds, the one with the highest mean Dice; this excludes the final model, which results from the last round."
 )
-_LEGEND_OF_VOLUMES = " (volume): as Dice and IoU, of all slices of a case as one, mean over cases."
+_VOLUME_LEGEND = " (volume): Dice and IoU of all slices of a case together, mean over cases."
 _PARTS = {"val": "validation images", "test": "test images", "all": "all images"}
 
-
-@dataclass(frozen=True)
-class Row:
-    """Cells of the table, one for each column."""
-
-    cells: tuple[str, ...]
-    bold: bool = False
+Row = tuple[Mapping[str, str], bool]  # text by column, missing if unknown; whether it is bold
+_escape = partial(escape, markup="\\|<>*`[]")
 
 
 def participation_line(results: Mapping[str, Any]) -> str:
-    """One line: whether the run is valid, how many of the sites that train took part in all of its rounds, which, and
-    the others with the reasons.
+    """One line: whether the run is valid, how many and which training sites took part in all rounds, and why the others
+    missed rounds.
     """
     rounds = results["rounds"]
     all_rounds, gaps, held_out = [], [], []
@@ -84,7 +79,7 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def title(results: Mapping[str, Any], model: str) -> str:
-    """What the table is of."""
+    """The table's title: method, study, initial weights, model."""
     start = f"from {results['checkpoint']}" if results["checkpoint"] else "from random weights"
     of = results["models"][model]["round"] if model in results["models"] else 0
     name = "last model that the sites scored" if model == "last" else f"{model} model"
@@ -95,107 +90,87 @@ def title(results: Mapping[str, Any], model: str) -> str:
 
 
 def rows(results: Mapping[str, Any], model: str) -> Iterator[Row]:
-    """Rows of the table of a model: sites by structure, then means over sites."""
-    after, before = results["models"][model], results["before"]
-    of = (results["structures"], _columns(results))
+    """Rows of the table of a model, and whether they are bold: for each site its structures, then means over sites."""
+    after, before, structures = results["models"][model], results["before"], results["structures"]
     for site, entry in after["sites"].items():
         name = f"{site} (held out)" if entry["held_out"] else site
-        yield from _rows_of(name, entry["scores"], before["sites"][site]["scores"], *of)
+        yield from _rows_of(name, entry["scores"], before["sites"][site]["scores"], structures)
     for what, key in (("sites that train", "mean"), ("held-out sites", "mean_held_out")):
         mean = after[key]
-        if mean["scored"] and mean["sites"] > 1:  # of one site, it would be that site's rows again
+        if mean["scored"] and mean["sites"] > 1:  # the mean of one site would repeat that site's rows
             some = "" if mean["scored"] == mean["sites"] else f"{mean['scored']} of the {mean['sites']} "
-            yield from _rows_of(f"mean, {some}{what}", mean, after[f"{key}_before"], *of, bold=True)
+            for row, _ in _rows_of(f"mean, {some}{what}", mean, after[f"{key}_before"], structures):
+                yield row, True
 
 
 def _rows_of(
-    name: str,
-    scores: Mapping[str, Any] | None,
-    start: Mapping[str, Any] | None,
-    structures: list[str],
-    columns: tuple[str, ...],
-    *,
-    bold: bool = False,
+    name: str, scores: Mapping[str, Any] | None, before: Mapping[str, Any] | None, structures: list[str]
 ) -> Iterator[Row]:
-    """A row a structure and, where there are several, one with their mean."""
+    """A row per structure and, for several structures, one with their mean."""
     if scores is None:
-        yield Row((name, "no scores", *[_UNKNOWN] * (len(columns) - 2)))
+        yield {"site": name, "structure": "no scores"}, False
         return
-    for structure in structures:
-        part = {mode: of[structure] for mode, of in scores["by_structure"].items()}
-        first = start["by_structure"]["standard"][structure] if start else {}
-        yield _row(name, structure, _dice(first, start), part, scores, columns, bold=bold)
-    if len(structures) > 1:
-        first = start["standard"] if start else {}
-        yield _row(name, "mean", _dice(first, start), scores, scores, columns, bold=True)
+    parts = [(structure, _part(scores, structure), before and _part(before, structure)) for structure in structures]
+    for structure, part, first in [*parts, ("mean", scores, before)] if len(structures) > 1 else parts:
+        row = {"site": name, "structure": structure}
+        row["Dice before"] = _dice(first["standard"], before) if first else _UNKNOWN
+        row |= {key: _count(part["standard"], key) for key in ("images", "empty")}
+        for mode in (mode for mode in ALL_MODES if mode in part):
+            kind = "" if mode == "standard" else f" ({mode})"
+            dice = _dice(part[mode], scores, "cases" if mode == VOLUME else "images")
+            row |= {f"Dice{kind}": dice, f"IoU{kind}": _number(part[mode]["iou"])}
+        row["volumes"] = _count(part.get(VOLUME, {}), "images")
+        yield row, part is scores
 
 
-def _row(
-    name: str, structure: str, before: str, part: Mapping[str, Any], scores: Mapping[str, Any],
-    columns: tuple[str, ...], *, bold: bool,
-) -> Row:  # fmt: skip
-    """The row of `part`, {mode: {"dice", "iou", ...}}, of a site's or a mean's scores."""
-    cells = {"site": name, "structure": structure, "Dice before": before}
-    cells |= {key: _count(part["standard"], key) for key in ("images", "empty")}
-    for mode in (*MODES, VOLUME):
-        kind = "" if mode == "standard" else f" ({mode})"
-        row = part.get(mode, {})
-        of = "cases" if mode == VOLUME else "images"
-        cells |= {f"Dice{kind}": _dice(row, scores, of), f"IoU{kind}": _number(row.get("iou"))}
-    cells["volumes"] = _count(part.get(VOLUME, {}), "images")
-    return Row(tuple(cells[column] for column in columns), bold)
+def _part(scores: Mapping[str, Any], structure: str) -> Mapping[str, Any]:
+    return {mode: rows[structure] for mode, rows in scores["by_structure"].items()}
 
 
 def _columns(results: Mapping[str, Any]) -> tuple[str, ...]:
-    """The table's columns: those of volumes where a site has such."""
+    """The table's columns; those of volumes only if a site has scores by volume."""
     entries = [entry for model in results["models"].values() for entry in model["sites"].values()]
-    there = any(entry["scores"] and VOLUME in entry["scores"] for entry in entries)
-    return (*_COLUMNS, *_OF_VOLUMES) if there else _COLUMNS
+    has_volumes = any(entry["scores"] and VOLUME in entry["scores"] for entry in entries)
+    return (*_COLUMNS, *_VOLUME_COLUMNS) if has_volumes else _COLUMNS
 
 
 def rich_table(results: Mapping[str, Any], model: str) -> Table:
-    """The table for a terminal. Names come from outside: as `Text`, so that no bracket in them is taken for markup."""
-    caption = Text("images: counted; empty: left out, see table.md")
-    table = Table(title=Text(title(results, model)), caption=caption, box=box.SIMPLE_HEAD, padding=0)
-    for index, column in enumerate(_columns(results)):
-        # In 80 columns only the site's name gives way: a number or a structure that is cut says nothing.
-        header = column.replace(" ", "\n") if index else column
-        table.add_column(
-            header, justify="left" if index < 2 else "right", vertical="bottom", no_wrap=index > 0, overflow="fold"
-        )
+    """The table for a terminal. In 80 columns only the site's name wraps."""
+    columns = _columns(results)
+    head = [columns[0], *(column.replace(" ", "\n") for column in columns[1:])]
+    caption = Text("images: counted; empty: excluded, see table.md")
+    table = terminal_table(head, title=title(results, model), left=2, caption=caption)
     previous = None
-    for row in rows(results, model):
-        same = row.cells[0] == previous
-        cells = ("", *row.cells[1:]) if same else row.cells
-        # Why a number is suppressed does not fit beside the others.
-        short = ("suppressed" if cell.startswith("suppressed (") else cell for cell in cells)
-        table.add_row(*map(Text, short), style="bold" if row.bold else None)
-        previous = row.cells[0]
+    for row, bold in rows(results, model):
+        site, *cells = (row.get(column, _UNKNOWN) for column in columns)
+        # The reason of a suppressed number is too long for a column.
+        cells = ["suppressed" if cell.startswith("suppressed (") else cell for cell in cells]
+        table.add_row(Text("" if site == previous else site), *map(Text, cells), style="bold" if bold else None)
+        previous = site
     return table
 
 
-def markdown(results: Mapping[str, Any], models: Iterable[str]) -> str:
+def report_markdown(results: Mapping[str, Any], models: Iterable[str]) -> str:
     """The whole report as Markdown."""
-    lines = [f"# {_escape(results['title'] or results['study'])}", "", _escape(participation_line(results)), ""]
     columns = _columns(results)
+    legend = _LEGEND + (_VOLUME_LEGEND if columns != _COLUMNS else "")
+    parts = [f"# {_escape(results['title'] or results['study'])}\n", f"{_escape(participation_line(results))}\n"]
     for model in models:
-        lines += [f"## {_escape(title(results, model))}", "", _line(columns), _line(("---",) * len(columns))]
-        lines += [_line(tuple(map(_escape, row.cells))) for row in rows(results, model)] + [""]
-    legend = _LEGEND + (_LEGEND_OF_VOLUMES if columns != _COLUMNS else "")
-    for paragraph in (scored_on(results), legend, _cost(results), mixing_line(results["mixing"]), *footnotes(results)):
-        lines += [_escape(paragraph), ""] if paragraph else []
-    return "\n".join(lines)
+        cells = ([_escape(row.get(column, _UNKNOWN)) for column in columns] for row, _ in rows(results, model))
+        parts += [f"## {_escape(title(results, model))}\n", markdown_table(columns, cells)]
+    paragraphs = (scored_on(results), legend, _cost(results), mixing_line(results["mixing"]), *footnotes(results))
+    return "\n".join([*parts, *(f"{_escape(paragraph)}\n" for paragraph in paragraphs if paragraph)])
 
 
 def footnotes(results: Mapping[str, Any]) -> list[str]:
-    """Lines on the overlays and on what was left out."""
+    """Lines on the overlays and on what was dropped."""
     drawn = _drawn(results["overlays"])
     lines = [f"Overlays stay at the sites that drew them: {drawn}."] if drawn else []
     return lines + [f"Note: {note}." for note in results["notes"]]
 
 
 def _drawn(overlays: Mapping[str, int]) -> str:
-    """Where the overlays are: one text for all sites where they differ in the site's folder alone."""
+    """Where the overlays are: one text for all sites if they differ in the site's folder only."""
     places = {folder.partition("/")[2] for folder in overlays}
     if len(overlays) > 1 and len(places) == 1 and len(set(overlays.values())) == 1:
         return f"{next(iter(overlays.values()))} in SITE/{places.pop()} of each of {len(overlays)} sites"
@@ -203,15 +178,12 @@ def _drawn(overlays: Mapping[str, int]) -> str:
 
 
 def scored_on(results: Mapping[str, Any]) -> str:
-    """Which images the models were scored on, as the sites say; empty if they do not."""
-    kinds: dict[str, set[str]] = {}
-    for model in results["models"].values():
-        for entry in model["sites"].values():
-            if entry["part"]:
-                kinds.setdefault("held-out sites" if entry["held_out"] else "sites that train", set()).add(
-                    _PARTS[entry["part"]]
-                )
-    parts = [f"{', '.join(sorted(images))} of the {who}" for who, images in sorted(kinds.items(), reverse=True)]
+    """Which images the models were scored on, as the sites report it; empty if no site does."""
+    entries = [entry for model in results["models"].values() for entry in model["sites"].values() if entry["part"]]
+    parts = []
+    for who, held_out in (("sites that train", False), ("held-out sites", True)):
+        if images := sorted({_PARTS[entry["part"]] for entry in entries if entry["held_out"] == held_out}):
+            parts.append(f"{', '.join(images)} of the {who}")
     return f"Scored on: {'; '.join(parts)}." if parts else ""
 
 
@@ -220,29 +192,19 @@ def _cost(results: Mapping[str, Any]) -> str:
     return (
         f"{parameters['shared']:,} parameters are shared, {size_text(1e6 * parameters['shared_mb'])} a site, round and "
         f"direction; {parameters['trained']:,} trained, {parameters['total']:,} in all. {size_text(sent['total'])} "
-        f"travelled in the rounds: {size_text(sent['up'])} up, {size_text(sent['down'])} down."
+        f"were sent in the rounds: {size_text(sent['up'])} up, {size_text(sent['down'])} down."
     )
 
 
-def _escape(text: str) -> str:
-    for character in "\\|<>*`[]":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
-
-
-def _line(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _dice(row: Mapping[str, Any], scores: Mapping[str, Any] | None, of: str = "images") -> str:
-    """A Dice of the scores, or why it is not told: where `min_cases` rules, none is left out for another reason."""
-    if row and row["dice"] is None and scores and scores.get(MIN_CASES):
+    """A Dice of the scores, or that it is suppressed: with `min_cases`, that is the only reason for a missing one."""
+    if row["dice"] is None and scores and scores.get(MIN_CASES):
         return suppressed_text(scores, of)
-    return _number(row.get("dice"))
+    return _number(row["dice"])
 
 
 def _count(row: Mapping[str, Any], key: str) -> str:
-    """A count of images; of means over structures or sites there is none."""
+    """A count of images; empty for means over structures or sites, which have no count."""
     if key not in row:
         return ""
     return _UNKNOWN if row[key] is None else str(row[key])

@@ -1,4 +1,4 @@
-"""Cells of a table written by hand: what `fedfms table` would leave. The numbers follow from simple rules."""
+"""Finished runs as `fedfms table` leaves them, with numbers that follow simple rules."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ BASE = {"fedmsa": 0.80, "fedunet": 0.50, "msa": 0.79, "fedsca": 0.7, "fedsam": 0
 
 
 def dice(method: str, seed: int, site: str, sites: Sequence[str] = SITES) -> float:
-    """Dice in the standard mode: a base of the method, less a hundredth a site, plus four hundredths a seed."""
+    """Dice in the standard mode: a base of the method, minus a hundredth per site, plus four hundredths per seed."""
     return round(BASE[method] - 0.01 * list(sites).index(site) + 0.04 * seed, 6)
 
 
 def scores(value: float | None, structures: Sequence[str], *, images: int = IMAGES, volume: bool = False) -> Any:
-    """A site's scores: IoU is half of Dice, the fedfms mode a tenth below, a second structure 0.1 below."""
+    """A site's scores, suppressed if `value` is None: IoU is half of Dice, fedfms mode 0.9 of it, each further
+    structure 0.1 lower.
+    """
     if value is None:
         none = {"dice": None, "iou": None, "dice_sd": None, "iou_sd": None, "images": None}
-        return {mode: {name: dict(none) for name in structures} for mode in ("standard", "fedfms")} | {"images": None}
-    told: dict[str, Any] = {}
+        return {mode: dict.fromkeys(structures, none) for mode in ("standard", "fedfms")} | {"images": images + 1}
+    found: dict[str, Any] = {}
     for mode, factor in (("standard", 1.0), ("fedfms", 0.9), *((("volume", 0.95),) if volume else ())):
-        told[mode] = {}
+        found[mode] = {}
         for index, name in enumerate(structures):
             mean = factor * (value - 0.1 * index)
             row = {"dice": mean, "iou": mean / 2, "dice_sd": 0.05, "iou_sd": 0.025, "images": images}
-            told[mode][name] = row | ({"empty": 1} if mode == "standard" else {})
-    return told | {"images": images + 1, "dice": value}
+            found[mode][name] = row | ({"empty": 1} if mode == "standard" else {})
+    return found | {"images": images + 1, "dice": value}
 
 
 def study(method: str, seed: int, held_out: str | None, **values: Any) -> dict[str, Any]:
-    """The study of a cell."""
+    """The study of a run."""
     sites = values.pop("sites", SITES)
     structures = values.pop("structures", ("prostate",))
     data = {
@@ -53,7 +55,7 @@ def study(method: str, seed: int, held_out: str | None, **values: Any) -> dict[s
 
 
 def image_scores(values: Sequence[float | None], structure: str = "prostate") -> dict[str, Any]:
-    """Scores of single images, the same in both modes."""
+    """Scores of single images, equal in both modes."""
     images = [
         {
             "key": f"case_{i}/0", "case": f"case_{i}",
@@ -85,7 +87,7 @@ def result(method: str, seed: int, held_out: str | None, variant: str = "", **va
     pooled = method in ("msa", "sam", "unet")
     return {
         "format": 1,
-        "cell": {"method": method, "seed": seed, "held_out": held_out, "variant": variant},
+        "run": {"method": method, "seed": seed, "held_out": held_out, "variant": variant},
         "study": of,
         "protocol": of["data"]["protocol"],
         "models": {"final": {"round": 3, "sites": entries}, "best": {"round": 2, "sites": best}},
@@ -100,26 +102,26 @@ def result(method: str, seed: int, held_out: str | None, variant: str = "", **va
 
 
 def put(out: Path, content: dict[str, Any], images: dict[str, Any] | None = None) -> Path:
-    """Write a cell; returns its folder."""
-    cell = content["cell"]
-    name = f"{cell['method']}{cell['variant']}-s{cell['seed']}-{cell['held_out'] or 'all'}".replace("=", "")
-    folder = out / "cells" / name
+    """Write a run; returns its folder."""
+    run = content["run"]
+    name = f"{run['method']}{run['variant']}-s{run['seed']}-{run['held_out'] or 'all'}".replace("=", "")
+    folder = out / "runs" / name
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(content))
-    for site, told in (images or {}).items():
+    for site, of_images in (images or {}).items():
         (folder / site / "scores").mkdir(parents=True)
-        (folder / site / "scores" / "final.json").write_text(json.dumps(told))
+        (folder / site / "scores" / "final.json").write_text(json.dumps(of_images))
     return folder
 
 
 def per_image(method: str, seed: int) -> list[float | None]:
-    """Dice of eight images: fedmsa is above msa in six of them by 1..6 hundredths, below in one by 7, equal in one."""
+    """Dice of eight images: fedmsa is 1..6 hundredths above msa in six of them, 7 below in one, equal in one."""
     steps = {"fedmsa": (1, 2, 3, 4, 5, 6, -7, 0), "fedunet": (-30,) * IMAGES}.get(method, (0,) * IMAGES)
     return [round(0.6 + 0.01 * step + 0.02 * seed, 6) for step in steps]
 
 
 def fill(out: Path, *, without: Sequence[tuple[str, int, str]] = ()) -> Path:
-    """All cells of three methods, two seeds and three held-out sites, with the scores of single images."""
+    """All runs of three methods, two seeds and three held-out sites, with the scores of single images."""
     for method in METHODS:
         for seed in SEEDS:
             for site in SITES:

@@ -1,4 +1,4 @@
-"""The page in a real browser: its script runs, and nothing else does; skipped where there is no Chromium."""
+"""The page in a real browser: only its own script runs. Skipped without Chromium."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVIL_SITE = "<script>document.title='ran'<img>"  # a site's name has no blanks a
 
 
 def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Open a page without a window, with a profile of its own."""
+    """Open a page in a headless browser with a new profile."""
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
     profile = f"--user-data-dir={page.parent / 'profile'}"
     return subprocess.run(
@@ -36,14 +36,14 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def clicked(page: Path, clicks: str) -> str:
-    """The page after its script and then `clicks` have run, in a copy whose policy lets them."""
+    """The page after its script and then `clicks` have run, in a copy without the content security policy."""
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
     copy = page.with_name("clicked.html")
     copy.write_text(text.replace("</body>", f"<script>{clicks}</script></body>"), encoding="utf-8")
     return browse(copy, "--dump-dom").stdout
 
 
-def test_the_script_runs_and_nothing_complains(tmp_path: Path) -> None:
+def test_the_script_runs_without_console_messages(tmp_path: Path) -> None:
     write_tables(fill(tmp_path), "fedfms table")
     done = browse(tmp_path / "index.html", "--dump-dom")
     assert "CONSOLE" not in done.stderr
@@ -52,7 +52,7 @@ def test_the_script_runs_and_nothing_complains(tmp_path: Path) -> None:
     assert done.stdout.rstrip().endswith("</html>")
 
 
-def test_a_click_sorts_and_another_turns_the_order(tmp_path: Path) -> None:
+def test_a_click_sorts_and_another_reverses_the_order(tmp_path: Path) -> None:
     write_tables(fill(tmp_path, without=[("fedunet", seed, "HK") for seed in (0, 1)]), "fedfms table")
 
     clicks = """
@@ -67,12 +67,12 @@ def test_a_click_sorts_and_another_turns_the_order(tmp_path: Path) -> None:
     assert title is not None
     assert title[1].split(", ") == [
         "fedmsa msa fedunet", "fedunet msa fedmsa",
-        "fedmsa msa fedunet", "msa fedmsa fedunet",  # fedunet has no score at HK: below, either way
+        "fedmsa msa fedunet", "msa fedmsa fedunet",  # fedunet has no score at HK: at the bottom in both orders
         "fedmsa fedunet msa", "msa fedunet fedmsa",
     ]  # fmt: skip
 
 
-def test_no_name_runs(tmp_path: Path) -> None:
+def test_a_name_with_markup_does_not_run(tmp_path: Path) -> None:
     content = result("fedmsa", 0, None, sites=(EVIL_SITE, "HK"), title="plain", structures=(EVIL, "b"))
     content["machine"] = {EVIL: EVIL}
     put(tmp_path, content)
@@ -84,7 +84,7 @@ def test_no_name_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width_px", [390, 1200])
 def test_the_page_is_no_wider_than_the_screen(tmp_path: Path, width_px: int) -> None:
-    """Wide tables move inside their frames. A phone's width is that of a frame here: no window is so narrow."""
+    """Wide tables scroll inside their frames. A frame has a phone's width, since a window cannot be that narrow."""
     write_tables(fill(tmp_path), "fedfms table")
     frame = tmp_path / "frame.html"
     frame.write_text(
@@ -98,7 +98,7 @@ def test_the_page_is_no_wider_than_the_screen(tmp_path: Path, width_px: int) -> 
     assert int(match[1]) <= int(match[2]) <= width_px
 
 
-def test_a_picture_of_it_shows_something(tmp_path: Path) -> None:
+def test_a_screenshot_is_not_blank(tmp_path: Path) -> None:
     write_tables(fill(tmp_path), "fedfms table")
     picture = tmp_path / "page.png"
     browse(tmp_path / "index.html", f"--screenshot={picture}", "--window-size=1000,1400")

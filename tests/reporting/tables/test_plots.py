@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fedfms.experiments.plan import load_grid
+from fedfms.experiments.plan import load_experiment
 from fedfms.reporting.tables import write_tables
-from fedfms.reporting.tables.cells import read_cells
 from fedfms.reporting.tables.plots import Series, _curves, ablations, curves, line_plot, shifts
+from fedfms.reporting.tables.runs import read_runs
 from fedfms.reporting.tables.summary import Block, make_blocks
 from fedfms.study import STUDIES
 from tests.reporting.tables.make import fill, put, result
@@ -20,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def block_of(out: Path) -> Block:
-    (block,) = make_blocks(read_cells(out).finished)
+    (block,) = make_blocks(read_runs(out)[0])
     return block
 
 
@@ -33,16 +33,16 @@ def test_curves_by_hand(tmp_path: Path) -> None:
     block = block_of(fill(tmp_path))
     fedmsa = _curves(block)[0]
     assert (fedmsa.label, fedmsa.x) == ("fedmsa", (0.0, 1.0, 2.0, 3.0))
-    # On the held-out site, of six cells: 0.80, 0.84, 0.79, 0.83, 0.78, 0.82 in the last round.
+    # On the held-out site, of six runs: 0.80, 0.84, 0.79, 0.83, 0.78, 0.82 in the last round.
     assert fedmsa.y == pytest.approx((0, 0.27, 0.54, 0.81))
     assert fedmsa.spread[3] == pytest.approx((sum(d * d for d in (1, 3, 2, 2, 3, 1)) / 5) ** 0.5 / 100)
     figure = curves([block])
     assert figure.png.startswith(PNG)
     assert {"fedmsa", "fedunet", "msa", "rounds done", "Dice"} <= set(texts(figure.svg))
-    assert "fedmsa from 0.000 at 0 to 0.810 at 3" in figure.words
+    assert "fedmsa from 0.000 at 0 to 0.810 at 3" in figure.description
 
 
-def test_only_rounds_of_all_cells_are_drawn(tmp_path: Path) -> None:
+def test_only_rounds_of_all_runs_are_drawn(tmp_path: Path) -> None:
     put(tmp_path, result("fedmsa", 0, "HK"))
     content = result("fedmsa", 1, "HK")
     content["curve"] = [point for point in content["curve"] if point["round"] != 2]
@@ -51,7 +51,7 @@ def test_only_rounds_of_all_cells_are_drawn(tmp_path: Path) -> None:
     assert [series.x for series in _curves(block_of(tmp_path))] == [(1.0, 3.0)]
 
 
-def test_a_site_without_a_curve_is_left_out_of_the_mean(tmp_path: Path) -> None:
+def test_a_site_without_a_curve_is_excluded_from_the_mean(tmp_path: Path) -> None:
     content = result("fedsca", 0, None)
     for point in content["curve"]:
         point["dice"]["UCL"] = None
@@ -59,11 +59,11 @@ def test_a_site_without_a_curve_is_left_out_of_the_mean(tmp_path: Path) -> None:
     assert _curves(block_of(tmp_path))[0].y[-1] == pytest.approx(0.695)  # of 0.70 and 0.69
 
 
-def test_no_curve_is_said(tmp_path: Path) -> None:
+def test_a_figure_without_curves_says_so(tmp_path: Path) -> None:
     put(tmp_path, result("fedmsa", 0, "HK") | {"curve": []})
     figure = curves([block_of(tmp_path)])
     assert "nothing to draw" in texts(figure.svg)
-    assert figure.words.endswith("nothing to draw.")
+    assert figure.description.endswith("nothing to draw.")
 
 
 def test_an_ablation_by_hand(tmp_path: Path) -> None:
@@ -71,8 +71,8 @@ def test_an_ablation_by_hand(tmp_path: Path) -> None:
         put(tmp_path, result("fedsca", 0, None, variant, method_options=options))
     (figure,) = ablations(block_of(tmp_path))
     assert figure.name == "ablation-prostate-layers"
-    assert "fedsca, standard from 0.690 at 1 to 0.690 at 12" in figure.words
-    assert "fedsca, fedfms from 0.621 at 1 to 0.621 at 12" in figure.words
+    assert "fedsca, standard from 0.690 at 1 to 0.690 at 12" in figure.description
+    assert "fedsca, fedfms from 0.621 at 1 to 0.621 at 12" in figure.description
     assert {"Dice", "IoU", "layers", "average, 0..1"} <= set(texts(figure.svg))
 
 
@@ -90,7 +90,7 @@ def test_numbers_over_decades_get_a_log_axis(x: tuple[float, ...], log: bool) ->
     assert ({f"{value:g}" for value in x} <= set(texts(figure.svg))) == log
 
 
-def test_names_are_no_formulas_and_no_markup() -> None:
+def test_names_are_read_neither_as_formulas_nor_as_markup() -> None:
     series = [Series("$x_$ <b> & _y", (1.0, 2.0), (0.1, 0.2)), Series("_hidden", (1.0, 2.0), (0.1, 0.2))]
     figure = line_plot("f", "a $ title", [("p <script>", series)], "x", "y")
     shown = texts(figure.svg)
@@ -98,14 +98,14 @@ def test_names_are_no_formulas_and_no_markup() -> None:
     assert any("_hidden" in text for text in shown)
 
 
-def test_many_lines_have_their_own_marks_and_the_same_bytes() -> None:
+def test_many_lines_have_distinct_marks_and_the_same_bytes() -> None:
     series = [Series(f"method {i}", (0.0, 1.0, 2.0), (0.1, 0.2, 0.01 * i)) for i in range(14)]
     first, second = (line_plot("f", "t", [("p", series)], "x", "y") for _ in range(2))
     assert (first.png, first.svg) == (second.png, second.svg)
     assert {f"method {i}" for i in range(14)} <= set(texts(first.svg))
 
 
-def test_how_far_layers_move_is_a_figure_where_it_is_told(tmp_path: Path) -> None:
+def test_layer_shifts_are_a_figure_if_runs_record_them(tmp_path: Path) -> None:
     put(tmp_path, result("fedmsa", 4, "HK"))
     assert shifts(block_of(tmp_path)) == []
     moved = [{"blocks.0": 0.25, "mask_decoder": 0.5}, {"blocks.0": 0.75, "mask_decoder": 0.5}]
@@ -115,11 +115,11 @@ def test_how_far_layers_move_is_a_figure_where_it_is_told(tmp_path: Path) -> Non
     put(tmp_path, content)
     (figure,) = shifts(block_of(tmp_path))
     assert figure.name.startswith("shift-")
-    assert "fedmsa from 0.500 at 1 to 0.500 at 2" in figure.words
+    assert "fedmsa from 0.500 at 1 to 0.500 at 2" in figure.description
 
 
 def test_the_labels_of_every_committed_table_can_be_drawn_and_written(tmp_path: Path) -> None:
-    labels = {label for path in TABLES for label in load_grid(str(path)).variants}
+    labels = {label for path in TABLES for label in load_experiment(str(path)).variants}
     assert {"", "-PT", "L=4", "decoder shared", "l2"} <= labels
     for label in sorted(labels):
         put(tmp_path, result("fedsca", 0, None, variant=label))

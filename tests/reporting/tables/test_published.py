@@ -1,4 +1,4 @@
-"""The papers' figures: whole, mapped from our names, and beside ours only where the two are of the same thing."""
+"""The papers' figures: complete, mapped from our names, and compared only with ours of the same quantity."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import yaml
 
 from fedfms.methods import METHODS
 from fedfms.models import BACKBONES
-from fedfms.reporting.tables.cells import read_cells
 from fedfms.reporting.tables.published import Comparison, compare, papers
+from fedfms.reporting.tables.runs import read_runs
 from fedfms.reporting.tables.sheets import comparison_sheets
 from fedfms.reporting.tables.summary import Block, make_blocks
 from fedfms.study import STUDIES
@@ -28,15 +28,15 @@ TESTED = {
 
 
 def compared(out: Path, contents: Sequence[dict[str, Any]]) -> tuple[Block, list[Comparison]]:
-    """Cells of one study, and what is set beside them."""
+    """Runs of one study, and the comparisons with papers."""
     for content in contents:
         put(out, content)
-    (block,) = make_blocks(read_cells(out).finished)
+    (block,) = make_blocks(read_runs(out)[0])
     return block, compare(block)
 
 
-def test_the_figures_are_whole() -> None:
-    fedfms, fedsca = papers()["fedfms"]["figures"], papers()["fedsca"]["figures"]
+def test_the_figures_are_complete() -> None:
+    fedfms, fedsca = papers()["fedfms"].figures, papers()["fedsca"].figures
     assert (len(fedfms), len(fedsca)) == (696, 272)
     assert fedfms["prostate", "BIDMC", "", "fedmsa", "dice"] == 0.769
     assert fedfms["fundus", "G1020", "OC", "msa", "iou"] == 0.449
@@ -45,7 +45,7 @@ def test_the_figures_are_whole() -> None:
 
 
 def test_fedsca_weighs_its_averages_by_images() -> None:
-    figures = papers()["fedsca"]["figures"]
+    figures = papers()["fedsca"].figures
     checked = 0
     for (data, site, _, method, metric), average in figures.items():
         if site == "average":
@@ -58,7 +58,7 @@ def test_fedsca_weighs_its_averages_by_images() -> None:
 
 
 def test_fedfms_averages_are_plain_but_for_fundus() -> None:
-    figures = papers()["fedfms"]["figures"]
+    figures = papers()["fedfms"].figures
     checked = 0
     for (data, site, _, method, metric), average in figures.items():
         if site == "average" and data != "fundus":
@@ -70,27 +70,26 @@ def test_fedfms_averages_are_plain_but_for_fundus() -> None:
     assert checked == 12 * 2 * 3
 
 
-def test_every_name_in_the_mapping_is_one_of_ours_and_one_of_theirs() -> None:
+def test_every_name_in_the_mapping_is_known_on_both_sides() -> None:
     for paper in papers().values():
-        theirs = {key[:2] for key in paper["figures"]}
-        methods = {key[3] for key in paper["figures"]}
-        rows = paper["methods"]
-        assert {row["theirs"] for row in rows} == methods
-        assert {row["method"] for row in rows} <= set(METHODS)
-        assert {row["backbone"] for row in rows} <= set(BACKBONES)
-        for name, data in paper["datasets"].items():
+        theirs = {key[:2] for key in paper.figures}
+        methods = {key[3] for key in paper.figures}
+        assert {row.theirs for row in paper.methods} == methods
+        assert {row.method for row in paper.methods} <= set(METHODS)
+        assert {row.backbone for row in paper.methods} <= set(BACKBONES)
+        for name, data in paper.datasets.items():
             study = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
-            assert {structure["name"] for structure in study["data"]["structures"]} == set(data["structures"])
-            assert {(data["theirs"], site) for site in data["sites"].values()} <= theirs
-            assert all((data["theirs"], site) in theirs for site in data.get("known_by", {}))
-    fedfms = papers()["fedfms"]["datasets"]
+            assert {structure["name"] for structure in study["data"]["structures"]} == set(data.structures)
+            assert {(data.theirs, site) for site in data.sites.values()} <= theirs
+            assert all((data.theirs, site) in theirs for site in data.known_by)
+    fedfms = papers()["fedfms"].datasets
     for name, data in fedfms.items():  # FedFMS's sites are those of our studies
         study = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
-        assert list(data["sites"]) == study["sites"]
+        assert list(data.sites) == study["sites"]
 
 
 def test_prostate_beside_fedfms(tmp_path: Path) -> None:
-    block, (comparison,) = compared(tmp_path, [result("fedmsa", 0, site, sites=PROSTATE) for site in PROSTATE])
+    _, (comparison,) = compared(tmp_path, [result("fedmsa", 0, site, sites=PROSTATE) for site in PROSTATE])
     assert (comparison.mode, comparison.columns, comparison.notes) == ("fedfms", PROSTATE, ())
     dice, iou = comparison.sides
     assert (dice.metric, iou.metric, dice.their_name, dice.note) == ("dice", "iou", "fedmsa", "")
@@ -99,9 +98,9 @@ def test_prostate_beside_fedfms(tmp_path: Path) -> None:
     assert first.difference == pytest.approx(-0.049)
     # 0.9 (0.80 - 0.025) over six sites; the paper prints 0.801.
     assert (dice.average.theirs, dice.average.ours.mean) == (0.801, pytest.approx(0.6975))
-    sheet = comparison_sheets(block, comparison)[0]
-    assert [field.text for field in sheet.rows[0]][:3] == ["fedmsa", "paper, fedmsa", "0.769"]
-    assert [field.text for field in sheet.rows[2]][1:3] == ["difference", "-0.049"]
+    sheet = comparison_sheets(comparison)[0]
+    assert [cell.text for cell in sheet.rows[0]][:3] == ["fedmsa", "paper, fedmsa", "0.769"]
+    assert [cell.text for cell in sheet.rows[2]][1:3] == ["difference", "-0.049"]
 
 
 def test_an_average_over_other_sites_is_not_compared(tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def test_a_site_without_a_counterpart_has_no_figure(tmp_path: Path) -> None:
     assert dice.average.theirs is None
 
 
-def test_fedsca_takes_a_site_whole_and_weighs_by_images(tmp_path: Path) -> None:
+def test_fedsca_uses_whole_sites_and_weights_by_images(tmp_path: Path) -> None:
     sites = ("BIDMC", "ISBI_1.5", "HK", "I2CVB", "ISBI", "UCL")
     content = result("fedsca", 0, None, sites=sites)
     entries = content["models"]["final"]["sites"]

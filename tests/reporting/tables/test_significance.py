@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfms.methods import METHODS, centralised_counterpart, make_method
-from fedfms.reporting.tables.cells import read_cells
+from fedfms.reporting.tables.runs import read_runs
 from fedfms.reporting.tables.sheets import significance_sheets
 from fedfms.reporting.tables.significance import POOLED, PairedTest, holm, paired_tests, signed_rank
 from fedfms.reporting.tables.summary import Block, make_blocks
@@ -79,7 +79,7 @@ def test_many_differences_are_approximated() -> None:
         ([0.1, 0.2, 0.3, 0.4, 0.5, *[0.0] * 9], "5 differences, the test needs 6"),
     ],
 )
-def test_too_few_are_refused_with_the_reason(values: list[float], reason: str) -> None:
+def test_too_few_differences_give_a_reason_instead_of_a_p_value(values: list[float], reason: str) -> None:
     test = signed_rank(EMPTY, values)
     assert (test.p, test.holm, test.reason) == (None, None, reason)
 
@@ -95,14 +95,14 @@ def test_holm_by_hand() -> None:
 
 
 def block_of(out: Path) -> Block:
-    (block,) = make_blocks(read_cells(out).finished)
+    (block,) = make_blocks(read_runs(out)[0])
     return block
 
 
 def test_federated_against_centralised_by_hand(tmp_path: Path) -> None:
     """1..6 hundredths above, 7 below, one equal: of 128 orders of signs 19 have a sum of at most 7 below."""
     tests = paired_tests(block_of(fill(tmp_path)))
-    assert {test.line for test in tests} == {("fedmsa", "")}  # no `unet` among the cells
+    assert {test.line for test in tests} == {("fedmsa", "")}  # no `unet` among the runs
     assert [test.site for test in tests] == [*SITES, POOLED] * 2
     first = tests[0]
     assert (first.images, first.differing, first.how) == (8, 7, "exact")
@@ -126,7 +126,7 @@ def test_an_image_is_the_unit_and_seeds_are_averaged_over(tmp_path: Path) -> Non
 
 def test_a_seed_or_image_that_one_method_lacks_counts_for_neither(tmp_path: Path) -> None:
     put(tmp_path, result("fedmsa", 0, "HK"), {"HK": image_scores([0.6, 0.7, 0.8, 0.61, 0.72, 0.83, None, 0.9])})
-    put(tmp_path, result("fedmsa", 1, "HK"), {"HK": image_scores([0.0] * 8)})  # the twin has no seed 1
+    put(tmp_path, result("fedmsa", 1, "HK"), {"HK": image_scores([0.0] * 8)})  # the counterpart has no seed 1
     put(tmp_path, result("msa", 0, "HK"), {"HK": image_scores([0.5] * 7 + [None])})
     test = paired_tests(block_of(tmp_path))[0]
     assert (test.images, test.differing) == (6, 6)
@@ -134,28 +134,28 @@ def test_a_seed_or_image_that_one_method_lacks_counts_for_neither(tmp_path: Path
     assert test.p == pytest.approx(2 / 64)
 
 
-def test_without_scores_of_images_the_reason_is_told(tmp_path: Path) -> None:
+def test_without_image_scores_the_sheet_shows_the_reason(tmp_path: Path) -> None:
     for method in ("fedmsa", "msa"):
         put(tmp_path, result(method, 0, "HK"))
     sheet = significance_sheets(paired_tests(block_of(tmp_path)))[0]
     assert sheet.rows[0][-1].text == "no test: 0 images scored by both, the test needs 6"
 
 
-def test_a_twin_of_another_backbone_is_none(tmp_path: Path) -> None:
+def test_a_counterpart_needs_the_same_backbone(tmp_path: Path) -> None:
     large = {"backbone": "vit_l", "checkpoint": "large.pth"}
     images = {"HK": image_scores([0.5] * 8)}
     put(tmp_path, result("fedmsa", 0, "HK", "backbone=vit_l", model=large), images)
     put(tmp_path, result("msa", 0, "HK"), images)
     assert paired_tests(block_of(tmp_path)) == []
     put(tmp_path, result("msa", 0, "HK", "backbone=vit_l", model=large), images)
-    assert {(test.line, test.twin) for test in paired_tests(block_of(tmp_path))} == {
+    assert {(test.line, test.counterpart) for test in paired_tests(block_of(tmp_path))} == {
         (("fedmsa", "backbone=vit_l"), ("msa", "backbone=vit_l"))
     }
 
 
-def test_every_method_names_its_twin() -> None:
-    twins = {name: centralised_counterpart(make_method(name, {})) for name in METHODS}
-    assert {name for name, other in twins.items() if other is None} == {"fednnunet", "msa", "sam", "unet"}
-    assert (twins["fedsam"], twins["fedunet"]) == ("sam", "unet")
-    assert all(other == "msa" for name, other in twins.items() if other and name not in ("fedsam", "fedunet"))
+def test_every_method_names_its_counterpart() -> None:
+    counterparts = {name: centralised_counterpart(make_method(name, {})) for name in METHODS}
+    assert {name for name, other in counterparts.items() if other is None} == {"fednnunet", "msa", "sam", "unet"}
+    assert (counterparts["fedsam"], counterparts["fedunet"]) == ("sam", "unet")
+    assert all(other == "msa" for name, other in counterparts.items() if other and name not in ("fedsam", "fedunet"))
     assert centralised_counterpart(make_method("fedprox", {"full": True})) == "sam"

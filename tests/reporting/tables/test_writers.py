@@ -1,4 +1,4 @@
-"""What `write_tables` writes: the same bytes every time, whole, and with nothing in it that a name could run."""
+"""Files of `write_tables`: the same bytes every time, well-formed, and safe against names with markup."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedfms.reporting.tables import latex, markdown, write_tables
-from fedfms.reporting.tables.cells import Key, TableError
-from fedfms.reporting.tables.sheets import BEST, SECOND, Field, Sheet
-from fedfms.reporting.tables.stored import restored
+from fedfms.reporting.tables import write_tables, writers
+from fedfms.reporting.tables.runs import Key, TableError
+from fedfms.reporting.tables.sheets import BEST, SECOND, Cell, Sheet
+from fedfms.reporting.text import escape
 from tests.reporting.tables.make import BASE, fill, image_scores, put, result
 
 COMMAND = "fedfms table prostate --methods fedmsa,fedunet,msa --seeds 0,1"
@@ -25,7 +25,7 @@ VOID = {"meta", "wbr", "br", "hr", "img", "link", "input", "path", "use", "rect"
 
 
 class Reader(HTMLParser):
-    """Checks that tags are closed in their order, and gathers tags, addresses and texts."""
+    """Checks that tags are closed in order, and collects tags, addresses and texts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Reader(HTMLParser):
 
 
 def read_page(path: Path) -> Reader:
-    """The page, whole."""
+    """The page, which must be well-formed."""
     reader = Reader()
     reader.feed(path.read_text(encoding="utf-8"))
     reader.close()
@@ -63,7 +63,7 @@ def read_page(path: Path) -> Reader:
 
 
 def check_latex(text: str) -> None:
-    """Braces are closed, environments end as they began, and every special character stands where it may."""
+    """Braces and environments are balanced, and special characters are escaped."""
     depth, begun, position = 0, [], 0
     lines = [line for line in text.splitlines() if not line.startswith("%")]
     body = re.sub(r"(?<!\\)%$", "", "\n".join(lines), flags=re.MULTILINE)
@@ -82,15 +82,15 @@ def check_latex(text: str) -> None:
     assert (depth, begun) == (0, [])
 
 
-def test_the_files_and_what_a_terminal_shows(tmp_path: Path) -> None:
-    told = write_tables(fill(tmp_path, without=[("msa", 1, "UCL")]), COMMAND)
+def test_the_files_and_the_terminals_text(tmp_path: Path) -> None:
+    table = write_tables(fill(tmp_path, without=[("msa", 1, "UCL")]), COMMAND)
     names = ["table.csv", "table.md", "table.tex", "sheets.json", "index.html", "curves.png", "curves.svg"]
-    assert [path.name for path in told.paths] == names
-    assert all(path.stat().st_size > 500 for path in told.paths)
-    assert told.missing == 1
-    lines = told.text().splitlines()
+    assert [path.name for path in table.paths] == names
+    assert all(path.stat().st_size > 500 for path in table.paths)
+    assert table.missing == 1
+    lines = table.text().splitlines()
     assert lines[0] == "Prostate in T2 MRI, protocol held-out"
-    assert "not finished: 1 of 18 cells" in lines
+    assert "not finished: 1 of 18 runs" in lines
     assert any(re.match(r" BIDMC +0\.820±0\.028 +0\.520±0\.028 +0\.810±0\.028 +8", line) for line in lines)
     assert any(re.match(r" BIDMC +0\.769 +0\.738±0\.025 +-0\.031", line) for line in lines)
 
@@ -101,9 +101,9 @@ def test_eighty_columns_cut_no_number(tmp_path: Path) -> None:
         for seed in (0, 1):
             images = {site: image_scores([0.5 + BASE[method] * i / 20 for i in range(9)]) for site in sites}
             put(tmp_path, result(method, seed, None, sites=sites), images)
-    told = write_tables(tmp_path, COMMAND)
+    table = write_tables(tmp_path, COMMAND)
     buffer = io.StringIO()
-    Console(file=buffer, width=80, no_color=True, force_terminal=False).print(told.group)
+    Console(file=buffer, width=80, no_color=True, force_terminal=False).print(table.group)
     lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
     assert max(map(len, lines)) <= 80
     for site in sites:
@@ -113,7 +113,7 @@ def test_eighty_columns_cut_no_number(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"\d\.\d{3}(±\d\.\d{3})?", word) for word in numbers)
 
 
-def test_the_same_cells_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     first = write_tables(fill(tmp_path / "a"), COMMAND)
     second = write_tables(fill(tmp_path / "b"), COMMAND)
     again = write_tables(tmp_path / "a", COMMAND)
@@ -123,19 +123,21 @@ def test_the_same_cells_give_the_same_bytes(tmp_path: Path) -> None:
     assert not any(str(tmp_path).encode() in path.read_bytes() for path in first.paths)
 
 
-def test_stored_sheets_are_read_back_as_they_were(tmp_path: Path) -> None:
+def test_stored_sheets_are_read_back_unchanged(tmp_path: Path) -> None:
     write_tables(fill(tmp_path), COMMAND)
     raw = json.loads((tmp_path / "sheets.json").read_text())
     text = (tmp_path / "table.md").read_text()
     assert raw["command"] == COMMAND
     assert len(raw["sheets"]) == text.count("\n### ")
     for sheet in raw["sheets"]:
-        assert markdown.markdown_tables([restored(raw, sheet["title"])]) in text
-    with pytest.raises(ValueError, match="no sheet 'Dice'"):
-        restored(raw, "Dice")
+        assert writers.sheets_markdown([writers.read_sheet(raw, sheet["title"])]) in text
+    with pytest.raises(TableError, match="no sheet 'Dice'"):
+        writers.read_sheet(raw, "Dice")
+    with pytest.raises(TableError, match="sheets.0.rows.0.0.text: expected str"):
+        writers.read_sheet({"sheets": [raw["sheets"][0] | {"rows": [[{"text": 1}]]}]}, "Dice")
 
 
-def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
+def test_the_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
     write_tables(fill(tmp_path, without=[("msa", 1, "UCL")]), COMMAND)
     text = (tmp_path / "index.html").read_text()
     assert not re.search(r"https?:|//[a-z]|url\((?!#)|@import|javascript:", text)
@@ -153,7 +155,7 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
     shown = " ".join(page.texts)
     for said in (
         COMMAND,
-        "not finished: 1 of 18 cells",
+        "not finished: 1 of 18 runs",
         "a CPU",
         "2.13.0",
         "42.40",
@@ -168,7 +170,7 @@ def test_a_name_cannot_run(tmp_path: Path) -> None:
         for variant in ("L=1", "L=2"):
             put(tmp_path, result("fedmsa", seed, None, variant, sites=sites, title=EVIL, name="x<y",
                                  structures=(EVIL,)))  # fmt: skip
-    for folder in sorted((tmp_path / "cells").iterdir()):
+    for folder in sorted((tmp_path / "runs").iterdir()):
         content = json.loads((folder / "result.json").read_text())
         content["machine"] = {EVIL: EVIL}
         (folder / "result.json").write_text(json.dumps(content))
@@ -186,14 +188,14 @@ def test_a_name_cannot_run(tmp_path: Path) -> None:
 
 
 def test_markdown_and_latex_by_hand() -> None:
-    row = (Field("fed_msa"), Field("0.810 ± 0.010", 0.81, BEST), Field("-"))
-    other = (Field("msa"), Field("0.700", 0.7, SECOND), Field("1 of 2"))
-    sheet = Sheet("A & B", "100 % of 2 < 3.", ("method", "HK", "cells"), (row, other), foot=((Field("images"),) * 3,))
-    assert markdown.markdown_tables([sheet]).splitlines() == [
-        "### A \\& B", "", "100 % of 2 \\< 3.", "", "| method | HK | cells |", "| --- | ---: | ---: |",
+    row = (Cell("fed_msa"), Cell("0.810 ± 0.010", 0.81, BEST), Cell("-"))
+    other = (Cell("msa"), Cell("0.700", 0.7, SECOND), Cell("1 of 2"))
+    sheet = Sheet("A & B", "100 % of 2 < 3.", ("method", "HK", "runs"), (row, other), foot=((Cell("images"),) * 3,))
+    assert writers.sheets_markdown([sheet]).splitlines() == [
+        "### A \\& B", "", "100 % of 2 \\< 3.", "", "| method | HK | runs |", "| --- | ---: | ---: |",
         "| fed\\_msa | **0.810 ± 0.010** | - |", "| msa | <u>0.700</u> | 1 of 2 |", "| images | images | images |",
     ]  # fmt: skip
-    text = latex.latex_tables([sheet])
+    text = writers.sheets_latex([sheet])
     assert "fed\\_msa & \\textbf{0.810 $\\pm$ 0.010} & -- \\\\\nmsa & \\underline{0.700} & 1 of 2 \\\\" in text
     assert "\\caption{100 \\% of 2 \\textless{} 3.}" in text
     assert "\\begin{tabular}{lrr}\n\\toprule\n" in text
@@ -210,26 +212,26 @@ def test_latex_of_a_whole_table(tmp_path: Path) -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_is_escaped_for_latex(text: str) -> None:
-    escaped = latex.escape(text)
+    escaped = writers.latex_escape(text)
     check_latex(escaped)
     assert "\n" not in escaped
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_one_field_of_markdown(text: str) -> None:
-    escaped = markdown.escape(text)
+    escaped = escape(text)
     assert not re.search(r"(?<!\\)(\\\\)*[|<`*\[]", escaped.replace("\\\\", ""))
     assert re.sub(r"\\(.)", r"\1", escaped) == " ".join(text.split())
 
 
-def test_what_was_planned_is_told_as_missing(tmp_path: Path) -> None:
+def test_planned_runs_count_as_missing(tmp_path: Path) -> None:
     put(tmp_path, result("fedmsa", 0, "HK"))
-    told = write_tables(tmp_path, COMMAND, [Key("fedmsa", seed, site) for seed in (0, 1) for site in ("UCL", "HK")])
-    assert told.missing == 3
-    assert "not finished: 3 of 4 cells" in (tmp_path / "index.html").read_text()
+    table = write_tables(tmp_path, COMMAND, [Key("fedmsa", seed, site) for seed in (0, 1) for site in ("UCL", "HK")])
+    assert table.missing == 3
+    assert "not finished: 3 of 4 runs" in (tmp_path / "index.html").read_text()
 
 
-def test_no_way_to_write_is_told(tmp_path: Path) -> None:
+def test_files_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "table.csv").mkdir()
     with pytest.raises(TableError, match="table: its files cannot be written"):

@@ -1,4 +1,4 @@
-"""What a method costs before it runs: parameters, bytes, FLOPs, memory and seconds, beside the papers' figures."""
+"""The cost of methods before they run: parameters, bytes, FLOPs, memory and seconds, with the papers' figures."""
 
 from __future__ import annotations
 
@@ -11,71 +11,69 @@ from fedfms.errors import TrainingError
 from fedfms.machine import free_memory, machine
 from fedfms.methods import METHODS, make_method, resolve_study
 from fedfms.reporting.cost import published
-from fedfms.reporting.cost.live import estimate
-from fedfms.reporting.cost.timing import Timing, apart
-from fedfms.reporting.cost.traffic import Traffic, plan
-from fedfms.reporting.cost.work import Work, step_work
+from fedfms.reporting.cost.step import Work, estimate, step_work
+from fedfms.reporting.cost.timing import Timing, measure_in_subprocess
+from fedfms.reporting.cost.traffic import Traffic, plan_traffic
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 
 FORMAT = 1
-_MARGIN = 1.5  # what a step of ViT-B took at most of its estimate: one slice is counted, and what libraries hold is not
-_PYTHON = 400 * 2**20  # what a process has before it builds a model
-NO_CARD = (
-    "There is no card here: the papers' GPU memory and seconds have no figure of ours beside them; memory is worked "
-    "out from shapes, and what is measured is of this processor."
+_MARGIN = 1.5  # upper bound of measured / estimated memory of a step of ViT-B; libraries' memory is not estimated
+_PYTHON = 400 * 2**20  # bytes of a process before it builds a model
+NO_GPU = (
+    "There is no GPU here, so the papers' GPU memory and seconds have no counterpart; memory is estimated from shapes, "
+    "and measurements are of this CPU."
 )
-NOT_TOLD = (
-    "What this does not know: what a method does before training (FedALA's weights, FedHEAL's and FedDBE's "
-    "statistics), reading and augmenting images, the network's speed, and FLARE's own bytes and seconds."
+NOT_COVERED = (
+    "Not covered: what a method does before training (FedALA's weights, FedHEAL's and FedDBE's statistics), reading "
+    "and augmenting images, the network's speed, and FLARE's own bytes and seconds."
 )
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """How rows are timed; `device` as torch names it, "" for the card where there is one."""
+    """How to time methods; `device` in torch's notation, "": the GPU if there is one."""
 
     steps: int = 3
     timeout_s: float = 600.0
     device: str = ""
 
 
-def make_cost(studies: Sequence[Study], timed: Timed | None, say: Say = lambda text: None) -> dict[str, Any]:
-    """Rows by study (of one data set, by several methods), the papers' figures, and the machine; plain, for JSON.
+def make_cost(studies: Sequence[Study], timed: Timed | None, progress: Progress = lambda text: None) -> dict[str, Any]:
+    """A row per study (of one data set, with several methods), the papers' figures, and the machine; plain, for JSON.
 
     Args:
-        timed: None leaves seconds and measured memory out.
-        say: is told what is being done.
+        timed: None omits seconds and measured memory.
+        progress: called with a description of each step.
 
     Raises:
-        StudyError: a model or a method that cannot be. A row that cannot be timed gets a note instead.
+        StudyError: a model or a method is not valid. A study that cannot be timed gets a note instead.
     """
     rows, papers, notes = [], [], []
     for given in studies:
         study = resolve_study(given, make_method(given.method, given.method_options))
-        say(f"{study.method}: counting")
+        progress(f"{study.method}: counting")
         settings = SiteSettings(device="" if timed is None else timed.device)
-        work, traffic, timing = step_work(study), plan(study), None
+        work, traffic, timing = step_work(study), plan_traffic(study), None
         need = estimate(study, settings)
         if timed is not None:
-            say(f"{study.method}: {timed.steps} steps of batch {study.train.batch_size}, in a process of its own")
+            progress(f"{study.method}: {timed.steps} steps of batch {study.train.batch_size}, in a new process")
             try:
-                _check_room(need, settings)
-                timing = apart(study, settings, timed.steps, timed.timeout_s)
+                _check_memory(need, settings)
+                timing = measure_in_subprocess(study, settings, timed.steps, timed.timeout_s)
             except TrainingError as error:
                 notes.append(f"{_label(study)}: {error.line()}")
         rows.append(_row(study, traffic, work, need, timing))
         papers += _papers(study, traffic, work, timing)
     here = machine()
-    known = [NO_CARD] if here["accelerator"] is None else []
     return {
         "format": FORMAT,
         "study": studies[0].name,
         "machine": here,
         "rows": rows,
         "papers": sorted(papers, key=lambda row: str(row["source"])),
-        "notes": [*notes, *known, NOT_TOLD],
+        "notes": [*notes, *([NO_GPU] if here["accelerator"] is None else []), NOT_COVERED],
     }
 
 
@@ -108,38 +106,29 @@ def _row(study: Study, traffic: Traffic, work: Work, need: int, timing: Timing |
         "by_layers_tflop": work.by_layers / 1e12,
         "state_mib": work.state_bytes / 2**20,
         "need_mib": need / 2**20,
-        "device": timing.device if timing else None,
-        "step_s": timing.step_s if timing else None,
-        "predict_s": timing.predict_s if timing else None,
-        "peak_mib": timing.peak_mib if timing else None,
-        "base_mib": timing.base_mib if timing else None,
+        **{key: getattr(timing, key, None) for key in ("device", "step_s", "predict_s", "peak_mib", "base_mib")},
     }
 
 
 def _papers(study: Study, traffic: Traffic, work: Work, timing: Timing | None) -> list[dict[str, Any]]:
-    on_card = timing is not None and timing.device != "cpu"
     found = []
     for table in published.tables():
-        rows = published.rows_of(study, table)
-        if not rows:
+        if not (rows := published.rows_of(study, table)):
             continue
-        there = plan(published.in_setting(study, table))
-        own = published.Own(
-            trained=traffic.trained,
-            sent=published.sent_over(there.up_mb * 1e6 / published.FLOAT32_BYTES, there.sites, there.rounds),
-            by_layers=work.by_layers,
-            predict_s=timing.predict_s if timing and on_card else None,
-            card_mib=timing.peak_mib if timing and on_card else None,
-        )
-        found += [published.beside(study, table, row, own) for row in rows]
+        there = plan_traffic(published.in_setting(study, table.setting))
+        sent = published.sent_over(there.up_mb * 1e6 / published.FLOAT32_BYTES, there.sites, there.rounds)
+        ours = {"trained": traffic.trained, "sent": sent, "by_layers": work.by_layers}
+        if timing is not None and timing.device != "cpu":
+            ours |= {"predict_s": timing.predict_s, "gpu_mib": timing.peak_mib}
+        found += [published.compared(study, table, row, ours) for row in rows]
     return found
 
 
-def _check_room(need: int, settings: SiteSettings) -> None:
-    """A machine that swaps, or ends other processes, is no answer to what a step costs.
+def _check_memory(need: int, settings: SiteSettings) -> None:
+    """Do not time a step on a machine that would swap, or end other processes.
 
     Raises:
-        TrainingError: a step on the processor needs more memory than is free.
+        TrainingError: a step on the CPU needs more memory than is free.
     """
     free, need = free_memory(), round(_MARGIN * need) + _PYTHON
     if settings.torch_device.type == "cpu" and need > free:
@@ -150,6 +139,6 @@ def _check_room(need: int, settings: SiteSettings) -> None:
 
 
 def _label(study: Study) -> str:
-    """As the command line takes it; a plan is a file of its own there."""
+    """Method and options as on the command line, without nnU-Net's plan, which is a file there."""
     options = [f":{key}={json.dumps(value)}" for key, value in study.method_options.items() if key != "plan"]
     return "".join([study.method, *options])

@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
+
+from fedfms.reporting.text import markdown_table, terminal_table
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class View:
-    """A table: which list of the cost it shows, its title, its columns as header -> cell, and what they mean.
+    """A table of the cost.
 
-    `wide`: columns that a terminal does without.
+    of: the list of the cost that it shows. columns: header -> text of a row. wide: columns that a terminal omits.
     """
 
     of: str
@@ -32,15 +32,15 @@ def _number(key: str, digits: int) -> Callable[[Row], str]:
 
 
 def _significant(key: str) -> Callable[[Row], str]:
-    """Four digits that count, without an exponent."""
+    """Four significant digits, without an exponent."""
 
-    def cell(row: Row) -> str:
+    def text(row: Row) -> str:
         value = row[key]
         if value is None:
             return "-"
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.4g}'):.12f}".rstrip("0").rstrip(".")
 
-    return cell
+    return text
 
 
 def _text(key: str) -> Callable[[Row], str]:
@@ -57,9 +57,9 @@ VIEWS: Mapping[str, View] = {
             "study MB up": _number("study_up_mb", 1), "study MB down": _number("study_down_mb", 1),
         },
         ("backbone", "parameters", "study MB down"),
-        "trained, sent: parameters (and batch statistics that move); sent: the largest set that ever leaves a site. MB "
-        "up, down: 1e6 bytes of float32 a site and round, the mean over both where a method sends parts; study MB: of "
-        "all sites and rounds. A pooled method sends nothing: its data lie in one place.",
+        "trained, sent: parameters, and shared batch statistics; sent: the largest set that ever leaves a site. MB up, "
+        "down: 1e6 bytes of float32 per site and round, a mean over sites and rounds where a method sends parts; study "
+        "MB: of all sites and rounds. A centralised method sends nothing: its data are in one place.",
     ),
     "work": View(
         "rows", "A step, and a prediction",
@@ -72,54 +72,47 @@ VIEWS: Mapping[str, View] = {
             "MiB peak": _number("peak_mib", 0), "MiB before": _number("base_mib", 0),
         },
         ("TFLOP a slice", "MiB state", "s a prediction", "MiB before"),
-        "TFLOP: 1e12 operations, two a multiply-add, of matrix products and convolutions in a step of the whole batch, "
-        "the frozen prefix each time; by layers: linear and convolution layers alone, backward as twice the forward of "
-        "those that are trained, which is how the papers' figures come about. MiB (2^20 bytes) state: weights, "
-        "gradients and the optimizer's state; a step: what it takes of memory by shapes, in float32, by the default "
-        "path, a slice as often as the batch has slices. Peak: measured, of the card, or else of the process, which "
-        "had `before` without a model.",
+        "TFLOP: 1e12 operations, two per multiply-add, of matrix products and convolutions in a step of the whole "
+        "batch, including the frozen prefix; by layers: linear and convolution layers only, with the backward pass as "
+        "twice the forward pass of the trained ones, which explains the papers' figures. MiB (2^20 bytes) state: "
+        "weights, gradients and the optimizer's state; a step: memory estimated from shapes, in float32, on the "
+        "default attention path, one slice times the batch size. Peak: measured, of the GPU if there is one, else of "
+        "the process, which used `before` without a model.",
     ),
     "papers": View(
-        "papers", "Beside the papers",
+        "papers", "Compared with the papers",
         {
             "paper": _text("source"), "its row": _text("label"), "quantity": _text("quantity"),
             "printed": _text("printed"), "unit, worked out": _text("unit"), "ours, in it": _significant("ours"),
             "its MB": _number("paper_mb", 1), "our MB": _number("ours_mb", 1),
         },
         ("its MB", "our MB"),
-        "MB: 1e6 bytes of float32. Parameters sent: in one direction, of the paper's 4 sites x 100 rounds; ours too.",
+        "MB: 1e6 bytes of float32. Parameters sent: in one direction, for the paper's 4 sites x 100 rounds.",
     ),
 }  # fmt: skip
 
 
 def rich_tables(cost: Mapping[str, Any]) -> list[Table]:
     """The tables that have rows, for a terminal."""
-    made = []
+    tables = []
     for view in VIEWS.values():
         if cost[view.of]:
-            table = Table(title=Text(view.title), box=box.SIMPLE_HEAD, padding=0)
-            shown = {header: cell for header, cell in view.columns.items() if header not in view.wide}
-            for index, header in enumerate(shown):
-                two_lines = header.replace(" ", "\n", 1)
-                table.add_column(
-                    two_lines, justify="right" if index else "left", overflow="fold", vertical="bottom",
-                    no_wrap=index > 0,
-                )  # fmt: skip
-            for row in cost[view.of]:
-                table.add_row(*(Text(cell(row)) for cell in shown.values()))
-            made.append(table)
-    return made
+            shown = {header: text for header, text in view.columns.items() if header not in view.wide}
+            rows = ([text(row) for text in shown.values()] for row in cost[view.of])
+            head = (header.replace(" ", "\n", 1) for header in shown)
+            tables.append(terminal_table(head, rows, title=view.title))
+    return tables
 
 
 def markdown_rows(view: View, rows: Sequence[Row]) -> str:
     """One table as Markdown."""
-    lines = [list(view.columns), ["---"] * len(view.columns)]
-    lines += [[cell(row) for cell in view.columns.values()] for row in rows]
-    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+    return markdown_table(
+        list(view.columns), ([text(row).replace("|", "/") for text in view.columns.values()] for row in rows)
+    )
 
 
 def markdown(cost: Mapping[str, Any]) -> str:
-    """All of it as Markdown: tables, what their columns mean, notes, the machine."""
+    """Tables, legends, notes and the machine as Markdown."""
     parts = [f"# Cost on {cost['study']}\n"]
     for view in VIEWS.values():
         if cost[view.of]:

@@ -1,4 +1,4 @@
-"""What a study will send, before anything is sent: the method's own rules on the model's shapes, round by round."""
+"""The traffic of a study before it runs: the method's own rules applied to the model's shapes, round by round."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fedfms.training.build import BuiltModel, build_on_meta
 
 @dataclass(frozen=True)
 class Traffic:
-    """Payload in MB (1e6 bytes): a site's mean in each direction of a round, and that of all rounds and sites.
+    """Compressed payload in MB (1e6 bytes): mean per site and round in each direction, and of all sites and rounds.
 
-    As it is on the wire, where each site holds what the server takes it to hold; to one that does not (it has lost its
-    state, or comes late) a round's download is whole.
+    It assumes that each site holds the state that the server expects. A site that lost its state, or joins late,
+    downloads all shared tensors once.
     """
 
     sites: int
@@ -41,13 +41,13 @@ class Traffic:
         return asdict(self)
 
 
-def plan(study: Study) -> Traffic:
-    """What the sites of a study (as many as a round needs, where it names none) and its server send each other.
+def plan_traffic(study: Study) -> Traffic:
+    """The traffic between the server and the training sites; if the study names none, as many as a round needs.
 
-    Scores and held-out sites' downloads are not counted; no weights are made and no file is read.
+    Scores and downloads of held-out sites are not counted. No weights are created and no file is read.
 
     Raises:
-        StudyError: the model or the method of the study cannot be.
+        StudyError: the study's model or method is not valid.
     """
     built = build_on_meta(study)
     method = built.method
@@ -70,21 +70,21 @@ def plan(study: Study) -> Traffic:
 
 
 def planned_sites(study: Study) -> list[str]:
-    """Names of the sites that train, sorted: those of the study, or as many as a round needs where it names none."""
+    """The training sites, sorted; if the study names none, generated names for as many as a round needs."""
     return sorted(training_sites(study)) or [f"site-{index + 1}" for index in range(required_updates(study))]
 
 
 def shared_tensors(built: BuiltModel) -> Tensors:
-    """The shared tensors of an outlined model, which have shapes and no values."""
+    """The shared tensors of a meta-device model, which have shapes and no values."""
     own = built.own()
     return {name: own[name].detach() for name in built.partition.shared}
 
 
 def shared_bytes(study: Study) -> dict[str, int]:
-    """Bytes of each tensor that a study shares, by name; no form of the wire takes more.
+    """Uncompressed bytes of each shared tensor, by name; a codec never needs more.
 
     Raises:
-        StudyError: the model or the method of the study cannot be.
+        StudyError: the study's model or method is not valid.
     """
     shared = shared_tensors(build_on_meta(study))
     return {name: tensor.numel() * tensor.element_size() for name, tensor in shared.items()}

@@ -1,4 +1,4 @@
-"""The page of a table: one HTML file that loads nothing and can be read on a phone, printed, and read aloud."""
+"""The HTML page of a table: one file that loads nothing, for screens, phones, print and screen readers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from markupsafe import Markup, escape
 from fedfms.reporting.tables.plots import Figure
 from fedfms.reporting.tables.sheets import Sheet
 
-# Sorts a table by the column whose name is clicked: numbers from the largest, names from the first; what has no number
-# stays below. Without scripts the page is the same, unsorted.
+# Sorts a table by the clicked column: numbers descending, names ascending; cells without a number stay at the bottom.
+# Without scripts the page is the same, unsorted.
 _SCRIPT = """
 for (const table of document.querySelectorAll('table.sorts')) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
@@ -45,7 +45,7 @@ for (const table of document.querySelectorAll('table.sorts')) {
 
 @dataclass(frozen=True)
 class Part:
-    """What the page has of one study in one protocol."""
+    """The page's content for one study in one protocol."""
 
     name: str
     missing: str
@@ -57,11 +57,16 @@ class Part:
     figures: Sequence[Figure]
     cost: Sheet
 
+    @property
+    def sheets(self) -> list[Sheet]:
+        """All sheets, in their order in table.md."""
+        return [*self.scores, *self.best, *self.published, *self.tests, self.cost]
+
 
 def make_page(
     parts: Sequence[Part], curves: Figure, command: str, made_with: Sequence[tuple[str, str]], title: str
 ) -> str:
-    """The page. All texts are escaped; the policy in its head lets no script run but its own."""
+    """The page. All texts are escaped, and the content security policy allows only the page's own script."""
     environment = Environment(
         loader=PackageLoader("fedfms.reporting", "tables"), autoescape=True, undefined=StrictUndefined
     )
@@ -73,15 +78,15 @@ def make_page(
 
 
 def breaks(name: str) -> Markup:
-    """A name that may be broken after what joins its parts."""
+    """A name with line break opportunities between its parts."""
     return Markup(re.sub(r"([_,/-])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def inline_svg(figure: Figure) -> Markup:
-    """The figure as it stands inside HTML: no prolog, no name spaces (HTML knows them), and its words as its label."""
+    """The figure for inclusion in HTML: no prolog, no name spaces (HTML implies them), its description as label."""
     text = figure.svg.decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # of no use here, and the same in every figure
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # unused here, and not unique across figures
     text = text.replace("xlink:href=", "href=").replace('<style type="text/css">*', "<style>figure svg *")
-    return Markup(text).replace("<svg ", Markup('<svg role="img" aria-label="{}" ').format(figure.words), 1)
+    return Markup(text).replace("<svg ", Markup('<svg role="img" aria-label="{}" ').format(figure.description), 1)

@@ -1,32 +1,30 @@
-"""The model of a table: a line a method and variant, a column a site and structure, mean and s.d. over seeds.
+"""The numbers of a table: a line per method and variant, a column per site and structure, mean and s.d. over seeds.
 
-Protocol `held-out`: a column's score is that of the model on the site that took no part in its training, so that each
-column comes from a cell of its own. Protocol `personal`: that of each site's own model on the site's own test part.
+Protocol `held-out`: a column's score is that of the model on the site held out from its training, so each column comes
+from other runs. Protocol `personal`: a column's score is that of the site's personal model on its own test part.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fedfms.reporting.tables.cells import METRICS, MODELS, MODES, Cell, Key, Numbers
-from fedfms.reporting.tables.variants import variant_order
+from fedfms.reporting.scores import ALL_MODES, ScoreRow
+from fedfms.reporting.tables.runs import Key, Run
+from fedfms.study import Study
+from fedfms.training.metrics import METRICS
 
-
-@dataclass(frozen=True)
-class Column:
-    """Where a score comes from; `structure` is a name also where there is one only."""
-
-    site: str
-    structure: str
+Line = tuple[str, str]  # method and variant
+Column = tuple[str, str]  # site and structure
 
 
 @dataclass(frozen=True)
 class Score:
-    """Over seeds: mean, sample s.d. (None for one seed), and how many there were; images: fewest and most counted."""
+    """Mean over seeds, sample s.d. (None for one seed), number of seeds; fewest and most images counted in a seed."""
 
     mean: float | None = None
     sd: float | None = None
@@ -35,127 +33,104 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A method in a variant: a score for each column, and their average."""
-
-    method: str
-    variant: str
-    scores: tuple[Score, ...]
-    average: Score
-    done: int  # of the cells
-    planned: int
-
-    @property
-    def name(self) -> str:
-        """As people read it."""
-        return line_name(self.method, self.variant)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """One table: of a model, a mode and a metric."""
+class ScoreTable:
+    """The scores of a model in a mode and metric."""
 
     model: str
     mode: str
     metric: str
     columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
-    averaged: tuple[Column, ...]  # the columns of the average: those for which any line has a score
+    scores: Mapping[Line, tuple[Score, ...]]  # by column
+    averages: Mapping[Line, Score]  # over the columns for which any line has a score
 
 
 @dataclass(frozen=True)
 class Block:
-    """The cells of one study in one protocol, and what was to be run of them."""
+    """The runs of one study in one protocol, finished and planned."""
 
-    study: str
-    title: str
-    dataset: str
+    study: Study  # of the first run
     protocol: str
-    structures: tuple[str, ...]
     sites: tuple[str, ...]
-    lines: tuple[tuple[str, str], ...]
+    lines: tuple[Line, ...]
     seeds: tuple[int, ...]
-    cells: tuple[Cell, ...]
+    runs: tuple[Run, ...]
     planned: frozenset[Key]
 
+    @property
+    def title(self) -> str:
+        """The study's title, or its name."""
+        return self.study.title or self.study.name
+
     @cached_property
-    def by_key(self) -> Mapping[Key, Cell]:
-        """The finished cells."""
-        return {cell.key: cell for cell in self.cells}
+    def by_key(self) -> Mapping[Key, Run]:
+        """The finished runs."""
+        return {run.key: run for run in self.runs}
 
     @property
     def missing(self) -> int:
-        """How many cells were to be run and are not finished."""
+        """Number of planned runs that are not finished."""
         return len(self.planned - set(self.by_key))
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Names of the models that any cell has."""
-        return tuple(model for model in MODELS if any(model in cell.models for cell in self.cells))
-
-    @property
     def modes(self) -> tuple[str, ...]:
-        """The modes in which a site told scores."""
-        entries = [entry for cell in self.cells for sites in cell.models.values() for entry in sites.values()]
-        told = {mode for entry in entries for mode in entry.scores}
-        return tuple(mode for mode in MODES if mode in told) or MODES[:2]
+        """The modes in which any site reported scores; without any scores, those by image."""
+        entries = [entry for run in self.runs for model in run.models.values() for entry in model.sites.values()]
+        found = {mode for entry in entries if entry.scores for mode in entry.scores.by_mode()}
+        return tuple(mode for mode in ALL_MODES if mode in found) or ALL_MODES[:2]
 
-    def cell(self, line: tuple[str, str], seed: int, site: str) -> Cell | None:
-        """The finished cell whose model is scored at `site` in this protocol."""
+    def run(self, line: Line, seed: int, site: str) -> Run | None:
+        """The finished run whose model is scored at `site` in this protocol."""
         method, variant = line
         return self.by_key.get(Key(method, seed, site if self.protocol == "held-out" else None, variant))
 
-    def of_line(self, line: tuple[str, str]) -> list[Cell]:
-        """Its finished cells."""
-        return [cell for cell in self.cells if cell.key.line == line]
+    def of_line(self, line: Line) -> list[Run]:
+        """The line's finished runs."""
+        return [run for run in self.runs if run.key.line == line]
 
 
-def make_blocks(cells: Iterable[Cell], planned: Sequence[Key] = (), order: Sequence[str] = ()) -> list[Block]:
-    """The cells by study and protocol.
+def make_blocks(runs: Iterable[Run], planned: Sequence[Key] = (), order: Sequence[str] = ()) -> list[Block]:
+    """The runs by study and protocol.
 
     Args:
-        planned: all cells that were to be run, the held-out sites in the order of the columns. Without it, every
-            method and variant with every seed and site of which any cell is finished.
-        order: names of methods, for the order of the lines; others come after them.
+        planned: all planned runs, held-out sites in the order of the columns. Default: every method and variant with
+            every seed and site of any finished run.
+        order: names of methods in the order of the lines; other methods follow.
     """
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.study.name, cell.protocol), []).append(cell)
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.study.name, run.result.protocol), []).append(run)
     return [_block(group, planned, order) for _, group in sorted(groups.items())]
 
 
-def _block(cells: Sequence[Cell], planned: Sequence[Key], order: Sequence[str]) -> Block:
-    study, protocol = cells[0].study, cells[0].protocol
-    fitting = [key for key in planned if (key.held_out is None) == (protocol == "personal")]
-    keys = {*fitting, *(cell.key for cell in cells)}
+def _block(runs: Sequence[Run], planned: Sequence[Key], order: Sequence[str]) -> Block:
+    protocol = runs[0].result.protocol
+    matching = [key for key in planned if (key.held_out is None) == (protocol == "personal")]
+    keys = {*matching, *(run.key for run in runs)}
     lines = sorted({key.line for key in keys}, key=lambda line: _line_order(line, order))
     seeds = sorted({key.seed for key in keys})
-    if protocol == "held-out":
-        found = site_order({key.held_out for key in keys if key.held_out}, [cell.study.sites for cell in cells])
-        sites = list(dict.fromkeys([key.held_out for key in fitting if key.held_out] + found))
-        where: list[str | None] = list(sites)
+    lists = [run.study.sites for run in runs]
+    columns: list[str | None] = [None]
+    if protocol == "personal":
+        sites = site_order({site for run in runs for site in run.models["final"].sites}, lists)
     else:
-        known = {site for cell in cells for site in cell.models["final"]}
-        sites = site_order(known, [cell.study.sites for cell in cells])
-        where = [None]
-    every = {Key(method, seed, site, variant) for method, variant in lines for seed in seeds for site in where}
-    return Block(
-        study=study.name, title=study.title or study.name, dataset=study.data.dataset, protocol=protocol,
-        structures=study.structure_names, sites=tuple(sites), lines=tuple(lines), seeds=tuple(seeds),
-        cells=tuple(cells), planned=frozenset(keys if fitting else every),
-    )  # fmt: skip
+        first = [key.held_out for key in matching if key.held_out]
+        sites = list(dict.fromkeys(first + site_order({key.held_out for key in keys if key.held_out}, lists)))
+        columns = [*sites]
+    every = {Key(method, seed, site, variant) for method, variant in lines for seed in seeds for site in columns}
+    planned_keys = frozenset(keys if matching else every)
+    return Block(runs[0].study, protocol, tuple(sites), tuple(lines), tuple(seeds), tuple(runs), planned_keys)
 
 
-def _line_order(line: tuple[str, str], order: Sequence[str]) -> tuple[Any, ...]:
+def _line_order(line: Line, order: Sequence[str]) -> tuple[Any, ...]:
     method, variant = line
     return order.index(method) if method in order else len(order), method, variant_order(variant)
 
 
 def site_order(sites: Collection[str], lists: Iterable[Sequence[str]]) -> list[str]:
-    """`sites` in the order of the study, of which each list holds a part: by their mean place in the lists.
+    """`sites` in the order of the study, of which each list holds a part: sorted by their mean place in the lists.
 
-    Where each list lacks one site, as the training sites of a cell lack the held-out one, the mean place of the i-th
-    of n sites is i (n - 2) / (n - 1), which rises with i.
+    If each list lacks one site, as a run's training sites lack the held-out one, the mean place of the i-th of n sites
+    is i (n - 2) / (n - 1), which increases with i.
     """
     places: dict[str, list[int]] = {site: [] for site in sites}
     for names in lists:
@@ -165,61 +140,56 @@ def site_order(sites: Collection[str], lists: Iterable[Sequence[str]]) -> list[s
     return sorted(sites, key=lambda site: (statistics.fmean(places[site]) if places[site] else len(places), site))
 
 
-def make_grid(block: Block, model: str, mode: str, metric: str) -> Grid:
-    """The table of a model, mode and metric.
+def score_table(block: Block, model: str, mode: str, metric: str) -> ScoreTable:
+    """The scores of a model in a mode and metric.
 
-    The average is over the same columns for every line: all that have a score in any. A line that lacks one of them
-    for a seed has no average for that seed.
+    The average is over the same columns for every line: all columns that have a score in any line. A line without one
+    of these scores for a seed has no average for that seed.
     """
-    columns = tuple(Column(site, structure) for site in block.sites for structure in block.structures)
-    found = {line: [_found(block, line, column, model, mode) for column in columns] for line in block.lines}
-    scored = [
-        any(numbers.of(metric) is not None for row in found.values() for numbers in row[i].values())
-        for i in range(len(columns))
-    ]
-    lines = []
-    for line in block.lines:
-        values = [{seed: n.of(metric) for seed, n in by_seed.items()} for by_seed in found[line]]
-        counted = [by_seed for by_seed, counts in zip(values, scored, strict=True) if counts]
-        lines.append(
-            Line(
-                *line,
-                scores=tuple(
-                    over_seeds(v.values(), [n.images for n in f.values()])
-                    for v, f in zip(values, found[line], strict=True)
-                ),
-                average=over_seeds(mean_of([column.get(seed) for column in counted]) for seed in block.seeds),
-                done=len(block.of_line(line)),
-                planned=sum(key.line == line for key in block.planned),
-            )
+    columns = tuple((site, structure) for site in block.sites for structure in block.study.structure_names)
+    rows = {line: [_rows_by_seed(block, line, column, model, mode) for column in columns] for line in block.lines}
+    means = {
+        line: [{seed: getattr(row, metric) for seed, row in of_seed.items()} for of_seed in of_line]
+        for line, of_line in rows.items()
+    }
+    averaged = [
+        index for index in range(len(columns))
+        if any(value is not None for of_line in means.values() for value in of_line[index].values())
+    ]  # fmt: skip
+    scores = {
+        line: tuple(
+            over_seeds(of_seed.values(), [row.images for row in rows[line][index].values()])
+            for index, of_seed in enumerate(of_line)
         )
-    averaged = tuple(column for column, counts in zip(columns, scored, strict=True) if counts)
-    return Grid(model, mode, metric, columns, tuple(lines), averaged)
+        for line, of_line in means.items()
+    }
+    averages = {
+        line: over_seeds(mean_of([of_line[index].get(seed) for index in averaged]) for seed in block.seeds)
+        for line, of_line in means.items()
+    }
+    return ScoreTable(model, mode, metric, columns, scores, averages)
 
 
-def make_grids(block: Block, model: str) -> list[Grid]:
+def score_tables(block: Block, model: str) -> list[ScoreTable]:
     """The tables of a model: every mode, then every metric."""
-    return [make_grid(block, model, mode, metric) for mode in block.modes for metric in METRICS]
+    return [score_table(block, model, mode, metric) for mode in block.modes for metric in METRICS]
 
 
-def _found(block: Block, line: tuple[str, str], column: Column, model: str, mode: str) -> dict[int, Numbers]:
-    """By seed, what is told of a column."""
-    told = {}
-    for seed in block.seeds:
-        cell = block.cell(line, seed, column.site)
-        numbers = cell.numbers(model, column.site, mode, column.structure) if cell else None
-        if numbers is not None:
-            told[seed] = numbers
-    return told
+def _rows_by_seed(block: Block, line: Line, column: Column, model: str, mode: str) -> dict[int, ScoreRow]:
+    site, structure = column
+    runs = {seed: block.run(line, seed, site) for seed in block.seeds}
+    found = {seed: run.row(model, site, mode, structure) for seed, run in runs.items() if run}
+    return {seed: row for seed, row in found.items() if row is not None}
 
 
-def line_name(method: str, variant: str) -> str:
-    """A method in a variant, as people read it."""
+def line_name(line: Line) -> str:
+    """Method and variant, for people."""
+    method, variant = line
     return f"{method} ({variant})" if variant else method
 
 
 def over_seeds(values: Iterable[float | None], images: Iterable[int | None] = ()) -> Score:
-    """Mean and sample s.d. of the values that are known."""
+    """Mean and sample s.d. of the known values."""
     known = [value for value in values if value is not None]
     counts = [count for count in images if count is not None]
     return Score(
@@ -231,6 +201,34 @@ def over_seeds(values: Iterable[float | None], images: Iterable[int | None] = ()
 
 
 def mean_of(values: Sequence[float | None], weights: Sequence[int] | None = None) -> float | None:
-    """Mean, weighted if `weights` are given; None where a value is missing, for it would be of other things then."""
+    """Mean, weighted if `weights` are given; None if any value is missing, since it would not be comparable."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known, weights) if known and len(known) == len(values) else None
+
+
+def parse_variant(text: str) -> tuple[str, int | float | str] | None:
+    """Name and value of a variant; None if it has no value.
+
+    "L=4" -> ("L", 4), "beta=1e-3" -> ("beta", 0.001), "act=gelu" -> ("act", "gelu"), "-PT" -> None.
+    """
+    name, _, value = (part.strip() for part in text.partition("="))
+    return (name, _value(value)) if name and value else None
+
+
+def variant_order(text: str) -> tuple[str, float, str]:
+    """Sort key of variants: the name, then the number, then the text; the unchanged method is first."""
+    name, _, value = (part.strip() for part in text.partition("="))
+    number = _value(value)
+    return name, math.inf if isinstance(number, str) else float(number), text
+
+
+def _value(text: str) -> int | float | str:
+    """A finite number, or the text itself; `1_0` and `nan` are texts."""
+    if "_" not in text and text.isascii():
+        for kind in (int, float):
+            try:
+                number = kind(text)
+                return number if math.isfinite(number) else text
+            except (ValueError, OverflowError):
+                continue
+    return text

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedfms.reporting.movement import layer_of, mean_over_rounds, shift
+from fedfms.reporting.layer_shift import layer_of, layer_shift, mean_by_layer
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,6 @@ def test_the_shift_by_hand() -> None:
     received = {"a.blocks.0.w": torch.zeros(3), "a.blocks.0.b": torch.zeros(1), "b.w": torch.ones(2)}
     one = {"a.blocks.0.w": torch.tensor([3.0, 0.0, 0.0]), "a.blocks.0.b": torch.tensor([4.0]), "b.w": torch.ones(2)}
     other = {"a.blocks.0.w": torch.zeros(3), "a.blocks.0.b": torch.tensor([2.0])}
-    moved = shift([(received, one), (received, other)])
+    moved = layer_shift([(received, one), (received, other)])
     assert moved == pytest.approx({"a.blocks.0": (math.sqrt(25 / 4) + math.sqrt(4 / 4)) / 2, "b": 0.0})
-    assert mean_over_rounds([moved, {"b": 1.0}]) == pytest.approx({"a.blocks.0": 1.75, "b": 0.5})
+    assert mean_by_layer([moved, {"b": 1.0}]) == pytest.approx({"a.blocks.0": 1.75, "b": 0.5})

@@ -1,25 +1,51 @@
-"""Curves of a run: Dice of the global model by site after each round, and the training loss."""
+"""The curves of a run, and what all figures of reports share: colours, safe labels, images as bytes.
+
+Matplotlib is imported inside functions: a site imports this package in every process and never draws a curve.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Okabe and Ito's palette without its yellow, which is too light for a line; then again with another marker.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette without its yellow, which is too light for a line.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D")
-_MANY_SITES = 8  # more do not fit into a corner of the axes: the legend goes below both panels
+_DPI = 110
+_MANY_SITES = 8  # with more sites, the legend goes below both panels
 
 
-def curves_png(results: Mapping[str, Any]) -> bytes:
-    """PNG of two panels, 1210 px wide; the mean of the sites that train is bold, held-out sites are dashed."""
-    # Imported here: a site draws overlays with this package in every process, and never a curve.
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches; without pyplot, so that there is no global state and no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: nothing global, and no display
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def image(figure: Figure, kind: str, **options: Any) -> bytes:
+    """The figure as "png" (110 pixels per inch) or "svg"; `options` of matplotlib's `savefig`."""
+    buffer = io.BytesIO()
+    dpi: dict[str, Any] = {"dpi": _DPI} if kind == "png" else {}
+    figure.savefig(buffer, format=kind, **dpi, **options)
+    return buffer.getvalue()
+
+
+def literal(text: str) -> str:
+    """`text` for a label: matplotlib must not read it as a formula, nor hide it."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def curves_png(results: Mapping[str, Any]) -> bytes:
+    """PNG of two panels, 1210 px wide. The mean over the training sites is bold; held-out sites are dashed."""
+    figure = new_figure(11, 4.2)
     dice_axes, loss_axes = figure.subplots(1, 2)
     curves = results["curves"]
     for index, (site, curve) in enumerate(curves["sites"].items()):
@@ -46,12 +72,11 @@ def curves_png(results: Mapping[str, Any]) -> bytes:
     figure.suptitle(
         literal(f"{results['method']} on {results['study']}, {results['backbone']}, seed {results['seed']}")
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return image(figure, "png")
 
 
 def _style(index: int, *, held_out: bool) -> dict[str, Any]:
+    """Each colour is used again with another marker."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index // len(COLOURS) % len(MARKERS)],
@@ -61,13 +86,7 @@ def _style(index: int, *, held_out: bool) -> dict[str, Any]:
 
 
 def _plot(axes: Any, rounds: Sequence[int], values: Sequence[float | None], *, label: str = "", **style: Any) -> None:
-    """A line through the known points; a gap is bridged, its missing marker shows it."""
+    """A line through the known points. It bridges a gap, which shows as a missing marker."""
     points = [(x, y) for x, y in zip(rounds, values, strict=True) if y is not None]
     if points:
         axes.plot(*zip(*points, strict=True), markersize=4, label=literal(label), **style)
-
-
-def literal(text: str) -> str:
-    """`text` with nothing in it that matplotlib takes for a formula, or for a label to hide."""
-    text = text.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text

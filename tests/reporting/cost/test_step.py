@@ -1,4 +1,4 @@
-"""FLOPs and memory of a step, against what is worked out by hand."""
+"""FLOPs and memory of a step, against numbers computed by hand and against a step that runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from fedfms.methods import METHODS, Layout, make_method
 from fedfms.models.base import SegmentationModel
-from fedfms.reporting.cost.work import count, step_work
-from fedfms.study import ModelSpec, Study, load_study
+from fedfms.reporting.cost.step import count, estimate, live_bytes, step_work
+from fedfms.settings import SiteSettings
+from fedfms.study import ModelSpec, Study, TrainSpec, load_study
 from fedfms.training.build import BuiltModel, build_on_meta
 from tests.methods.common import STUDIES, study
 
@@ -33,14 +34,11 @@ class Small(SegmentationModel):
     def prefix_names(self) -> frozenset[str]:
         return frozenset({"conv.weight", "conv.bias"})
 
-    def roles(self) -> dict[str, str]:
-        return {name: "encoder" if name.startswith("conv") else "decoder" for name, _ in self.named_parameters()}
-
-    def adapters_in_order(self) -> list[tuple[str, ...]]:
-        return []
+    def role(self, name: str) -> str:
+        return "encoder" if name.startswith("conv") else "decoder"
 
 
-CONV = 2 * 16 * 4 * (3 * 2 * 2)  # of an image: 16 places, 4 channels, 12 products and sums each
+CONV = 2 * 16 * 4 * (3 * 2 * 2)  # of an image: 16 positions, 4 channels, 12 multiply-adds each
 ATTENTION = 2 * (2 * 16 * 16 * 4)  # q k^T and w v
 LINEAR = 2 * 16 * 4 * 2
 
@@ -58,7 +56,7 @@ def _count(trained: tuple[str, ...], batch: int):
 def test_by_hand_all_trained(batch: int) -> None:
     work = _count(("conv.weight", "conv.bias", "out.weight"), batch)
     assert work.forward == batch * (CONV + ATTENTION + LINEAR)
-    # Backward: twice what is before it but for the images, which need no gradient.
+    # Backward: twice the forward pass, except for the images, which need no gradient.
     assert work.backward == batch * (CONV + 2 * ATTENTION + 2 * LINEAR)
     assert work.layers == work.trained_layers == batch * (CONV + LINEAR)
     assert work.by_layers == 3 * batch * (CONV + LINEAR)
@@ -74,24 +72,23 @@ def test_by_hand_the_last_layer_trained() -> None:
 
 
 def test_flops_are_those_of_a_step_that_runs() -> None:
-    """On the processor, with values and a loss, the counter has the same."""
+    """On the CPU, with values and a loss, the counter gives the same."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fedfms.settings import SiteSettings
     from fedfms.training.build import build
 
     made = study("fedmsa")
-    built, told = build(made, SiteSettings(device="cpu", attention="plain")), step_work(made)
+    built, work = build(made, SiteSettings(device="cpu", attention="plain")), step_work(made)
     images = torch.rand(made.train.batch_size, 3, 64, 64)
     with FlopCounterMode(display=False) as forward:
         logits = built.model(images)
     with FlopCounterMode(display=False) as backward:
         F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits)).backward()
-    assert (told.forward, told.backward) == (forward.get_total_flops(), backward.get_total_flops())
+    assert (work.forward, work.backward) == (forward.get_total_flops(), backward.get_total_flops())
 
 
-def test_counting_leaves_the_method_as_it_was() -> None:
-    """FedRA leaves blocks out of a step: fewer products than FedMSA, and the whole network after."""
+def test_counting_leaves_the_method_unchanged() -> None:
+    """FedRA skips blocks in a step: fewer products than FedMSA, and the whole network afterwards."""
     made = study("fedra")
     assert step_work(made).forward < step_work(study("fedmsa")).forward
     built = build_on_meta(made)
@@ -100,7 +97,7 @@ def test_counting_leaves_the_method_as_it_was() -> None:
 
 @pytest.mark.slow
 def test_the_papers_flops_are_a_batch_of_six_by_layers() -> None:
-    """FedFMS prints 13.4 T for SAM and 5.7 T for MSA, whose third adapter and padded tokens are not here."""
+    """FedFMS prints 13.4 T for SAM and 5.7 T for MSA, with a third adapter and padded tokens, unlike here."""
     found = {
         method: step_work(load_study(STUDIES / "fundus.yaml", method=method, preset="paper"))
         for method in ("fedsam", "fedmsa")
@@ -117,3 +114,21 @@ def test_every_method_is_counted(method: str) -> None:
     assert 0 < work.trained_layers <= work.layers
     assert work.forward / 2 < work.backward <= 2 * work.forward
     assert work.state_bytes > 0
+
+
+TINY = Study("test", method="fedmsa", model=ModelSpec(backbone="vit_tiny", input_px=64), train=TrainSpec(batch_size=4))
+
+
+@pytest.mark.parametrize("settings", [SiteSettings(), SiteSettings(attention="plain")], ids=["fast", "plain"])
+def test_an_estimate_is_close_to_the_count_of_the_whole_batch(settings: SiteSettings) -> None:
+    live = live_bytes(TINY, settings)
+    assert live.state == pytest.approx(2 * live.gradients, rel=0.01)  # Adam's two moments of each
+    whole = live.weights + live.state + live.peak
+    assert 0.8 * whole < estimate(TINY, settings) < 1.6 * whole
+
+
+def test_micro_batches_and_predictions_need_less_memory() -> None:
+    whole = estimate(TINY, SiteSettings())
+    assert estimate(TINY, SiteSettings(micro_batch=1)) < estimate(TINY, SiteSettings(micro_batch=2)) < whole
+    assert estimate(TINY, SiteSettings(micro_batch=9)) == whole
+    assert estimate(TINY, SiteSettings(), training=False) < whole
