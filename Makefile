@@ -1,4 +1,4 @@
-# What people type. Each target sets up .venv first if it is not there.
+# Development commands. Each target creates .venv first if it is missing.
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
@@ -8,7 +8,7 @@ FEDERATION ?= workspace/federation
 
 .PHONY: help install demo federation test test-federation test-fast lint jobs clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(READY): requirements.txt pyproject.toml
@@ -16,22 +16,22 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-install: $(READY)  ## set up .venv with every dependency and this package
+install: $(READY)  ## create .venv with all dependencies and this package
 
-demo: $(READY)  ## a federation of three sites and a held-out one on the phantom; prints the table
+demo: $(READY)  ## simulate three sites and a held-out site on the phantom, and print the table
 	OMP_NUM_THREADS=1 $(BIN)/nvflare simulator jobs/fedmsa -w $(DEMO) -n 4 -t 4 -l concise
 
-federation: $(READY)  ## server, three sites and an admin as processes of this machine, over mTLS, run two jobs
+federation: $(READY)  ## run two jobs with a server, three sites and an admin as processes on this machine, over mTLS
 	rm -rf $(FEDERATION)
 	OMP_NUM_THREADS=1 $(BIN)/python -m provisioning federation --job jobs/fedmsa --job jobs/fedsca --out $(FEDERATION)
 
-test: $(READY)  ## all tests but those of test-federation, two files at a time
+test: $(READY)  ## all tests except those of test-federation, two files in parallel
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-federation: $(READY)  ## the tests over a server and sites that are processes of this machine
+test-federation: $(READY)  ## tests with server and sites as processes on this machine
 	$(BIN)/python -m pytest -m processes
 
-test-fast: $(READY)  ## the tests that take under a minute together
+test-fast: $(READY)  ## fast tests, under a minute in total
 	$(BIN)/python -m pytest -m "not slow and not federation"
 
 lint: $(READY)  ## ruff, its formatter, mypy and the import contracts
@@ -42,7 +42,7 @@ lint: $(READY)  ## ruff, its formatter, mypy and the import contracts
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
-jobs: $(READY)  ## make the committed jobs again from their studies
+jobs: $(READY)  ## rebuild the committed jobs from their studies
 	$(BIN)/fedfms job build all --study phantom --out jobs
 
 clean:  ## remove workspaces and caches, not .venv

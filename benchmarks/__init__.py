@@ -1,1 +1,1 @@
-"""Speed and memory, measured: each benchmark prints JSON with the machine that it ran on. No tests, no limits."""
+"""Benchmarks of speed, memory, bytes and robustness: each prints JSON with the machine. Not tests; no limits."""

@@ -1,8 +1,7 @@
-"""A round's mean at the server, beside the time that it takes to read the same updates once."""
+"""Seconds and memory to aggregate a round's updates at the server, and the seconds to read them once."""
 
 from __future__ import annotations
 
-import re
 import statistics
 import tempfile
 import threading
@@ -12,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from benchmarks.step import study_of
+from benchmarks.step import make_study
 from fedfms.federation.memory_mapped import memory_mapped
 from fedfms.methods import ServerState, Tensors, Update, make_method
 from fedfms.reporting.cost.traffic import shared_tensors
@@ -24,11 +24,11 @@ from fedfms.training.build import build_on_meta
 def measure(method: str, backbone: str, sites: int, repeats: int) -> list[dict[str, Any]]:
     """Two rows: updates in memory, and updates memory-mapped from disk (in the system's page cache).
 
-    Seconds are medians of `repeats`. Reading is torch's sum of each tensor with as many threads, and alternates with
-    aggregation. `grown_mb`: MiB of the process's own memory (no file's) that aggregation adds, and in `copies` of the
-    model.
+    Seconds are medians over `repeats`. Reading is torch's sum of each tensor with the same number of threads, and
+    alternates with aggregation. `grown_mb`: MiB that aggregation adds to the process's anonymous memory, and the same
+    in `copies` of the model.
     """
-    like = shared_tensors(build_on_meta(study_of(method, backbone, 1024, 1)))
+    like = shared_tensors(build_on_meta(make_study(method, backbone, 1024, 1)))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for held in ("memory", "disk"):
@@ -49,23 +49,23 @@ def _updates(like: Tensors, sites: int, folder: Path | None) -> Iterator[Update]
         yield Update(f"site-{index:03d}", made, 100 + index)
 
 
-def _row(combine: Callable[[], object], updates: Sequence[Update], repeats: int) -> dict[str, Any]:
+def _row(aggregate: Callable[[], object], updates: Sequence[Update], repeats: int) -> dict[str, Any]:
     first = updates[0].tensors
-    reads, combines, grown = [], [], 0
+    reads, aggregates, grown = [], [], 0
     for _ in range(repeats):
         reads.append(_seconds(lambda: [t.sum() for update in updates for t in update.tensors.values()]))
-        with _Watch() as watch:
-            combines.append(_seconds(combine))
+        with _MemoryWatch() as watch:
+            aggregates.append(_seconds(aggregate))
         grown = max(grown, watch.grown)
-    read_s, combine_s = statistics.median(reads), statistics.median(combines)
+    read_s, aggregate_s = statistics.median(reads), statistics.median(aggregates)
     copy = sum(tensor.nbytes for tensor in first.values())
     return {
         "sites": len(updates),
         "parameters": sum(tensor.numel() for tensor in first.values()),
         "threads": torch.get_num_threads(),
         "read_s": round(read_s, 3),
-        "combine_s": round(combine_s, 3),
-        "times_reading": round(combine_s / read_s, 2),
+        "aggregate_s": round(aggregate_s, 3),
+        "times_reading": round(aggregate_s / read_s, 2),
         "grown_mb": round(grown / 2**20, 1),
         "copies": round(grown / copy, 2),
     }
@@ -77,15 +77,15 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-class _Watch(threading.Thread):
-    """The most memory of its own that the process has while this is on, beside what it had before; bytes."""
+class _MemoryWatch(threading.Thread):
+    """Samples the process's anonymous memory; `grown`: bytes by which it exceeded its initial value at most."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.grown = 0
-        self._before, self._ended = anonymous(), threading.Event()
+        self._before, self._ended = _anonymous_bytes(), threading.Event()
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _MemoryWatch:
         self.start()
         return self
 
@@ -95,11 +95,10 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.005):
-            self.grown = max(self.grown, anonymous() - self._before)
+            self.grown = max(self.grown, _anonymous_bytes() - self._before)
 
 
-def anonymous() -> int:
-    """Bytes of this process that no file holds; 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    found = re.search(r"^RssAnon:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
-    return int(found[1]) * 1024 if found else 0
+def _anonymous_bytes() -> int:
+    """Memory of this process that no file backs; on systems other than Linux, all its memory."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))

@@ -1,9 +1,10 @@
-"""Images a second that a site's loader gives, by its settings; a phantom's images, so that anyone can measure it."""
+"""Images per second that a site's loader delivers, by its settings, on the phantom."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from fedfms.data import open_site
@@ -13,18 +14,17 @@ from fedfms.training.trainer import batches
 
 
 def measure(size_px: int, images: int, batch: int, workers: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each number of loader processes, with decoded slices kept in memory and without; two epochs each."""
+    """One row for each number of loader processes, with and without cached slices; two epochs each."""
     rows = []
-    for count in workers:
-        for cache in (True, False):
-            data = DataSpec(phantom_images=images, phantom_px=size_px, cache=cache)
-            opened = open_site(Study("benchmark", data=data), "site-1", SiteSettings())
-            rates = []
-            for _ in range(2):
-                dataset = opened.dataset("all", input_px=size_px, mask_px=256)
-                started = time.perf_counter()
-                seen = sum(len(part["image"]) for part in batches(dataset, batch, workers=count))
-                rates.append(round(seen / (time.perf_counter() - started), 1))
-            row = {"size_px": size_px, "images": images, "batch": batch, "workers": count, "cache": cache}
-            rows.append(row | {"images_per_s_first_epoch": rates[0], "images_per_s_later": rates[1]})
+    for count, cache in product(workers, (True, False)):
+        data = DataSpec(phantom_images=images, phantom_px=size_px, cache=cache)
+        opened = open_site(Study("benchmark", data=data), "site-1", SiteSettings())
+        rates = []
+        for _ in range(2):
+            dataset = opened.dataset("all", input_px=size_px, mask_px=256)
+            started = time.perf_counter()
+            seen = sum(len(part["image"]) for part in batches(dataset, batch, workers=count))
+            rates.append(round(seen / (time.perf_counter() - started), 1))
+        row = {"size_px": size_px, "images": images, "batch": batch, "workers": count, "cache": cache}
+        rows.append(row | {"images_per_s_first_epoch": rates[0], "images_per_s_later": rates[1]})
     return rows

@@ -1,6 +1,6 @@
-"""The tables in `docs/results/*.md`, made from the JSON files beside them, so that no figure is typed by hand.
+"""Render the tables in `docs/results/*.md` from the JSON files in `docs/results/data`.
 
-A table stands between `<!-- table KIND LABEL=FILE ... -->` and `<!-- end -->`; files are relative to the page.
+A table is between `<!-- table KIND LABEL=FILE ... -->` and `<!-- end -->`; files are relative to the page.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fedfms.reporting.cost.show import VIEWS, View, markdown_rows
-from fedfms.reporting.tables.markdown import markdown_table
-from fedfms.reporting.tables.stored import restored
+from fedfms.reporting.tables.writers import read_sheet, sheet_markdown
+from fedfms.reporting.text import markdown_table
 
 PAGES = Path(__file__).parents[1] / "docs" / "results"
 _TABLE = re.compile(r"(?P<open><!-- table (?P<what>[^\n]*?) -->\n)(?P<body>.*?)(?P<close><!-- end -->)", re.DOTALL)
@@ -25,10 +25,11 @@ Runs = Mapping[str, Any]  # label -> the JSON's content
 
 
 def render(page: Path) -> str:
-    """The page's text with each of its tables made anew.
+    """The page's text with each of its tables rendered again.
 
     Raises:
-        ValueError: a marker that names no known kind of table, or no file.
+        ValueError: a marker with an unknown kind of table, or without files.
+        TableError: a file has no sheet with the title.
     """
     return _TABLE.sub(lambda found: _filled(found, page.parent), page.read_text(encoding="utf-8"))
 
@@ -46,7 +47,7 @@ def _by_round(runs: Runs) -> str:
     """Mean Dice of the global model over the training sites' scored images, after 0, 1, ... rounds."""
     columns = [run["curves"]["mean_dice"] for run in runs.values()]
     rows = [[str(n), *map(_score, values)] for n, values in enumerate(zip_longest(*columns))]
-    return _markdown(["rounds", *runs], rows)
+    return markdown_table(["rounds", *runs], rows)
 
 
 def _by_site(runs: Runs) -> str:
@@ -67,19 +68,19 @@ def _by_site(runs: Runs) -> str:
             row += [_score(model[key]["standard"]["dice"]) for model in (run["before"], run["models"]["final"])]
         if any(cell != "-" for cell in row[2:]):
             rows.append(row)
-    return _markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def _rows(runs: Runs) -> str:
-    """The rows of benchmarks, as they are."""
+    """The rows of benchmarks, unchanged."""
     measured = [(label, row) for label, run in runs.items() for row in run["rows"]]
     keys = list(dict.fromkeys(key for _, row in measured for key in row))
     rows = [[label, *(_plain(row.get(key)) for key in keys)] for label, row in measured]
-    return _markdown(["", *keys], rows)
+    return markdown_table(["", *keys], rows)
 
 
 def _machine(runs: Runs) -> str:
-    """Where runs were made, a line for each that differs: of benchmarks, or of a `fedfms table`."""
+    """The machines of benchmarks or of `fedfms table`, a line for each different one."""
     made = (run.get("machine") or run["made"] for run in runs.values())
     lines = dict.fromkeys(
         f"Made on {one['processor']} ({one['instructions']}), {one['cores']} cores, Python {one['python']}, torch "
@@ -91,11 +92,11 @@ def _machine(runs: Runs) -> str:
 
 def _sheets(runs: Runs) -> str:
     """Sheets of a `fedfms table`, each with its caption; the labels are their titles."""
-    return "\n".join(markdown_table(restored(run, title)) for title, run in runs.items())
+    return "\n".join(sheet_markdown(read_sheet(run, title)) for title, run in runs.items())
 
 
 def _cost(view: View, runs: Runs) -> str:
-    """A table of `fedfms cost`, of all runs one under the other."""
+    """A table of `fedfms cost` with the rows of all runs."""
     return markdown_rows(view, [row for run in runs.values() for row in run[view.of]])
 
 
@@ -117,8 +118,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
     return f"{value:,}" if isinstance(value, int | float) else "-" if value is None else str(value)
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -3,133 +3,109 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.step import PATHS
+from fedfms.cli.options import Commands, add_shared, comma, numbers, positive
 from fedfms.study import AGGREGATION_RULES
 
+_DTYPES = ("float32", "bfloat16", "float16")
+_LIST = ("--method", "--backbone")
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "--method": {"default": "fedmsa", "help": "default: %(default)s"},
+    "--backbone": {"default": "vit_b", "help": "default: %(default)s"},
+    "--size": {"type": positive, "default": 1024, "help": "side of the input in px (default: %(default)s)"},
+    "--batch": {"type": positive, "default": 1, "help": "images per batch (default: %(default)s)"},
+    "--steps": {"type": positive, "default": 3, "help": "steps per process; the median counts (default: %(default)s)"},
+    "--repeats": {"type": positive, "default": 1, "help": "repetitions; the median counts (default: %(default)s)"},
+    "--device": {"default": "", "help": "cpu, cuda:1 (default: cuda if available)"},
+    "--sites": {"type": positive, "help": "number of sites (default: %(default)s)"},
+}
 
-def make_parser(text: str) -> argparse.ArgumentParser:
-    """Of `python -m benchmarks`; `text` is its help."""
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The parser of `python -m benchmarks`."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="benchmark")
-    commands.add_parser("pages", help="make the tables in docs/results again from the JSON beside them")
+    commands.add_parser("pages", help="render the tables in docs/results from the JSON files in docs/results/data")
     picture = commands.add_parser("phantom", help="a picture of the phantom's sites, for the docs")
-    picture.add_argument("--out", required=True, type=Path, help="a PNG file")
-    studies = [_add_compare(commands), _add_attack(commands)]
-    for command in (*_add_models(commands), *_add_server(commands), *_add_data(commands), *studies):
-        command.add_argument("--json", type=Path, metavar="FILE", help="a file to write as well")
-        command.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
+    picture.add_argument("--out", required=True, type=Path, metavar="FILE", help="a PNG file")
+    _add_model_benchmarks(commands)
+    _add_federation_benchmarks(commands)
     return parser
 
 
-def _add_models(commands: Any) -> list[argparse.ArgumentParser]:
-    step = commands.add_parser("step", help="seconds and peak memory of a training step, each path; random weights")
-    predict = commands.add_parser("predict", help="the same of the prediction of one image")
-    epoch = commands.add_parser("epoch", help="a step with a kept frozen prefix, as from the second epoch on")
-    memory = commands.add_parser("memory", help="live bytes of a training step, counted and not measured")
-    for command in (step, predict, epoch, memory):
-        _model(command, "tiny_vit" if command is epoch else "vit_b", many=command in (step, predict))
-    for command in (step, epoch, memory):
-        command.add_argument("--batch", type=_count, default=4 if command is epoch else 1)
-    for command in (step, predict, epoch):
-        command.add_argument("--steps", type=_count, default=3, help="in a process; the median counts")
-        command.add_argument("--repeats", type=_count, default=1, help="processes a row, the rows in turn")
-        command.add_argument("--device", default="", help="cpu, cuda:1 (default: the card where there is one)")
+def _add(
+    commands: Commands, name: str, help: str, *options: str, lists: bool = False, **defaults: Any
+) -> argparse.ArgumentParser:
+    """Add a benchmark with shared options.
+
+    Args:
+        lists: `--method` and `--backbone` accept a,b.
+        defaults: of options whose default differs.
+    """
+    command: argparse.ArgumentParser = commands.add_parser(name, help=help)
+    for option in options:
+        command.add_argument(option, **_OPTIONS[option], **({"type": comma} if lists and option in _LIST else {}))
+    command.set_defaults(**defaults)
+    add_shared(command, "--json")
+    command.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
+    return command
+
+
+def _add_model_benchmarks(commands: Commands) -> None:
+    model, timed = (*_LIST, "--size"), ("--steps", "--repeats", "--device")
+    what = "seconds and peak memory of"
+    step = _add(commands, "step", f"{what} a training step", *model, "--batch", *timed, lists=True)
+    predict = _add(commands, "predict", f"{what} predicting one image", *model, *timed, lists=True)
+    _add(
+        commands, "epoch", "training steps with a cached frozen prefix", *model, "--batch", *timed,
+        backbone="tiny_vit", batch=4,
+    )  # fmt: skip
+    memory = _add(commands, "memory", "live bytes of a training step, counted on the meta device", *model, "--batch")
     for command in (step, predict, memory):
         paths = [path for path in PATHS if command is not predict or "checkpointed" not in path]
         if command is memory:
-            paths.remove("plain-tuned")  # which takes as much as plain
-        default = [path for path in paths if not path.startswith("plain-")]
-        command.add_argument("--paths", type=_some_of(paths), default=default, help=f"of {','.join(paths)}")
-    dtypes = ["float32", "bfloat16", "float16"]
+            paths.remove("plain-tuned")  # the same memory as plain
+        _choose(command, "--paths", paths, [path for path in paths if not path.startswith("plain-")])
     for command in (step, predict):
-        command.add_argument("--dtypes", type=_some_of(dtypes), default=dtypes[:2], help=f"of {','.join(dtypes)}")
-    return [step, predict, epoch, memory]
+        _choose(command, "--dtypes", _DTYPES, _DTYPES[:2])
+    loader = _add(commands, "loader", "images per second by settings of the loader", "--size", "--batch", batch=6)
+    loader.add_argument("--images", type=positive, default=40, help="number of images (default: 40)")
+    loader.add_argument("--workers", type=numbers, default="0,1,2", help="loader processes (default: 0,1,2)")
 
 
-def _add_server(commands: Any) -> list[argparse.ArgumentParser]:
-    wire = commands.add_parser("wire", help="bytes of an update in each form, seconds to write and to read it")
-    aggregate = commands.add_parser("aggregate", help="a round's mean at the server, beside reading the updates once")
-    aggregate.add_argument("--sites", type=_count, default=64)
-    for command in (wire, aggregate):
-        command.add_argument("--method", default="fedmsa")
-        command.add_argument("--backbone", default="vit_b")
-        command.add_argument("--repeats", type=_count, default=3)
-    round_ = commands.add_parser("round", help="rounds in NVFLARE's simulator by part, one image a site")
-    _model(round_, "vit_b")
-    round_.add_argument("--sites", type=_count, default=2)
-    round_.add_argument("--rounds", type=_count, default=2, help="the first one opens data and builds models as well")
-    round_.add_argument("--threads", type=_count, default=1, help="sites at once; each needs a step's memory")
-    return [wire, aggregate, round_]
-
-
-def _add_data(commands: Any) -> list[argparse.ArgumentParser]:
-    loader = commands.add_parser("loader", help="images a second by the loader's settings, on the phantom")
-    loader.add_argument("--batch", type=_count, default=6)
-    loader.add_argument("--workers", type=lambda text: [int(count) for count in text.split(",")], default=[0, 1, 2])
-    loader.add_argument("--images", type=_count, default=40, help="at most so many are loaded")
-    loader.add_argument("--size", type=_count, default=1024, help="input, px a side")
-    return [loader]
-
-
-def _add_attack(commands: Any) -> argparse.ArgumentParser:
-    attack: argparse.ArgumentParser = commands.add_parser(
-        "attack", help="one of five sites flips signs or labels: Dice by each rule, on the phantom"
+def _add_federation_benchmarks(commands: Commands) -> None:
+    _add(commands, "compression", "bytes, seconds and error of each codec", *_LIST, "--repeats", repeats=3)
+    _add(
+        commands, "aggregate", "seconds to aggregate updates, and to read them once", *_LIST, "--sites", "--repeats",
+        sites=64, repeats=3,
+    )  # fmt: skip
+    round_ = _add(
+        commands, "round", "seconds of rounds in NVFLARE's simulator by part", *_LIST, "--size", "--sites", sites=2
     )
-    attack.add_argument(
-        "--rules",
-        type=_some_of(list(AGGREGATION_RULES)),
-        default=list(AGGREGATION_RULES),
-        help=f"of {','.join(AGGREGATION_RULES)}",
-    )
-    attack.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
-    return attack
+    round_.add_argument("--rounds", type=positive, default=2, help="the first also opens data and builds models")
+    round_.add_argument("--threads", type=positive, default=1, help="sites in parallel; each needs a step's memory")
+    attack = _add(commands, "attack", "Dice by aggregation rule with a Byzantine site, on the phantom")
+    _choose(attack, "--rules", AGGREGATION_RULES, AGGREGATION_RULES)
+    add_shared(attack, "--set")
 
 
-def _add_compare(commands: Any) -> argparse.ArgumentParser:
-    compare: argparse.ArgumentParser = commands.add_parser(
-        "compare", help="methods on a study: Dice, MB and seconds a round, over seeds"
-    )
-    compare.add_argument("study", help="a YAML file, or the name of a packaged study")
-    compare.add_argument("--methods", type=_list, default=["all"], help="a,b (default: all)")
-    compare.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
-    compare.add_argument("--data-root", type=Path)
-    compare.add_argument("--checkpoints", type=Path)
-    compare.add_argument("--work", type=Path, required=True, help="a folder that is kept; a cut run goes on there")
-    compare.add_argument("--jobs", type=_count, default=1, help="cells at once")
-    return compare
+def _choose(command: argparse.ArgumentParser, option: str, known: Sequence[str], default: Sequence[str]) -> None:
+    """Add an option that accepts some of the known words."""
+    words = list(known)
+    command.add_argument(option, type=_some_of(words), default=list(default), help=f"some of {','.join(words)}")
 
 
-def _model(command: argparse.ArgumentParser, backbone: str, *, many: bool = False) -> None:
-    if many:
-        command.add_argument("--method", type=_list, default=["fedmsa"], help="a,b: one after another")
-        command.add_argument("--backbone", type=_list, default=[backbone], help="a,b: each method with each")
-    else:
-        command.add_argument("--method", default="fedmsa")
-        command.add_argument("--backbone", default=backbone)
-    command.add_argument("--size", type=_count, default=1024, help="input, px a side")
-
-
-def _list(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be a number, 1 or more")
-    return int(text)
-
-
-def _some_of(known: list[str]) -> Any:
+def _some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         chosen = text.split(",")
         if not set(chosen) <= set(known):
-            raise argparse.ArgumentTypeError(f"must be of {','.join(known)}")
+            raise argparse.ArgumentTypeError(f"must be some of {','.join(known)}")
         return chosen
 
     return parse

@@ -1,24 +1,21 @@
-"""A picture of the phantom's sites, for the docs: it shows nobody, so it may be committed."""
+"""A picture of the phantom's sites for the docs; the phantom contains no patient data."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
 
-from fedfms.cli import find_study
+from fedfms.data import open_site
 from fedfms.data.overlay import draw
-from fedfms.data.site import open_site
 from fedfms.settings import SiteSettings
-from fedfms.study import load_study
+from fedfms.study import find_study, load_study
 from preprocessing.look import spread
 
 SITES = ("site-1", "site-2", "site-3", "site-4")
 
 
 def picture() -> Image.Image:
-    """Of each site, from left to right, the image of median marked area with disc and cup outlined; 128 px each, as
-    the demo has them.
-    """
+    """For each site, from left to right, the image with the median marked area, with disc and cup outlined; 128 px."""
     study = load_study(find_study("phantom"))
     columns = []
     for site in SITES:

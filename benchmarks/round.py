@@ -1,4 +1,4 @@
-"""Federated rounds in NVFLARE's simulator, one phantom image a site: what a federation costs beside its steps."""
+"""Seconds of federated rounds in NVFLARE's simulator by part, with one phantom image per site."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedfms.errors import TrainingError
+from fedfms.flare.job import build_job
 from fedfms.flare.messages import TRAIN
-from fedfms.flare.resume import OURS
+from fedfms.flare.resume import RUN_SUBFOLDER
 from fedfms.flare.simulator import SIMULATED
 from fedfms.flare.timing import FILE, Clock
 from fedfms.reporting import make_report
+from fedfms.settings import ENV
+from fedfms.study import find_study, load_study
 
 _ERROR_LINES = 5
-_RUN = Path(SIMULATED, OURS)
 
 
 def measure(method: str, backbone: str, size_px: int, sites: int, rounds: int, threads: int) -> list[dict[str, Any]]:
-    """A row a round: its seconds from beginning to end, and, of these, what each site (the mean over sites) and the
-    server do. `wait_s` is what is left for a site: for its turn, for the others, between two questions for a task.
+    """One row per round: its seconds in total, of each part at the sites (mean over sites), and at the server.
+
+    `wait_s` is a site's remaining time: waiting for a free thread, for the other sites, and between task requests.
+    `peak_mb`: the largest process, usually a site's.
 
     Raises:
-        RuntimeError: the run did not end as it should; with the last lines of its log.
+        TrainingError: the run failed; with the last lines of its log.
     """
+    names = [f"site-{i + 1}" for i in range(sites)]
+    study = load_study(
+        find_study("phantom"),
+        overrides=["data.phantom_images=1", "data.augment=none", "train.local_epochs=1"],
+        **{"method": method, "train.rounds": rounds, "sites": names, "held_out": [], "model.backbone": backbone,
+           "model.input_px": size_px, "data.phantom_px": size_px},
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         job, workspace = Path(scratch) / "job", Path(scratch) / "workspace"
-        names = [f"site-{i + 1}" for i in range(sites)]
-        build: list[str | Path] = [
-            Path(sys.executable).with_name("fedfms"), "job", "build", method, "--study", "phantom",
-            "--rounds", str(rounds), "--backbone", backbone, "--held-out", "", "--set", f"sites=[{','.join(names)}]",
-            "--set", f"model.input_px={size_px}", "--set", "data.phantom_images=1",
-            "--set", f"data.phantom_px={size_px}", "--set", "data.augment=none", "--set", "train.local_epochs=1",
-            "--out", job,
-        ]  # fmt: skip
-        _run(build)
-        add_clock(job)
-        _run([Path(sys.executable).with_name("nvflare"), "simulator", job, "-w", workspace, "-t", str(threads)])
+        add_clock(build_job(study, job))
+        _simulate(job, workspace, threads)
         results = make_report(workspace).results
         if not results["complete"]:
-            raise RuntimeError("the run was cut")
+            raise TrainingError("the run is not complete")
         found = by_part(workspace, names)
     common = {"method": method, "backbone": backbone, "size_px": size_px, "sites": sites, "threads": threads}
-    # Of the largest of all processes that have ended: a site's, unless it trains next to nothing.
     peak_mb = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10)
     sent_mb = round(results["bytes"]["total"] / 1e6 / rounds, 1)
     return [
@@ -57,8 +59,18 @@ def measure(method: str, backbone: str, size_px: int, sites: int, rounds: int, t
     ]
 
 
+def _simulate(job: Path, workspace: Path, threads: int) -> None:
+    command = [Path(sys.executable).with_name("nvflare"), "simulator", job, "-w", workspace, "-t", str(threads)]
+    env = {key: value for key, value in os.environ.items() if key != ENV}
+    done = subprocess.run(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )  # fmt: skip
+    if done.returncode:
+        raise TrainingError(f"the simulator failed: {' '.join(done.stdout.splitlines()[-_ERROR_LINES:])}")
+
+
 def add_clock(job: Path) -> None:
-    """Let a job's server and sites write down when the parts of a round are."""
+    """Add to a job's server and sites the component that records when the parts of a round start and end."""
     for side in ("server", "client"):
         path = job / "app" / "config" / f"config_fed_{side}.json"
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -67,62 +79,50 @@ def add_clock(job: Path) -> None:
 
 
 def by_part(workspace: Path, sites: Sequence[str]) -> list[dict[str, float]]:
-    """The seconds of each round's parts, of a simulator's workspace whose job had a clock."""
-    at_sites = [list(_tasks(_lines(workspace / name / _RUN / FILE))) for name in sites]
-    server = _rounds(_lines(workspace / "server" / _RUN / FILE))
+    """Seconds of each round's parts, from a simulator's workspace whose job had a clock."""
+    at_sites = [list(_tasks(_read_events(workspace, name))) for name in sites]
+    server = _rounds(_read_events(workspace, "server"))
     return [_parts(of_server, [site[index] for site in at_sites]) for index, of_server in enumerate(server)]
 
 
 def _parts(server: dict[str, float], sites: Sequence[dict[str, float]]) -> dict[str, float]:
     means = {part: statistics.fmean(site[part] for site in sites) for part in ("receive", "load", "train", "send")}
     wait = server["round"] - sum(means.values()) - server["aggregate"] - server["save"]
-    told = {
-        "round_s": server["round"], **{f"{part}_s": seconds for part, seconds in means.items()}, "wait_s": wait,
-        "aggregate_s": server["aggregate"], "save_s": server["save"],
-    }  # fmt: skip
-    return {name: round(seconds, 2) for name, seconds in told.items()}
+    parts = {"round": server["round"], **means, "wait": wait, "aggregate": server["aggregate"], "save": server["save"]}
+    return {f"{name}_s": round(seconds, 2) for name, seconds in parts.items()}
 
 
 def _rounds(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, float]]:
-    """Of the server's lines, each round's seconds: whole, of its mean, of writing it down."""
+    """From the server's lines, the seconds of each round: total, aggregation, saving."""
     seconds = {"aggregate": 0.0, "save": 0.0}
-    for event, lasted, _ in _ended(lines):
-        seconds[event] = lasted
+    for event, duration, _ in _durations(lines):
+        seconds[event] = duration
         if event == "round":
             yield dict(seconds)
 
 
 def _tasks(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, float]]:
-    """Of a site's lines, the seconds of each task of training: `load` and `train` make up the work on it."""
+    """From a site's lines, the seconds of each training task; its work consists of `load` and `train`."""
     seconds = {}
-    for event, lasted, line in _ended(lines):
-        seconds[event] = lasted
+    for event, duration, line in _durations(lines):
+        seconds[event] = duration
         if event == "work" and line["loaded_s"] is not None:
             seconds["load"] = line["loaded_s"]
         if event == "send" and line["task"] == TRAIN:
             yield {**seconds, "train": seconds["work"] - seconds["load"]}
 
 
-def _ended(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float, dict[str, Any]]]:
-    """What came to an end, with its seconds and its last line."""
-    begun: dict[str, float] = {}
+def _durations(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """Each finished event, its seconds and its last line."""
+    started: dict[str, float] = {}
     for line in lines:
         event = line["event"].removesuffix(" done")
         if event == line["event"]:
-            begun[event] = line["at"]
+            started[event] = line["at"]
         else:
-            yield event, line["at"] - begun[event], line
+            yield event, line["at"] - started[event], line
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _read_events(workspace: Path, place: str) -> list[dict[str, Any]]:
+    path = workspace / place / SIMULATED / RUN_SUBFOLDER / FILE
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _run(command: list[str | Path]) -> None:
-    env = {key: value for key, value in os.environ.items() if key != "FEDFMS_SITE"}
-    done = subprocess.run(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )  # fmt: skip
-    if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-_ERROR_LINES:])
-        raise RuntimeError(f"{Path(command[0]).name} ended with {done.returncode}:\n{tail}")

@@ -1,5 +1,6 @@
-"""A training step, a prediction, an epoch with a kept prefix: each path in processes of its own, one after another in
-turn, so that a machine's drift hits them all.
+"""Training steps, predictions, and steps with a cached frozen prefix, measured by path.
+
+Each measurement runs in its own process, and the paths alternate, so that a drift of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -10,101 +11,103 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedfms.errors import TrainingError
-from fedfms.reporting.cost.timing import Timing, apart
+from fedfms.reporting.cost.timing import Timing, measure_in_subprocess
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study, TrainSpec
 from fedfms.training.build import build_on_meta
 
 PATHS: Mapping[str, SiteSettings] = {
-    "plain": SiteSettings(attention="plain", processor="plain"),
-    "plain-tuned": SiteSettings(attention="plain"),  # with what `fedfms.training.cpu_tuning` does
+    "plain": SiteSettings(attention="plain", cpu_tuning=False),
+    "plain-tuned": SiteSettings(attention="plain"),
     "fast": SiteSettings(),
-    "checkpointed": SiteSettings(checkpointing=True),  # fast too
-    "plain-checkpointed": SiteSettings(attention="plain", processor="plain", checkpointing=True),
+    "checkpointed": SiteSettings(gradient_checkpointing=True),  # otherwise fast
+    "plain-checkpointed": SiteSettings(attention="plain", cpu_tuning=False, gradient_checkpointing=True),
 }
 ORACLE = ("plain", "float32")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a key of `PATHS`, a precision, and whether a frozen prefix's outputs are kept."""
+    """One row: a key of `PATHS`, a precision, and whether a frozen prefix's outputs are cached."""
 
     path: str
     dtype: str
     prefix: bool = False
 
 
-def study_of(method: str, backbone: str, size_px: int, batch: int, dtype: str = "float32") -> Study:
-    """A study of random images and weights, with nothing but what a benchmark asks for."""
+def make_study(method: str, backbone: str, size_px: int, batch: int) -> Study:
+    """A study of random images and weights."""
     model = ModelSpec(backbone=backbone, input_px=size_px)
-    return Study("benchmark", method=method, model=model, train=TrainSpec(batch_size=batch, precision=dtype))
+    return Study("benchmark", method=method, model=model, train=TrainSpec(batch_size=batch))
 
 
 def measure(
     study: Study, cases: Sequence[Case], *, steps: int, repeats: int, training: bool = True, device: str = ""
 ) -> list[dict[str, Any]]:
-    """A row a case: medians over `repeats` processes, each of which takes the median of `steps`; peak memory in MiB (of
-    the process; of the card where there is one), and of that what was there before the model.
+    """One row per case: medians over `repeats` processes, each the median of `steps`; memory in MiB.
 
-    With `training`, `predict_s` is the prediction of one image by the same process, where no prefix is kept.
-    `times_faster` and `peak_share` are against the oracle, the first case if it is not among them, of the same run. A
-    case that cannot be measured, mostly for want of memory, has the reason in place of figures, and the others go on.
+    `peak_mb`: of the card on CUDA, else of the process; `base_mb`: of that, before the model was built. With
+    `training`, `predict_s` is the prediction of one image by the same process, unless a prefix is cached.
+    `times_faster` and `peak_share`: relative to the oracle, or to the first case if the oracle is not among the cases.
+    A case that cannot be measured, mostly for lack of memory, has the reason in place of numbers.
 
     Raises:
-        TrainingError: none can be measured.
+        TrainingError: no case can be measured.
     """
     found: dict[Case, list[Timing]] = {case: [] for case in cases}
     failed: dict[Case, str] = {}
-    for _ in range(repeats):
-        for case in cases:
-            if case in failed:
-                continue
+    for case in [*cases] * repeats:
+        if case not in failed:
             made = replace(study, train=replace(study.train, precision=case.dtype))
             settings = replace(PATHS[case.path], device=device)
             try:
-                found[case].append(apart(made, settings, steps, None, prefix=case.prefix, training=training))
+                timing = measure_in_subprocess(made, settings, steps, None, prefix=case.prefix, training=training)
+                found[case].append(timing)
             except TrainingError as error:
                 failed[case] = error.line()
     if len(failed) == len(cases):
-        raise TrainingError(f"no row of {study.method} on {study.model.backbone} is measured: {failed[cases[0]]}")
+        raise TrainingError(f"no row of {study.method} on {study.model.backbone} was measured: {failed[cases[0]]}")
     first = next((case for case in cases if (case.path, case.dtype) == ORACLE), cases[0])
     oracle = None if first in failed else _medians(found[first])
     common = {
-        "method": study.method,
-        "backbone": study.model.backbone,
-        "size_px": study.model.input_px,
+        "method": study.method, "backbone": study.model.backbone, "size_px": study.model.input_px,
         "batch": study.train.batch_size if training else 1,
-    }
+    }  # fmt: skip
     counts = {"steps": steps * repeats, "trained_parameters": trained_parameters(study)}
     rows = []
     for case, timings in found.items():
         key = "step_s" if training else "predict_s"
-        timed = [key] if case.prefix or not training else [key, "predict_s"]  # what is kept was predicted by a step
+        timed = [key] if case.prefix or not training else [key, "predict_s"]  # a step has predicted the cached outputs
         figures = {"failed": failed[case]} if case in failed else _figures(_medians(timings), oracle, timed) | counts
         rows.append({**common, **_named(case), **figures})
     return rows
 
 
 def trained_parameters(study: Study) -> int:
-    """How many numbers a study trains.
+    """Number of trained parameters.
 
     Raises:
-        StudyError: its method and network do not go together.
+        StudyError: unknown or incompatible method and network.
     """
     return sum(parameter.numel() for parameter in build_on_meta(study).parameters().values())
 
 
 def _named(case: Case) -> dict[str, Any]:
+    settings = PATHS[case.path]
     return {
-        "path": "fast" if PATHS[case.path].attention != "plain" else case.path.removesuffix("-checkpointed"),
-        "checkpointing": PATHS[case.path].checkpointing,
+        "path": "fast" if settings.attention != "plain" else case.path.removesuffix("-checkpointed"),
+        "checkpointing": settings.gradient_checkpointing,
         "dtype": case.dtype,
-        "prefix": "kept" if case.prefix else "-",
+        "prefix": "cached" if case.prefix else "-",
     }
 
 
 def _figures(row: Mapping[str, float], oracle: Mapping[str, float] | None, timed: Sequence[str]) -> dict[str, Any]:
-    """`timed`: what was timed; the first is what counts."""
+    """The numbers of a row.
+
+    Args:
+        timed: the measured seconds; the first ones are compared with the oracle's.
+    """
     return {
         **{key: round(row[key], 4) for key in timed},
         "peak_mb": round(row["peak_mib"]),

@@ -1,4 +1,4 @@
-"""What tests of all kinds share: the real images and weights beside the checkout, where they are."""
+"""Fixtures for all tests: the real images and weights next to the checkout, if present."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# One thread, here and in the processes that tests start: sites that run side by side must not fight for the cores,
-# and sums whose order depends on the number of threads differ in the last bit.
+# One thread, here and in the processes that tests start: parallel sites must not compete for the cores, and the thread
+# count changes the last bit of sums.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -23,7 +23,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared_polyp() -> Path:
-    """Folder of the real polyp images of seven hospitals."""
+    """The folder with real polyp images of seven hospitals."""
     return _need(SHARED / "data" / "polyp")
 
 
@@ -35,12 +35,12 @@ def shared_weights() -> Path:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """A disk that is full when the test says so."""
+    """A disk that a test can fill."""
     with small_disk(tmp_path / "disk") as made:
         yield made
 
 
 def _need(path: Path) -> Path:
     if not path.exists():
-        pytest.skip(f"needs {'/'.join(path.parts[-3:])} beside the checkout")
+        pytest.skip(f"needs {'/'.join(path.parts[-3:])} next to the checkout")
     return path

@@ -1,4 +1,4 @@
-"""A disk that is full when a test says so: a small tmpfs where this user may mount one, else a limit on files' size."""
+"""A disk that a test can fill: a small tmpfs if this user may mount one, else a limit on file size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 NO_ROOM = r"\((No space left on device|File too large)\)"
 _FILLER = "filler"
-_LIMIT = 1000  # bytes of a file, where there is no tmpfs
+_LIMIT = 1000  # bytes per file, without a tmpfs
 
 
 class SmallDisk:
-    """`folder` lies on it."""
+    """A disk with the folder `folder`."""
 
     def __init__(self, folder: Path, mounted: bool) -> None:
         self.folder = folder
@@ -22,7 +22,7 @@ class SmallDisk:
         self._soft, self._hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(self) -> None:
-        """From here on nothing fits."""
+        """Fill the disk."""
         if not self._mounted:
             resource.setrlimit(resource.RLIMIT_FSIZE, (_LIMIT, self._hard))
             return
@@ -31,7 +31,7 @@ class SmallDisk:
                 file.write(bytes(4096))
 
     def free(self) -> None:
-        """There is room again."""
+        """Free the disk again."""
         resource.setrlimit(resource.RLIMIT_FSIZE, (self._soft, self._hard))
         (self.folder / _FILLER).unlink(missing_ok=True)
 

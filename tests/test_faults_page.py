@@ -1,4 +1,4 @@
-"""The table of faults names tests that there are."""
+"""The table of faults names existing tests."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ NAMED = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (REPO / "docs/results/fa
 
 
 @pytest.mark.parametrize(("file", "test"), NAMED)
-def test_a_row_names_a_test(file: str, test: str) -> None:
+def test_every_row_names_an_existing_test(file: str, test: str) -> None:
     assert f"def {test or 'test_'}" in (REPO / file).read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Files that survive a kill."""
+"""Writes that survive a kill."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import BinaryIO
 import pytest
 
 from fedfms import files
-from fedfms.files import append_line, write_atomic
+from fedfms.files import append_line, json_text, write_atomic
 
 
 def _mode(path: Path) -> int:
@@ -18,7 +19,7 @@ def _mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("content", ["Dice: 0,9 · é\n", b"\x00\xff"])
-def test_content_replaces_what_was_there_and_leaves_nothing_beside(content: bytes | str, tmp_path: Path) -> None:
+def test_content_replaces_the_old_file_and_leaves_no_temporary_file(content: bytes | str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
     write_atomic(path, content)
@@ -36,8 +37,8 @@ def test_mode_does_not_depend_on_the_umask(mode: int, tmp_path: Path) -> None:
     assert _mode(tmp_path / "a") == mode
 
 
-@pytest.mark.parametrize("fault", [OSError("no room"), KeyboardInterrupt()])
-def test_a_fault_leaves_the_old_file_and_nothing_beside(
+@pytest.mark.parametrize("fault", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_error_leaves_the_old_file_and_no_temporary_file(
     fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a"
@@ -53,17 +54,17 @@ def test_a_fault_leaves_the_old_file_and_nothing_beside(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_is_on_the_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen = tmp_path / "a", []
     real = os.fsync
 
-    def noting(descriptor: int) -> None:
+    def recording(descriptor: int) -> None:
         seen.append(path.exists())
         real(descriptor)
 
-    monkeypatch.setattr(files.os, "fsync", noting)
+    monkeypatch.setattr(files.os, "fsync", recording)
     write_atomic(path, "new")
-    assert seen == [False, True]  # the content before the rename, the folder after it
+    assert seen == [False, True]  # the content before the rename, the folder after the rename
 
 
 def test_lines_are_appended(tmp_path: Path) -> None:
@@ -75,21 +76,21 @@ def test_lines_are_appended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", ["", "whole\n", "whole\n" * 2000])
-@pytest.mark.parametrize("unfinished", ["", '{"round": 3, "si', "x" * 10_000])
-def test_an_unfinished_line_does_not_spoil_the_next(left: str, unfinished: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("incomplete", ["", '{"round": 3, "si', "x" * 10_000])
+def test_an_incomplete_line_does_not_corrupt_the_next(left: str, incomplete: str, tmp_path: Path) -> None:
     path = tmp_path / "rounds.jsonl"
-    path.write_text(left + unfinished)
+    path.write_text(left + incomplete)
     append_line(path, "next")
     assert path.read_text() == left + "next\n"
 
 
-def test_a_line_is_one_line(tmp_path: Path) -> None:
+def test_a_line_break_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line break"):
         append_line(tmp_path / "a", "one\ntwo")
     assert not (tmp_path / "a").exists()
 
 
-def test_what_is_large_writes_itself_and_a_fault_leaves_the_old(tmp_path: Path) -> None:
+def test_a_function_can_write_the_content_and_an_error_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_atomic(path, lambda file: file.write(b"new"), mode=0o600)
     assert (path.read_bytes(), _mode(path)) == (b"new", 0o600)
@@ -102,3 +103,18 @@ def test_what_is_large_writes_itself_and_a_fault_leaves_the_old(tmp_path: Path) 
         write_atomic(path, fail)
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_has_one_line_per_record() -> None:
+    record = {"text": "a" * 60, "value": 1.0, "mark": None}
+    content = {"rows": [[record, record], []], "long": [0.125] * 40, "short": [{"a": {}}, ("b", 2)]}
+    text = json_text(content)
+    line = json.dumps(record)
+    assert text.splitlines() == [
+        "{", ' "rows": [', "  [", f"   {line},", f"   {line}", "  ],", "  []", " ],",
+        f' "long": {json.dumps([0.125] * 40)},', ' "short": [{"a": {}}, ["b", 2]]', "}",
+    ]  # fmt: skip
+    assert json.loads(text) == json.loads(json.dumps(content))
+    assert json_text("x" * 200) == f'"{"x" * 200}"\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_text([float("nan")])

@@ -1,4 +1,4 @@
-"""What there is of a machine: memory, in a container too; and how many sites of a simulator it holds at once."""
+"""Free memory, also in a container; threads; and the number of a simulator's sites that fit at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIB = 2**30
 
 @pytest.fixture
 def free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of a machine with 10 GiB free: the folder where its container's limits are."""
+    """The folder with the container's limits, on a machine with 10 GiB free."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * GIB))
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
     return tmp_path
@@ -33,9 +33,7 @@ def _limit(folder: Path, limit: str, current: int) -> None:
     ("limit", "current", "left"),
     [("max", 3 * GIB, 10), (str(8 * GIB), 3 * GIB, 6), (str(64 * GIB), 3 * GIB, 10), (str(GIB), 3 * GIB, 0)],
 )
-def test_free_memory_is_the_machines_or_what_its_container_leaves(
-    limit: str, current: int, left: int, free: Path
-) -> None:
+def test_free_memory_is_limited_by_the_container(limit: str, current: int, left: int, free: Path) -> None:
     assert machine.free_memory() == 10 * GIB
     _limit(free, limit, current)
     assert machine.free_memory() == left * GIB
@@ -44,15 +42,15 @@ def test_free_memory_is_the_machines_or_what_its_container_leaves(
 @pytest.mark.parametrize(
     ("sites", "threads", "left", "at_once"),
     [
-        (7, 4, 10, 7),  # all of four cores for this run: half of 10 GiB holds seven of 0.6 GiB
-        (7, 1, 10, 4),  # a run of four: an eighth of 10 GiB does not
+        (7, 4, 10, 7),  # all four cores for this run: seven sites of 0.6 GiB fit in half of 10 GiB
+        (7, 1, 10, 4),  # one of four parallel runs: they do not fit in an eighth of 10 GiB
         (7, 4, 2, 4),
-        (7, 64, 5, 4),  # more threads than cores give no run more than all of the memory
-        (3, 1, 0, 3),  # no more sites than cores
-        (7, 0, 10, 7),  # threads are shared out by NVFLARE's processes themselves
+        (7, 64, 5, 4),  # more threads than cores do not increase the share of memory
+        (3, 1, 0, 3),  # not more sites than cores
+        (7, 0, 10, 7),  # NVFLARE's processes share the threads
     ],
 )
-def test_sites_at_once_are_all_or_one_a_core(
+def test_sites_run_all_at_once_or_one_per_core(
     sites: int, threads: int, left: int, at_once: int, free: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _limit(free, str(left * GIB), GIB)
@@ -61,7 +59,7 @@ def test_sites_at_once_are_all_or_one_a_core(
     assert simulator_runs.sites_at_once(Study(name="s"), SiteSettings(device="cpu", threads=threads), sites) == at_once
 
 
-def test_threads_are_what_is_asked_or_what_the_environment_says_or_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_the_requested_ones_the_environments_or_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     monkeypatch.delenv(machine.THREADS, raising=False)
     assert [machine.threads_for(0, at_once) for at_once in (1, 3, 20)] == [8, 2, 1]

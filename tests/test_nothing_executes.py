@@ -1,4 +1,4 @@
-"""Nothing that a file holds is run: a planted .pt, .npy and YAML leave their sentinel untouched, by every loader."""
+"""No loader runs code from a file: planted .pt, .npy and YAML files do not create their sentinel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from fedfms.data.imagefile import read_image
-from fedfms.experiments.plan import load_grid
+from fedfms.experiments.plan import load_experiment
 from fedfms.federation.state import ServerStateStore
 from fedfms.inference.modelfile import read_model
 from fedfms.models.checkpoints import read_state
@@ -33,7 +33,7 @@ SENTINEL = "sentinel"
 
 
 class _Touch:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, sentinel: Path) -> None:
         self._sentinel = sentinel
@@ -43,7 +43,7 @@ class _Touch:
 
 
 def _plant(path: Path) -> Path:
-    """A file of `path`'s kind that makes `SENTINEL` beside it, if whoever reads it lets it."""
+    """Write a file of the kind of `path` that creates `SENTINEL` in its folder if a loader runs its code."""
     sentinel = path.parent / SENTINEL
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pt":
@@ -62,13 +62,13 @@ def _prefix(folder: Path) -> None:
     _into(cache._folder / SENTINEL, folder / SENTINEL, lambda: cache.features(torch.zeros(1, 3, 64, 64), ["key"]))
 
 
-def _into(sentinel: Path, told: Path, load: Callable[[], object]) -> None:
-    """A loader that reads from a folder of its own: its sentinel counts as the test's."""
+def _into(sentinel: Path, copy: Path, load: Callable[[], object]) -> None:
+    """Run a loader that reads from its own folder; its sentinel counts as the test's."""
     try:
         load()
     finally:
         if sentinel.exists():
-            told.touch()
+            copy.touch()
 
 
 def _state(folder: Path) -> None:
@@ -87,21 +87,21 @@ LOADERS: dict[str, Callable[[Path], object]] = {
     "read_tissues": lambda folder: read_tissues(Fold("f", folder, folder, _plant(folder / "types.npy"))),
     "load_study": lambda folder: load_study(_plant(folder / "x.yaml")),
     "load_settings": lambda folder: load_settings(named=_plant(folder / "x.yaml")),
-    "load_grid": lambda folder: load_grid(str(_plant(folder / "x.yaml"))),
+    "load_experiment": lambda folder: load_experiment(str(_plant(folder / "x.yaml"))),
     "load_rule": lambda folder: load_rule(_plant(folder / "x.yaml")),
     "load_project": lambda folder: load_project(_plant(folder / "x.yml")),
 }
 
 
 @pytest.mark.parametrize("loader", sorted(LOADERS))
-def test_a_planted_file_is_refused_and_its_sentinel_untouched(loader: str, tmp_path: Path) -> None:
-    with pytest.raises(Exception) as told:  # noqa: B017, PT011 - each loader's own
+def test_a_planted_file_is_rejected_and_creates_no_sentinel(loader: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception) as error:  # noqa: B017, PT011 - each loader's own
         LOADERS[loader](tmp_path)
     assert not (tmp_path / SENTINEL).exists()
-    assert str(tmp_path) not in str(told.value)
+    assert str(tmp_path) not in str(error.value)
 
 
-def test_a_planted_feature_is_worked_out_anew_and_its_sentinel_untouched(tmp_path: Path) -> None:
+def test_a_planted_feature_is_computed_again_and_creates_no_sentinel(tmp_path: Path) -> None:
     _prefix(tmp_path)
     assert not (tmp_path / SENTINEL).exists()
 
@@ -115,14 +115,14 @@ def test_a_planted_feature_is_worked_out_anew_and_its_sentinel_untouched(tmp_pat
     ],
     ids=["pt", "npy", "yaml"],
 )
-def test_the_planted_files_would_do_it(name: str, load: Callable[[Path], object], tmp_path: Path) -> None:
-    """Else the test above would pass whatever the loaders did."""
+def test_an_unsafe_loader_does_create_the_sentinel(name: str, load: Callable[[Path], object], tmp_path: Path) -> None:
+    """Otherwise the tests above would prove nothing."""
     load(_plant(tmp_path / name))
     assert (tmp_path / SENTINEL).exists()
 
 
 def _calls() -> Iterator[tuple[str, ast.Call]]:
-    """(name as written, call) of all that the packages call with a dot in it."""
+    """(name as written, call) of each call of an attribute in the packages."""
     for package in ("custom/fedfms", "preprocessing", "provisioning", "benchmarks"):
         for path in (REPO / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -130,8 +130,8 @@ def _calls() -> Iterator[tuple[str, ast.Call]]:
                     yield ast.unparse(node.func), node
 
 
-def test_every_loader_in_the_packages_is_of_the_kind_that_runs_nothing() -> None:
-    """A new one is seen here, and then belongs into `LOADERS`."""
+def test_the_packages_call_safe_loaders_only() -> None:
+    """A new loader belongs into `LOADERS`."""
     safe = {"np.load": ("allow_pickle", False), "torch.load": ("weights_only", True)}
     found = dict.fromkeys(safe, 0)
     for name, call in _calls():

@@ -1,4 +1,4 @@
-"""Streams of randomness: the same for the same name, and nobody else's are touched."""
+"""Random streams: equal for equal names, independent of the global stream."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import torch
 from fedfms.rng import rng, seeded, torch_rng
 
 
-def test_streams_are_functions_of_their_names() -> None:
+def test_a_stream_depends_on_its_name_only() -> None:
     assert rng(0, "a", 1, "x").random() == rng(0, "a", 1, "x").random()
     draws = {rng(*name).random() for name in [(0, "a", 1, "x"), (1, "a", 1, "x"), (0, "b", 1, "x"), (0, "a", 2, "x")]}
     assert len(draws) == 4
     assert torch.rand(1, generator=torch_rng(3)).item() == torch.rand(1, generator=torch_rng(3)).item()
 
 
-def test_golden_values_do_not_drift() -> None:
+def test_values_do_not_change_between_versions() -> None:
     assert int(rng(0, "site-1", 2, "shuffle").integers(2**31)) == 710125288
 
 
-def test_seeded_leaves_the_global_stream_alone() -> None:
+def test_seeded_does_not_change_the_global_stream() -> None:
     before = torch.random.get_rng_state()
     with seeded(5, "encoder"):
         first = torch.rand(2)

@@ -1,4 +1,4 @@
-"""Every packaged study fits what its converter writes, and runs on the phantom without data."""
+"""Every packaged study fits its converter's output, and runs on the phantom without data."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_every_registered_data_set_has_a_study() -> None:
 
 
 @ALL
-def test_a_study_is_of_what_its_converter_writes(path: Path) -> None:
+def test_a_study_fits_its_converters_output(path: Path) -> None:
     study = load_study(path)
     values = {value for structure in study.data.structures for value in structure.values}
-    assert values <= {1, 2}, "the phantom has no other label values"
+    assert values <= {1, 2}, "the phantom has only these label values"
     if study.data.dataset == "phantom":
         return
     recipe = DATASETS[study.data.dataset].recipe(make_parser().parse_args([path.stem, "--raw", "R", "--out", "O"]))
@@ -44,7 +44,7 @@ def test_a_study_is_of_what_its_converter_writes(path: Path) -> None:
 
 
 def _phantom_job(path: Path, folder: Path) -> Study:
-    """The study of a job that was built with --phantom, made small."""
+    """The study of a small job built with --phantom."""
     sets = [part for text in TINY for part in ("--set", text)]
     command = ["job", "build", "fedmsa", "--study", str(path), "--phantom", "--backbone", "vit_tiny", "--rounds", "1"]
     assert main([*command, *sets, "--out", str(folder / "job")]) == 0
@@ -54,7 +54,7 @@ def _phantom_job(path: Path, folder: Path) -> Study:
 
 @ALL
 def test_a_study_trains_on_its_phantom(path: Path, tmp_path: Path) -> None:
-    """Two of its sites, one round: slices and structures are the study's, the scores finite."""
+    """One round at two sites: slices and structures are the study's, losses are finite."""
     study = _phantom_job(path, tmp_path)
     assert study.structure_names == load_study(path).structure_names
     sites = (*study.sites, "a", "b")[:2]

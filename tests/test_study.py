@@ -1,4 +1,4 @@
-"""Studies: what loads is what is meant; what is wrong is told in one line."""
+"""Studies: valid ones load completely; invalid ones are an error in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PHANTOM = STUDIES / "phantom.yaml"
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_committed_study_loads_and_survives_json(path: Path) -> None:
+def test_every_packaged_study_survives_a_round_trip_through_json(path: Path) -> None:
     study = load_study(path)
     assert Study.from_dict(json.loads(json.dumps(study.to_dict()))) == study
 
@@ -32,14 +32,14 @@ def test_the_papers_schedule() -> None:
     assert (study.train.rounds, study.train.batch_size, study.train.lr) == (100, 6, 1e-4)
 
 
-def test_overrides_win_over_presets_and_arguments_over_both() -> None:
+def test_overrides_have_priority_over_presets_and_arguments_over_both() -> None:
     study = load_study(PHANTOM, preset="paper", overrides=["train.rounds=7", "train.lr=1e-5"], **{"train.rounds": 3})
     assert study.train.rounds == 3
     assert study.train.lr == 1e-5
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         ("trian.rounds=3", "unknown key 'trian'; did you mean 'train'?"),
         ("train.round=3", "did you mean 'rounds'?"),
@@ -56,7 +56,7 @@ def test_overrides_win_over_presets_and_arguments_over_both() -> None:
         ("sites=[../x]", "'../x' is not a name; a name has no blanks and no separators"),
         ("sites=[st elsewhere]", "'st elsewhere' is not a name; a name has no blanks"),
         ("held_out=['a\u00a0b']", "is not a name; a name has no blanks"),
-        ("sites=[.hidden]", "begins with no dot"),
+        ("sites=[.hidden]", "does not begin with a dot"),
         ("data.dataset=a/b", "no blanks and no separators"),
         ("model.head=token", "there are 2 structures"),
         ("nonsense", "not key=value"),
@@ -72,10 +72,10 @@ def test_overrides_win_over_presets_and_arguments_over_both() -> None:
         ("data.structures=[{name: a, values: [2, 2]}]", "distinct label values from 1 to 255"),
     ],
 )
-def test_wrong_values_are_told_in_one_line(override: str, says: str) -> None:
+def test_a_wrong_value_is_an_error_in_one_line(override: str, message: str) -> None:
     with pytest.raises(StudyError) as caught:
         load_study(PHANTOM, overrides=[override])
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -95,7 +95,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         load_study(PHANTOM, preset="huge")
 
 
-def test_a_yaml_tag_builds_nothing(tmp_path: Path) -> None:
+def test_a_yaml_tag_constructs_no_object(tmp_path: Path) -> None:
     sentinel = tmp_path / "sentinel"
     (tmp_path / "evil.yaml").write_text(f"name: !!python/object/apply:os.system ['touch {sentinel}']")
     with pytest.raises(StudyError):
@@ -103,12 +103,12 @@ def test_a_yaml_tag_builds_nothing(tmp_path: Path) -> None:
     assert not sentinel.exists()
 
 
-def test_how_many_sites_a_round_needs() -> None:
+def test_the_number_of_sites_that_a_round_needs() -> None:
     assert load_study(PHANTOM).min_sites == 2
     assert load_study(STUDIES / "polyp.yaml").min_sites == 7
     assert load_study(PHANTOM, overrides=["federation.min_sites=3"]).min_sites == 3
 
 
-def test_more_sites_are_not_asked_for_than_train() -> None:
+def test_a_round_cannot_need_more_sites_than_train() -> None:
     with pytest.raises(StudyError, match=r"federation.min_sites is 9, but 7 sites train"):
         load_study(STUDIES / "polyp.yaml", overrides=["federation.min_sites=9"])

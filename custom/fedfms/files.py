@@ -1,40 +1,41 @@
-"""Writing that survives a kill: write beside, fsync, rename; a reader sees the old file or the new one, never half."""
+"""Writes that survive a kill: write a temporary file, fsync, rename. A reader sees the old file or the new one."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fedfms.errors import TrainingError
 
-_BLOCK = 4096
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_JSON_COLUMNS = 120
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def no_room(error: OSError) -> bool:
-    """Whether a write failed for want of room: the disk is full, a quota is used up, the file may not be so large."""
-    return error.errno in _NO_ROOM
+def is_disk_full(error: OSError) -> bool:
+    """Whether a write failed because of a full disk, an exhausted quota or a limit on file size."""
+    return error.errno in _DISK_FULL
 
 
 def write_atomic(
     path: Path, content: bytes | str | Callable[[BinaryIO], object], *, mode: int = 0o644, sync: bool = True
 ) -> None:
-    """Put `content` in `path` at once; text as UTF-8. The file has `mode`, whatever the umask.
+    """Write `content` to `path` atomically; text as UTF-8. The file gets `mode`, whatever the umask.
 
-    What is large may be a function instead, which writes to the open file: no copy of it is made in memory.
+    Large content may be a function that writes to the open file, which avoids a copy in memory.
 
-    Without `sync` a power cut may lose or empty the file: for one of many that are checked when they are next met,
-    with `os.sync` before anything says that they are there.
+    Without `sync`, a power cut may lose or empty the file. Use it for one of many files that are validated when read,
+    and call `os.sync` before anything records that they exist.
 
     Raises:
-        OSError: no folder, no permission, no room; and whatever `content` raises; `path` is as it was.
+        OSError: no folder, no permission, disk full; also whatever `content` raises. `path` is then unchanged.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
@@ -50,16 +51,16 @@ def write_atomic(
                 os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)  # there only if something went wrong, be it Ctrl-C
+        temporary.unlink(missing_ok=True)  # exists only after an error or Ctrl-C
     if sync:
         _sync_folder(path.parent)
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a new folder beside `target`, then put it in the place of what is there.
+    """Let `fill` write a new folder next to `target`, then replace `target` with it.
 
     Raises:
-        OSError: no folder, no permission, no room; and whatever `fill` raises; `target` is as it was.
+        OSError: no folder, no permission, disk full; also whatever `fill` raises. `target` is then unchanged.
     """
     target = target.resolve()
     fresh = target.with_name(f".{target.name}.new")
@@ -71,29 +72,28 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(target)
         fresh.rename(target)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # there only if something went wrong
+        shutil.rmtree(fresh, ignore_errors=True)  # exists only after an error
 
 
 def nearest(path: Path) -> Path:
-    """The file or folder, or the nearest above it that is there."""
+    """`path`, or its nearest parent that exists."""
     return next(place for place in (path, *path.parents) if place.exists())
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file and see it onto the disk. A kill leaves at most the last line unfinished.
+    """Append a line to a text file and fsync it. A kill leaves at most the last line incomplete.
 
-    Such an unfinished line, left by a kill before, is cut off first: the new line would otherwise become a part of it.
-    One process at a time may append to a file.
+    An incomplete last line of an earlier kill is removed first. One process at a time may append to a file.
 
     Raises:
-        ValueError: the text has a line break in it.
-        OSError: no folder, no permission, no room.
+        ValueError: the text contains a line break.
+        OSError: no folder, no permission, disk full.
     """
     if "\n" in line:
-        raise ValueError("a line has no line break in it")
+        raise ValueError("a line must not contain a line break")
     new = not path.exists()
     with path.open("a+b") as file:
-        _cut_unfinished(file.fileno())
+        _remove_incomplete_line(file)
         file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
@@ -101,18 +101,34 @@ def append_line(path: Path, line: str) -> None:
         _sync_folder(path.parent)
 
 
-def _cut_unfinished(descriptor: int) -> None:
-    """Truncate a file just after its last line break."""
-    end = size = os.fstat(descriptor).st_size
-    while end > 0:
-        start = max(0, end - _BLOCK)
-        found = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if found >= 0:
-            end = start + found + 1
-            break
-        end = start
-    if end < size:
-        os.ftruncate(descriptor, end)
+def json_text(content: Any) -> str:
+    """`content` as JSON text with one line per record, for files that people compare.
+
+    A list or mapping is written on one line if it holds no other, or fits in 120 columns.
+    """
+    return f"{_json_lines(content, '')}\n"
+
+
+def _json_lines(value: Any, indent: str) -> str:
+    line = json.dumps(value, allow_nan=False)
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    if len(indent) + len(line) <= _JSON_COLUMNS or not any(isinstance(item, Mapping | list | tuple) for item in items):
+        return line
+    deeper = f"{indent} "
+    parts = [_json_lines(item, deeper) for item in items]
+    if isinstance(value, Mapping):
+        parts = [f"{json.dumps(key)}: {part}" for key, part in zip(value, parts, strict=True)]
+    separator = f",\n{deeper}"
+    return f"{line[0]}\n{deeper}{separator.join(parts)}\n{indent}{line[-1]}"
+
+
+def _remove_incomplete_line(file: BinaryIO) -> None:
+    """Truncate a file after its last line break."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read() not in (b"", b"\n"):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -125,7 +141,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[int]:
-    """Lock `folder` against other processes that ask for its lock; gives the lock's file descriptor.
+    """Lock `folder` against other processes that call this; yields the lock's file descriptor.
 
     The lock lasts as long as any process holds the descriptor open.
 
@@ -133,7 +149,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[int]:
         wait: wait for another process to release the lock.
 
     Raises:
-        TrainingError: another process holds the lock, and `wait` is false; the folder cannot be made.
+        TrainingError: another process holds the lock, and `wait` is false; or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +160,6 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
-            raise TrainingError(
-                "another process works in this folder", where=folder.name, do="wait for it, or stop it"
-            ) from None
+            what = "another process is using this folder"
+            raise TrainingError(what, where=folder.name, do="wait for it, or stop it") from None
         yield file.fileno()

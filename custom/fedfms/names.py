@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-NAME_RULE = "a name has no blanks and no separators, and begins with no dot"
+NAME_RULE = "a name has no blanks and no separators, and does not begin with a dot"
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` can name a site or a data set: one folder, and one word of a command line."""
+    """Whether `text` can name a site or a data set: a single folder and a single command line word."""
     return bool(text) and text[0] != "." and not any(c in "/\\\0" or c.isspace() for c in text)

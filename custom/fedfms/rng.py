@@ -1,4 +1,4 @@
-"""Randomness without global state: one stream per (seed, site, round, purpose), the same on every machine."""
+"""Random streams without global state: one per (seed, site, round, purpose), identical on every machine."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def torch_rng(seed: int, site: str = "", round_: int = 0, purpose: str = "") -> 
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Seed torch's CPU stream for the building of modules inside the block, and put the caller's back after it.
+    """Seed torch's global CPU stream inside the block, and restore it afterwards.
 
-    Torch modules draw their initial weights from the global stream and take no generator; this is the one way to
-    make the draw a function of (seed, purpose) alone without touching anybody else's randomness.
+    Torch modules draw their initial weights from the global stream and accept no generator. This makes the draw a
+    function of (seed, purpose) alone and leaves the caller's stream untouched.
     """
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(_entropy(seed, "", 0, purpose) & (2**63 - 1))

@@ -1,4 +1,4 @@
-"""The attack benchmark: a site whose labels are turned round, and one whose update is; a study for each rule."""
+"""The attack benchmark: a site with inverted masks, and one with a negated update; a study for each rule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.attack import LENGTH, LabelFlipper, SignFlipper, study_of
+from benchmarks.attack import LENGTH, LabelFlipper, SignFlipper, make_study
 from fedfms.settings import SiteSettings
 from fedfms.study import AGGREGATION_RULES
 from fedfms.training.build import build
@@ -18,17 +18,19 @@ SMALL = ("data.phantom_images=4", "model.input_px=32")
 
 @pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
 def test_five_sites_are_enough_for_each_rule(rule: str) -> None:
-    assert study_of(rule).federation.aggregation == rule
+    assert make_study(rule).federation.aggregation == rule
 
 
-def test_an_attacker_flips_what_it_trains_on_or_what_it_sends(tmp_path: Path) -> None:
-    study, settings = study_of("mean", SMALL), SiteSettings()
+def test_a_byzantine_site_flips_its_masks_or_its_update(tmp_path: Path) -> None:
+    study, settings = make_study("mean", SMALL), SiteSettings()
     honest = Site(study, "b", settings, tmp_path / "honest")
     labels = LabelFlipper(study, "b", settings, tmp_path / "labels")
     good, bad = honest._dataset("train")[0], labels._dataset("train")[0]
     assert torch.equal(torch.as_tensor(bad["label"]), 1 - torch.as_tensor(good["label"]))
     received = build(study, settings).shared()
     sent = honest.train_round(0, received).update.tensors
-    turned = SignFlipper(study, "b", settings, tmp_path / "signs").train_round(0, received).update.tensors
-    for name, tensor in turned.items():
+    flipped = SignFlipper(study, "b", settings, tmp_path / "signs").train_round(0, received)
+    for name, tensor in flipped.update.tensors.items():
         assert torch.allclose(tensor - received[name], -LENGTH * (sent[name] - received[name]), atol=1e-5)
+        assert torch.equal(torch.from_numpy(flipped.payload.arrays[name]), tensor)  # what travels
+    assert flipped.payload.base is None

@@ -1,4 +1,4 @@
-"""The picture of the phantom's sites: what is committed is what the command makes."""
+"""The committed picture of the phantom's sites equals the command's."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from benchmarks.phantom import picture
 COMMITTED = PAGES / "phantom-sites.png"
 
 
-def test_the_committed_picture_is_what_the_command_makes():
+def test_the_committed_picture_equals_the_drawn_one() -> None:
     made, committed = (np.asarray(image, dtype=int) for image in (picture(), Image.open(COMMITTED)))
     assert made.shape == committed.shape == (128, 512, 3)
-    # another NumPy or torch may round a grey value the other way
+    # another version of NumPy or torch may round a grey value differently
     assert np.abs(made - committed).max() <= 1
     assert COMMITTED.stat().st_size < 200_000

@@ -1,4 +1,4 @@
-"""The benchmark runs and says what it measured on; no timing is asserted."""
+"""A benchmark runs as a command and reports its machine; no timing is asserted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 PATHS = ("plain", "fast")
 
 
-def test_one_step_as_json(tmp_path: Path) -> None:
+def test_the_rows_of_a_step_as_json(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     command = "step --method fedmsa,fedsam --backbone vit_tiny --size 64 --paths plain,fast --dtypes float32 --steps 1"
     done = subprocess.run(

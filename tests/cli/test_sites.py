@@ -1,4 +1,4 @@
-"""`fedfms sites`: on one machine, and merged from what each site hands over, with the same numbers."""
+"""`fedfms sites`: with all data on one machine, and merged from the sites' files, with the same numbers."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def _here(study: str, tmp_path: Path, *more: str) -> int:
     return main(["sites", study, "--root", str(tmp_path / "root"), *more])
 
 
-def test_nothing_is_folded_where_the_output_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_not_wrapped_outside_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"polypgen_c{n}_a_hospital_of_a_long_name_in_a_far_country" for n in range(6)]
     command = ["sites", "phantom", "--set", "data.phantom_images=12", "--set", "data.phantom_px=64", "--min-cases", "2"]
     assert main([*command, "--sites", ",".join(names)]) == 0
-    told = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     for name in names:
-        assert len([line for line in told if name in line]) > 1, "in each table"
+        assert len([line for line in lines if name in line]) > 1, "in each table"
 
 
-def test_both_ways_say_the_same(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merged_files_give_the_same_numbers(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _here(study, tmp_path, "--out", str(tmp_path / "report"), "--json", str(tmp_path / "one.json")) == 0
     together = json.loads((tmp_path / "one.json").read_text())
     files = []
@@ -52,8 +52,8 @@ def test_both_ways_say_the_same(study: str, tmp_path: Path, capsys: pytest.Captu
         files.append(str(tmp_path / f"{site}.json"))
         capsys.readouterr()
         assert _here(study, tmp_path, "--site", site, "--out-file", files[-1]) == 0
-        told, handed = capsys.readouterr().out, Path(files[-1]).read_text()
-        assert told.startswith(handed)  # what is printed is what leaves
+        output, handed = capsys.readouterr().out, Path(files[-1]).read_text()
+        assert output.startswith(handed)  # the output shows exactly what leaves the site
         assert "planted-marker" not in handed
         assert str(tmp_path) not in handed
         assert len(handed) < 10_000
@@ -70,40 +70,43 @@ def test_both_ways_say_the_same(study: str, tmp_path: Path, capsys: pytest.Captu
         assert b"planted-marker" not in path.read_bytes()
 
 
-def test_a_site_of_few_is_a_note(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_site_with_too_few_patients_is_a_note(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_site(tmp_path / "root", "few", n=4)
     few = ("--set", "held_out=[few]")
     assert _here(study, tmp_path, *few, "--sites", "a,few", "--json", str(tmp_path / "out.json")) == 0
-    assert "Note: site few: it has fewer than 5 patients; nothing is told of so few." in " ".join(
+    assert "Note: site few: it has fewer than 5 patients, too few to report." in " ".join(
         capsys.readouterr().out.split()
     )
-    told = json.loads((tmp_path / "out.json").read_text())
-    assert [site["site"] for site in told["sites"]] == ["a"]
-    assert _here(study, tmp_path, "--min-cases", "13") == 1  # of neither: there is nothing to show
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [site["site"] for site in written["sites"]] == ["a"]
+    assert _here(study, tmp_path, "--min-cases", "13") == 1  # both sites have fewer
     assert _here(study, tmp_path, *few, "--sites", "few", "--min-cases", "4") == 0
 
 
 def test_the_phantom_needs_no_data(tmp_path: Path) -> None:
     command = ["sites", "phantom", "--set", "data.phantom_images=12", "--set", "data.phantom_px=32"]
     assert main([*command, "--json", str(tmp_path / "out.json")]) == 0
-    told = json.loads((tmp_path / "out.json").read_text())
-    assert told["distances"]["sites"] == ["site-1", "site-2", "site-3", "site-4"]
-    assert {site["patients"] for site in told["sites"]} == {6}
-    matrix = told["distances"]["intensity"]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["distances"]["sites"] == ["site-1", "site-2", "site-3", "site-4"]
+    assert {site["patients"] for site in written["sites"]} == {6}
+    matrix = written["distances"]["intensity"]
     assert all(matrix[i][i] == 0 and matrix[i][j] == matrix[j][i] > 0 for i in range(4) for j in range(i))
 
 
-def test_faults_are_one_line(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few, odd = tmp_path / "few.json", tmp_path / "odd.json"
     odd.write_text("[1]")
     assert _here(study, tmp_path, "--site", "a", "--out-file", str(few), "--min-cases", "2") == 0
-    for command, says in [
-        (["sites"], "one of three ways"),
-        (["sites", study, "--merge", str(odd)], "one of three ways"),
-        (["sites", study, "--site", "a"], "one of three ways"),
-        (["sites", "--merge", str(odd)], "odd.json, profile: "),
-        (["sites", "--merge", str(few)], "few.json: it tells of 2 patients; make it with --min-cases 5"),
-        (["sites", "--merge", str(tmp_path / "gone.json")], "gone.json cannot be read"),
+    for command, message in [
+        (["sites"], "exactly one of three forms"),
+        (["sites", study, "--merge", str(odd)], "exactly one of three forms"),
+        (["sites", study, "--site", "a"], "exactly one of three forms"),
+        (["sites", "--merge", str(odd)], "odd.json: profile: expected mapping"),
+        (
+            ["sites", "--merge", str(few)],
+            "few.json: it contains statistics over 2 patients; make it with --min-cases 5",
+        ),
+        (["sites", "--merge", str(tmp_path / "gone.json")], "cannot read gone.json (No such file or directory)"),
         (["sites", "fundus", "--root", str(tmp_path / "root")], "there is no folder fundus/REFUGE"),
         (["sites", study, "--root", str(tmp_path / "root"), "--out", str(odd)], "cannot write sites.json"),
         (["sites", study, "--root", str(tmp_path / "gone")], "--root is not a folder"),
@@ -118,22 +121,23 @@ def test_faults_are_one_line(study: str, tmp_path: Path, capsys: pytest.CaptureF
         capsys.readouterr()
         assert main(command) == 1, command
         error = capsys.readouterr().err.splitlines()[-1]
-        assert says in error
+        assert message in error
         assert str(tmp_path) not in error
     with pytest.raises(SystemExit):
         main(["sites", study, "--min-cases", "1"])
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [(OSError(36, "File name too long", "/data/StMary"), "File name too long"),
+    ("fault", "message"), [(OSError(36, "File name too long", "/data/StMary"), "File name too long"),
                         (OSError("no picture: /data/StMary"), "OSError")],
 )  # fmt: skip
-def test_a_fault_of_the_system_is_one_line_without_a_path(
-    fault: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_error_of_the_system_is_one_line_without_a_path(
+    fault: OSError, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
         raise fault
 
-    monkeypatch.setattr("fedfms.cli.sites._opened", fail)
+    monkeypatch.setattr("fedfms.cli.sites._open", fail)
     assert main(["sites", "phantom"]) == 1
-    assert capsys.readouterr().err == f"fedfms: a file cannot be read or written: {told}; check names and rights\n"
+    error = capsys.readouterr().err
+    assert error == f"fedfms: a file cannot be read or written: {message}; check names and permissions\n"

@@ -1,4 +1,4 @@
-"""`fedfms table` as it is typed."""
+"""The command `fedfms table`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ TINY = [text for override in SMALL for text in ("--set", override)]
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         ([], "needs a study and --out"),
         (["phantom"], "needs a study and --out"),
-        (["phantom", "--out", "OUT", "--jobs", "0"], "--jobs must be 1 or more"),
         (["nothing", "--out", "OUT"], "no study and no table 'nothing'; name a YAML file, a study (brain, fundus, "),
-        (["nothing", "--on", "phantom", "--out", "OUT"], "or a table (fedfms-fig3, fedfms-fig7, fedfms-table1, "),
+        (["nothing", "--on", "phantom", "--out", "OUT"], "or a table (compression, fedfms-fig3, fedfms-fig7, "),
         (["phantom", "--out", "OUT", "--methods", "fedxyz"], "unknown method 'fedxyz'"),
         (["phantom", "--out", "OUT", "--held-out", "site-9"], "site-9"),
         (["phantom", "--out", "OUT", "--sites", "nosuch"], "one of ['site-1', 'site-2', 'site-3', 'site-4'], or --set"),
@@ -31,29 +30,31 @@ TINY = [text for override in SMALL for text in ("--set", override)]
         (["phantom", "--out", "OUT", "--held-out", "site-1", "--protocol", "personal"], "personal holds no site out"),
         (["fundus", "--out", "OUT", "--set", "model.backbone=vit_tiny"], "data_root"),
         (["phantom", "--out", "OUT", "--checkpoint", "gone.pth"], "cannot read checkpoint gone.pth"),
-        (["--render", "OUT"], "holds no table"),
+        (["--render", "OUT"], "contains no table"),
         (["phantom", "--out", "FILE", "--dry-run", "--no-estimate"], "--out: FILE is a file; name a folder"),
         (["phantom", "--out", "FILE/below/it", "--no-estimate"], "--out: FILE is a file; name a folder"),
-        (["phantom", "--out", ".", "--dry-run", "--no-estimate"], "holds other files, and no table; name a new folder"),
+        (
+            ["phantom", "--out", ".", "--dry-run", "--no-estimate"],
+            "contains other files, and no table; name a",
+        ),
     ],
 )
-def test_faults_are_one_line(
-    args: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_errors_are_one_line(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").touch()
     assert main(["table", *args]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert told[0].startswith("fedfms: ")
-    assert says in told[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fedfms: ")
+    assert message in line
 
 
-def test_the_list_names_every_table_with_its_title(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_every_table_with_its_title(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
-    told = capsys.readouterr().out
-    assert "fedfms-table1 (FedFMS, Table 1)" in told
-    assert all(f" {path.stem} (" in told for path in (STUDIES / "tables").glob("*.yaml"))
+    output = capsys.readouterr().out
+    assert "fedfms-table1 (FedFMS, Table 1)" in output
+    assert all(f" {path.stem} (" in output for path in (STUDIES / "tables").glob("*.yaml"))
 
 
 def _weights_of_vit_tiny(path: Path) -> Path:
@@ -63,37 +64,37 @@ def _weights_of_vit_tiny(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("more", [["--dry-run", "--no-estimate"], ["--dry-run"], ["--no-estimate"]])
-def test_weights_of_another_backbone_are_told_before_any_run(
+def test_weights_of_another_backbone_are_an_error_before_any_run(
     more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a variant that comes last, too."""
+    """Also if they belong to the last variant."""
     weights, out = _weights_of_vit_tiny(tmp_path / "w.pth"), tmp_path / "out"
     table = tmp_path / "table.yaml"
     variants = "{fits: {train.lr: 1.0e-3}, other: {model.backbone: vit_b}}"
     table.write_text(f"study: phantom\nmethods: [fedmsa]\nheld_out: [site-1]\nvariants: {variants}\n")
     assert main(["table", str(table), "--checkpoint", str(weights), "--out", str(out), *TINY, *more]) == 1
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("fedfms: w.pth: does not fit the model: lacks ")
-    assert "the study asks for vit_b; check model.backbone" in told
-    assert not (out / "cells").exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fedfms: w.pth: does not fit the model: lacks ")
+    assert "the study needs vit_b; check model.backbone" in line
+    assert not (out / "runs").exists()
 
 
-def test_weights_that_fit_are_planned_and_missing_ones_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_weights_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = ["table", "phantom", "--dry-run", "--no-estimate", "--out", str(tmp_path / "out"), *TINY]
     assert main([*plan, "--checkpoint", str(_weights_of_vit_tiny(tmp_path / "w.pth"))]) == 0
     capsys.readouterr()
     absent = [*plan, "--set", "model.checkpoint=gone.pth"]
     assert main(absent) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "gone.pth, which runs start from, is not here; name it: --checkpoint FILE" in told
-    assert "3 from random weights; a federation would send" in told  # of U-Net
+    output = " ".join(capsys.readouterr().out.split())
+    assert "initial weights gone.pth not found; use --checkpoint FILE" in output
+    assert "3 from random weights; a federation would send" in output  # U-Net
     absent.remove("--dry-run")
     assert main(absent) == 1
-    assert "gone.pth, which runs start from, is not here" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "cells").exists()
+    assert "initial weights gone.pth not found" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_the_way_to_own_sites_that_a_refusal_names_gives_those_sites(
+def test_the_options_that_an_error_suggests_for_other_sites_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = ["table", "phantom", "--methods", "fedmsa", "--dry-run", "--no-estimate", "--out", str(tmp_path / "out")]
@@ -104,43 +105,52 @@ def test_the_way_to_own_sites_that_a_refusal_names_gives_those_sites(
     assert "2 runs, " in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_tables_own_held_out_sites_are_of_its_own_protocol(
+def test_a_tables_held_out_sites_apply_to_its_own_protocol_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = ["table", "wire", "--dry-run", "--no-estimate", "--out", str(tmp_path / "out"), "--protocol", "personal"]
+    plan = [
+        "table",
+        "compression",
+        "--dry-run",
+        "--no-estimate",
+        "--out",
+        str(tmp_path / "out"),
+        "--protocol",
+        "personal",
+    ]
     assert main(plan) == 0
     assert "12 runs, 240 rounds" in " ".join(capsys.readouterr().out.split())
     assert main([*plan, "--held-out", "site-3"]) == 1
-    assert "held_out names ['site-3'], and the protocol personal holds no site out" in capsys.readouterr().err
+    assert "held_out names ['site-3'], but the protocol personal holds no site out" in capsys.readouterr().err
 
 
-def test_without_an_estimate_runs_and_bytes_are_told_and_options_looked_at(
+def test_without_an_estimate_runs_and_bytes_are_printed_and_options_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a data set that is not here, too."""
+    """Also if the data are missing."""
     plan = ["--dry-run", "--no-estimate", "--out", str(tmp_path / "out")]
     assert main(["table", "fedsca-table4", "--on", "phantom", *plan]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "a federation would send" in told and "nothing was timed" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "a federation would send" in output and "no step was timed" in output
     assert main(["table", "fedsca-fig5", "--on", "phantom", *plan]) == 1
     assert "layers is 12; from 1 to 8 with this backbone" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_a_table_is_planned_made_gone_on_with_and_made_again(
+def test_a_table_is_planned_executed_resumed_and_rendered_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     command = ["table", "phantom", "--methods", "fedmsa,msa", "--held-out", "site-1", "--out", str(out), *TINY]
     assert main([*command, "--dry-run"]) == 0
     assert "2 runs, 6 rounds" in " ".join(capsys.readouterr().out.split())
-    assert not (out / "cells").exists()
+    assert not (out / "runs").exists()
     assert main([*command, "--no-estimate", "--jobs", "2"]) == 0
     made = {name: (out / name).read_bytes() for name in ("table.csv", "table.md", "table.tex", "index.html")}
     assert b"Wilcoxon" in made["index.html"]
     assert main(command) == 0
-    assert "2 of 2 runs are there already" in capsys.readouterr().out
+    assert "2 of 2 runs are finished already" in capsys.readouterr().out
     for name in made:
         (out / name).unlink()
     assert main(["table", "--render", str(out)]) == 0
@@ -149,23 +159,23 @@ def test_a_table_is_planned_made_gone_on_with_and_made_again(
     }
 
 
-def test_a_log_has_a_line_a_run_and_faults_as_they_come(
+def test_a_log_has_a_line_per_run_and_errors_as_they_occur(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "table.log").touch()  # its own output may lie there
+    (out / "table.log").touch()  # a log of its output may lie there
 
-    def run_cells(cells: Any, *_: Any, told: Any, failed: Any, **__: Any) -> dict[str, str]:
-        one, other = (cell.name for cell in cells)
-        told({one: 1, other: 0})
-        told({one: 3, other: 1})
-        failed(other, "it has no [room]")
+    def execute_runs(runs: Any, *_: Any, progress: Any, on_error: Any, **__: Any) -> dict[str, str]:
+        one, other = (run.name for run in runs)
+        progress({one: 1, other: 0})
+        progress({one: 3, other: 1})
+        on_error(other, "the disk is [full]")
         return {one: "", other: ""}
 
-    monkeypatch.setattr("fedfms.experiments.runner.run_cells", run_cells)
+    monkeypatch.setattr("fedfms.experiments.runner.execute_runs", execute_runs)
     table = ["table", "phantom", "--methods", "fedmsa", "--held-out", "site-1", "--seeds", "0,1", "--no-estimate"]
     assert main([*table, "--out", str(out), *TINY]) == 1
-    told = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert "1 of 2 runs, 4 of 6 rounds" in told
-    assert told.index("fedmsa+site-1+seed1: it has no [room]") > told.index("1 of 2 runs, 4 of 6 rounds")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "1 of 2 runs, 4 of 6 rounds" in lines
+    assert lines.index("fedmsa+site-1+seed1: the disk is [full]") > lines.index("1 of 2 runs, 4 of 6 rounds")

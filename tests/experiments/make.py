@@ -1,12 +1,14 @@
-"""A table so small that a run of it takes seconds."""
+"""An experiment whose runs take seconds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from fedfms.experiments.plan import Cell, Grid
-from fedfms.experiments.runner import run_cells
+from fedfms.errors import StudyError
+from fedfms.experiments.plan import Experiment, Run
+from fedfms.experiments.runner import Engine, execute_runs
+from fedfms.schema import parse
 from fedfms.settings import SiteSettings
 
 SMALL = (
@@ -15,12 +17,13 @@ SMALL = (
 )  # fmt: skip
 
 
-def grid(**values: Any) -> Grid:
+def experiment(**values: Any) -> Experiment:
     """Two methods on three phantom sites, each held out once."""
-    return Grid(**{"study": "phantom", "methods": ("fedmsa", "local"), "overrides": SMALL, **values})
+    raw = {"study": "phantom", "methods": ["fedmsa", "local"], "overrides": SMALL, **values}
+    return parse(Experiment, raw, StudyError)
 
 
-def run(cells: list[Cell], out: Path, engine: str = "reference", jobs: int = 2) -> dict[str, str]:
-    """Run them as the command does, one thread each."""
+def execute(runs: list[Run], out: Path, engine: Engine = "reference", jobs: int = 2) -> dict[str, str]:
+    """Execute runs as the command does, with one thread each."""
     settings = SiteSettings(cache=out / "cache", threads=1)
-    return run_cells(cells, out, settings, engine=engine, jobs=jobs, told=lambda done: None)
+    return execute_runs(runs, out, settings, engine=engine, jobs=jobs, progress=lambda done: None)

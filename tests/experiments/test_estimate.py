@@ -1,4 +1,4 @@
-"""What a table says beforehand."""
+"""The estimate of an experiment."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from fedfms.reporting.cost.timing import Timing
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 
-from .make import grid
+from .make import experiment
 
 
-def test_what_the_runs_start_from_is_told() -> None:
-    weights = ("model.checkpoint=w.pth", *grid().overrides)
-    both = grid(methods=("fedmsa", "fedunet"), held_out=("site-1",), overrides=weights)
-    assert "3 runs, 9 rounds, from random weights; " in estimate.count(grid(methods=("fedmsa",)).cells()).text(1)
-    assert "2 runs, 6 rounds, 1 from w.pth, 1 from random weights; " in estimate.count(both.cells()).text(1)
+def test_the_initial_weights_are_counted() -> None:
+    weights = ("model.checkpoint=w.pth", *experiment().overrides)
+    both = experiment(methods=("fedmsa", "fedunet"), held_out=("site-1",), overrides=weights)
+    text = estimate.count(experiment(methods=("fedmsa",)).runs()).text(1)
+    assert "3 runs, 9 rounds, from random weights; " in text
+    assert "2 runs, 6 rounds, 1 from w.pth, 1 from random weights; " in estimate.count(both.runs()).text(1)
 
 
-def test_a_step_is_timed_as_a_run_will_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
+def test_a_step_is_timed_with_the_settings_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
 
-    def apart(study: Study, settings: SiteSettings, *_: Any, **__: Any) -> Timing:
-        asked.append(settings)
+    def measure_in_subprocess(study: Study, settings: SiteSettings, *_: Any, **__: Any) -> Timing:
+        seen.append(settings)
         return Timing("cpu", 3, 4.0, 0.5, 0, 0)
 
-    monkeypatch.setattr(estimate, "apart", apart)
-    cells = grid(methods=("fedmsa",), held_out=("site-1",)).cells()
-    told = estimate.estimate(cells, SiteSettings(cache=tmp_path, threads=1, micro_batch=2), lambda name: None)
-    assert asked == [SiteSettings(threads=1, micro_batch=2)], "a process of two threads tells nothing of one of one"
-    assert told.runs == 1
-    assert told.seconds is not None
+    monkeypatch.setattr(estimate, "measure_in_subprocess", measure_in_subprocess)
+    runs = experiment(methods=("fedmsa",), held_out=("site-1",)).runs()
+    found = estimate.estimate(runs, SiteSettings(cache=tmp_path, threads=1, micro_batch=2), lambda name: None)
+    assert seen == [SiteSettings(threads=1, micro_batch=2)], "the number of threads changes the time of a step"
+    assert found.runs == 1
+    assert found.seconds is not None

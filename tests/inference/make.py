@@ -1,4 +1,4 @@
-"""Model files as a run leaves them, of models so small that nothing takes long; and images."""
+"""Model files as a run writes them, of tiny models; and images."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ BACKBONES = {
 
 
 def tiny(method: str = "fedmsa", *overrides: str) -> Study:
-    """A study of the phantom at 64 px, of sites with names that must not get out."""
+    """A study of the phantom at 64 px, with site names that must not be disclosed."""
     return study(method, f"sites=[{','.join(SITES)}]", *overrides)
 
 
 def moved(of: Study) -> BuiltModel:
-    """The study's model with every trained tensor moved from where it began, as after training, and a head that finds
-    something and not everything.
+    """The study's model with every trained tensor changed, as after training. The bias of the head gives masks that are
+    neither empty nor full.
     """
     built = build(of, SiteSettings())
     generator = torch.Generator().manual_seed(7)
@@ -52,13 +52,13 @@ def global_file(folder: Path, of: Study, **more: Any) -> Path:
     """A global model as the server's persistor writes it."""
     path = folder / "FL_global_model.pt"
     shared = {name: tensor.abs() if "running_var" in name else tensor for name, tensor in moved(of).shared().items()}
-    told = {"study": of.to_dict(), "kind": "final", "round": of.train.rounds, **more}
-    torch.save({"model": shared, "train_conf": {}, **told}, path)
+    metadata = {"study": of.to_dict(), "kind": "final", "round": of.train.rounds, **more}
+    torch.save({"model": shared, "train_conf": {}, **metadata}, path)
     return path
 
 
 def loaded(path: Path, **named: Any) -> LoadedModel:
-    """The model of a file, with nothing set at the site."""
+    """The model of a file, with default settings."""
     return load_model(read_model(path, **named), SiteSettings())
 
 

@@ -1,4 +1,4 @@
-"""What leaves as safetensors, ONNX and bundle is the model: the same numbers, and no site by name."""
+"""Safetensors, ONNX and bundle give the numbers of the model, and name no site."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from fedfms.inference.inputs import InputRule, find_inputs
 from fedfms.inference.loading import LoadedModel
 from fedfms.inference.network import write_onnx, write_torchscript
 from fedfms.inference.outputs import OutputFolder
-from fedfms.inference.predict import predict
-from fedfms.inference.predictor import probabilities
+from fedfms.inference.predict import predict, probabilities
 from tests.inference.make import BACKBONES, SITES, global_file, loaded, picture, tiny
 from tests.methods.common import same
 
@@ -31,7 +30,7 @@ TOLERANCE = 1e-4
 
 
 def _run_bundle(bundle: Path, images: Path, out: Path) -> None:
-    """As its README says, in a process that cannot import this package."""
+    """Run the command of its README in a process that cannot import this package."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     blocked = "import sys, runpy; sys.modules['fedfms'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
     command = [sys.executable, "-c", blocked, "run", "--config_file", "configs/inference.json"]
@@ -43,7 +42,7 @@ def _run_bundle(bundle: Path, images: Path, out: Path) -> None:
 
 
 def assert_bundle_predicts_alike(own: LoadedModel, bundle: Path, images: Path, folder: Path) -> None:
-    """Probabilities within the tolerance, masks the same, for every image of a folder."""
+    """Equal probabilities within the tolerance and equal masks for every image of a folder."""
     _run_bundle(bundle, images, folder / "bundle-out")
     inputs = find_inputs(images, InputRule(), folder / "out")
     predict(own, inputs, OutputFolder(folder / "out", {}), batch_size=2)
@@ -58,14 +57,14 @@ def assert_bundle_predicts_alike(own: LoadedModel, bundle: Path, images: Path, f
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, Path]:
-    """A model, and the folder of all its formats."""
+    """A model, and the folder with all its formats."""
     folder = tmp_path_factory.mktemp("export")
     own = loaded(global_file(folder, tiny()))
     export(own, InputRule(depth="third"), folder / "out", formats=FORMATS, licence="CC0-1.0")
     return own, folder / "out"
 
 
-def test_safetensors_are_the_whole_model_and_need_nothing_else(exported: tuple[LoadedModel, Path]) -> None:
+def test_safetensors_contain_the_whole_model(exported: tuple[LoadedModel, Path]) -> None:
     own, out = exported
     for path in (out, out / "model.safetensors"):
         again = loaded(path)
@@ -75,27 +74,27 @@ def test_safetensors_are_the_whole_model_and_need_nothing_else(exported: tuple[L
 
 
 @pytest.mark.parametrize("method", ["fednnunet", "fedunet", "feddbe"])
-def test_tensors_under_two_names_and_those_that_a_method_adds_come_back(method: str, tmp_path: Path) -> None:
+def test_tensors_with_two_names_and_tensors_of_a_method_are_restored(method: str, tmp_path: Path) -> None:
     own = loaded(global_file(tmp_path, tiny(method)))
     export(own, InputRule(), tmp_path / "out", formats=["safetensors"], licence="-")
     assert same(dict(loaded(tmp_path / "out").model.state_dict()), dict(own.model.state_dict()))
 
 
-def test_no_site_and_no_folder_is_named_and_the_card_says_what_it_must(exported: tuple[LoadedModel, Path]) -> None:
+def test_no_site_and_no_folder_is_named_and_the_card_is_complete(exported: tuple[LoadedModel, Path]) -> None:
     _, out = exported
     secrets = [*SITES, str(Path(fedfms.__file__).parent), sys.prefix, str(Path.home()) + "/"]
     for path in out.rglob("*"):
         if path.is_file():
             assert not [word for word in secrets if word.encode() in path.read_bytes()], path.name
     card = (out / "README.md").read_text()
-    for text in ("2 trained it", "Rounds: 2 of 2", "CC0-1.0", "not a medical device", "FedFMS, MICCAI 2024", "final"):
+    for text in ("trained at 2", "Rounds: 2 of 2", "CC0-1.0", "not a medical device", "FedFMS, MICCAI 2024", "final"):
         assert text in card
     assert (out / "bundle" / "docs" / "README.md").read_text().startswith(card)
 
 
-def test_metadata_has_what_monai_asks_for(exported: tuple[LoadedModel, Path]) -> None:
+def test_metadata_has_the_keys_that_monai_requires(exported: tuple[LoadedModel, Path]) -> None:
     metadata = json.loads((exported[1] / "bundle" / "configs" / "metadata.json").read_text())
-    # what MONAI's schema of 2024-07-25 requires
+    # required by MONAI's schema of 2024-07-25
     required = {"schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version", "task",
                 "description", "authors", "copyright", "network_data_format", "required_packages_version"}  # fmt: skip
     assert required <= metadata.keys()
@@ -108,7 +107,7 @@ def test_monai_runs_the_bundle_without_this_package(exported: tuple[LoadedModel,
     images = tmp_path / "images"
     images.mkdir()
     picture(images / "a.png", (90, 120))
-    picture(images / "a.jpg", (30, 40), seed=3)  # a mask of each
+    picture(images / "a.jpg", (30, 40), seed=3)  # each gets its own mask
     picture(images / "a.png.jpg", (30, 40), seed=4)
     picture(images / "b.jpg", (64, 64), seed=1)
     picture(images / "c.png", (40, 300), colour=False, seed=2)
@@ -134,44 +133,45 @@ def test_onnx_and_torchscript_give_the_same_logits_for_any_batch(backbone: str, 
         images = torch.rand(batch, 3, 64, 64)
         with torch.inference_mode():
             due, script = model(images), traced(images)
-        assert due.std() > 0.01  # else any two would be equal
+        assert due.std() > 0.01  # otherwise the comparison would be trivial
         np.testing.assert_allclose(script, due, atol=TOLERANCE)
         np.testing.assert_allclose(session.run(None, {"images": images.numpy()})[0], due, atol=TOLERANCE)
 
 
-def test_an_export_is_replaced_and_what_is_none_is_not_touched(tmp_path: Path) -> None:
+def test_an_export_is_replaced_and_other_files_are_untouched(tmp_path: Path) -> None:
     own = loaded(global_file(tmp_path, tiny()))
     for _ in range(2):
         names = export(own, InputRule(), tmp_path / "out", formats=["safetensors"], licence="-")
     assert names == ["README.md", "model.json", "model.safetensors"]
     (tmp_path / "out" / "thesis.tex").touch()
-    with pytest.raises(DataError, match="no export"):
+    with pytest.raises(DataError, match="something other than an export"):
         export(own, InputRule(), tmp_path / "out", formats=["safetensors"], licence="-")
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="cannot write the folder"):
         export(own, InputRule(), tmp_path / "file" / "out", formats=["safetensors"], licence="-")
     assert (tmp_path / "out" / "thesis.tex").exists()
 
 
-def test_no_other_file_is_taken_for_the_exports(exported: tuple[LoadedModel, Path], tmp_path: Path) -> None:
+def test_other_safetensors_files_are_rejected(exported: tuple[LoadedModel, Path], tmp_path: Path) -> None:
     shutil.copytree(exported[1], tmp_path / "out")
     (tmp_path / "out" / "other.safetensors").write_bytes(b"another model")
     for name in ("other.safetensors", "none.safetensors"):
-        with pytest.raises(CheckpointError, match="no other file"):
+        with pytest.raises(CheckpointError, match="the only readable file"):
             loaded(tmp_path / "out" / name)
 
 
-def test_a_damaged_export_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_export_is_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(global_file(tmp_path, tiny("fedsca")))
     out = tmp_path / "out"
     assert main(["export", "--model", model, "--out", str(out), "--format", "safetensors"]) == 0
-    said = capsys.readouterr()
-    assert "shared model of phantom, fedsca" in said.out and "warning: the file holds the shared tensors" in said.err
+    output = capsys.readouterr()
+    assert "shared model of phantom, fedsca" in output.out
+    assert "warning: the file contains the shared tensors" in output.err
     (out / "model.safetensors").write_bytes(b"cut")
     picture(tmp_path / "a.png")
-    predict_it = ["predict", "--model", str(out), "--input", str(tmp_path / "a.png"), "--out", str(tmp_path / "masks")]
-    assert main(predict_it) == 1
+    command = ["predict", "--model", str(out), "--input", str(tmp_path / "a.png"), "--out", str(tmp_path / "masks")]
+    assert main(command) == 1
     assert capsys.readouterr().err == "fedfms: --model: model.safetensors is damaged; export the model again\n"
     (out / "model.json").write_text("{}")
-    assert main(predict_it) == 1
-    assert "model.json is not one" in capsys.readouterr().err
+    assert main(command) == 1
+    assert "--model, model.json: missing key 'kind'; export the model again" in capsys.readouterr().err

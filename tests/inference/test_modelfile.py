@@ -1,4 +1,4 @@
-"""Every file that a run leaves tells which model it is; a bad one is a line, and runs nothing."""
+"""Every model file of a run identifies its model; an invalid one is a one-line error and runs no code."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from tests.methods.common import same
         ("fedsca", {}, "shared"),
     ],
 )
-def test_a_global_model_tells_its_kind(method: str, more: dict[str, object], kind: str, tmp_path: Path) -> None:
+def test_a_global_model_has_its_kind(method: str, more: dict[str, object], kind: str, tmp_path: Path) -> None:
     file = read_model(global_file(tmp_path, tiny(method), **more))
     assert (file.kind, file.study, file.holds) == (kind, tiny(method), "shared")
     assert file.name() == f"{kind} model of phantom, {method} after {more.get('round', 2)} rounds"
 
 
-def test_the_model_predicts_with_the_files_tensors_and_the_studys_frozen_ones(tmp_path: Path) -> None:
+def test_the_model_has_the_files_tensors_and_the_studys_frozen_ones(tmp_path: Path) -> None:
     of = tiny()
     own = loaded(global_file(tmp_path, of))
     assert same(dict(own.model.state_dict()), dict(moved(of).model.state_dict()))
     assert own.note == ""
 
 
-def test_private_tensors_that_never_left_their_site_are_as_they_began_and_a_line_says_so(tmp_path: Path) -> None:
+def test_private_tensors_have_their_initial_values_and_a_note_says_so(tmp_path: Path) -> None:
     of = tiny("fedsca")
     own, whole = loaded(global_file(tmp_path, of)), moved(of)
     state = own.model.state_dict()
@@ -50,7 +50,7 @@ def test_private_tensors_that_never_left_their_site_are_as_they_began_and_a_line
     assert not any(torch.equal(state[n], whole.model.state_dict()[n]) for n in whole.partition.private)
 
 
-def test_a_personal_model_is_whole(tmp_path: Path) -> None:
+def test_a_personal_model_is_complete(tmp_path: Path) -> None:
     of = tiny("fedsca")
     save_model(tmp_path / "personal_final.pt", of, moved(of).trained())
     own = loaded(tmp_path / "personal_final.pt")
@@ -58,10 +58,10 @@ def test_a_personal_model_is_whole(tmp_path: Path) -> None:
     assert same(dict(own.model.state_dict()), dict(moved(of).model.state_dict()))
 
 
-def test_a_server_of_the_reference_loop_is_read_with_its_study_named(tmp_path: Path) -> None:
+def test_the_server_state_of_the_in_process_loop_needs_a_named_study(tmp_path: Path) -> None:
     of = tiny()
     ServerStateStore(tmp_path / "server.pt").save(ServerState(shared=moved(of).shared(), round=1))
-    with pytest.raises(StudyError, match="does not tell its study"):
+    with pytest.raises(StudyError, match="does not name its study"):
         read_model(tmp_path / "server.pt")
     (tmp_path / "result.json").write_text(json.dumps({"study": of.to_dict()}))
     file = read_model(tmp_path / "server.pt")
@@ -70,7 +70,7 @@ def test_a_server_of_the_reference_loop_is_read_with_its_study_named(tmp_path: P
     assert (named.study.name, named.study.method) == ("phantom", "fedsam")
 
 
-def test_a_file_of_an_older_run_finds_the_runs_record_beside(tmp_path: Path) -> None:
+def test_a_file_of_an_older_run_finds_its_study_in_the_runs_record(tmp_path: Path) -> None:
     of = tiny()
     (tmp_path / "app_server").mkdir()
     (tmp_path / "fedfms").mkdir()
@@ -83,7 +83,7 @@ def test_a_file_of_an_older_run_finds_the_runs_record_beside(tmp_path: Path) -> 
 
 
 class _Evil:
-    """Runs a command when it is unpickled."""
+    """Runs a command if it is unpickled."""
 
     def __init__(self, sentinel: Path) -> None:
         self._sentinel = sentinel
@@ -92,7 +92,7 @@ class _Evil:
         return os.system, (f"touch {self._sentinel}",)
 
 
-def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_file_is_not_executed(tmp_path: Path) -> None:
     torch.save({"model": _Evil(tmp_path / "sentinel")}, tmp_path / "evil_jane_doe.pt")
     with pytest.raises(CheckpointError, match="not a file of plain tensors") as caught:
         read_model(tmp_path / "evil_jane_doe.pt")
@@ -101,7 +101,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not torch", {"w": torch.zeros(1)}, {"model": {"w": 1}}, [1]])
-def test_a_file_that_is_no_model_is_a_line(content: object, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_an_error_without_its_name(content: object, tmp_path: Path) -> None:
     path = tmp_path / "jane_doe.pt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(FedfmsError) as caught:
@@ -109,13 +109,13 @@ def test_a_file_that_is_no_model_is_a_line(content: object, tmp_path: Path) -> N
     assert "jane_doe" not in caught.value.line()
 
 
-def test_tensors_of_another_study_are_refused(tmp_path: Path) -> None:
+def test_tensors_of_another_study_are_rejected(tmp_path: Path) -> None:
     path = global_file(tmp_path, tiny(), study=tiny("fedsam").to_dict())
     with pytest.raises(CheckpointError, match="not those of this study"):
         loaded(path)
 
 
-def test_weights_that_are_not_the_studys_are_refused(tmp_path: Path) -> None:
+def test_weights_that_are_not_the_studys_are_rejected(tmp_path: Path) -> None:
     from fedfms.inference.loading import load_model
 
     weights = tmp_path / "weights.pth"
@@ -124,7 +124,7 @@ def test_weights_that_are_not_the_studys_are_refused(tmp_path: Path) -> None:
     path = global_file(tmp_path, tiny(), study=of.to_dict())
     with pytest.raises(CheckpointError, match="SHA-256"):
         load_model(read_model(path), SiteSettings(), weights)
-    with pytest.raises(FedfmsError, match="weights.pth, whose tensors its file leaves out"):
+    with pytest.raises(FedfmsError, match="weights.pth, whose tensors are not in its file"):
         loaded(path)
     with pytest.raises(CheckpointError, match="leave it out"):
         load_model(read_model(global_file(tmp_path, tiny())), SiteSettings(), weights)

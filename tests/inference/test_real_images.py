@@ -1,4 +1,4 @@
-"""Real frames and real volumes: predicted, exported, and predicted again by ONNX and by MONAI."""
+"""Real frames and volumes: predicted, exported, and predicted again with ONNX and MONAI."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from PIL import Image
 from fedfms.inference.export import FORMATS, export
 from fedfms.inference.inputs import InputRule, find_inputs
 from fedfms.inference.outputs import OutputFolder
-from fedfms.inference.predict import predict
-from fedfms.inference.predictor import model_input, probabilities
+from fedfms.inference.predict import model_input, predict, probabilities
 from tests.conftest import SHARED
 from tests.inference.make import global_file, loaded, tiny
 from tests.inference.test_export import TOLERANCE, assert_bundle_predicts_alike
@@ -22,7 +21,7 @@ from tests.inference.test_export import TOLERANCE, assert_bundle_predicts_alike
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 
-def test_frames_by_predict_onnx_and_monai(shared_polyp: Path, tmp_path: Path) -> None:
+def test_frames_with_predict_onnx_and_monai(shared_polyp: Path, tmp_path: Path) -> None:
     import onnxruntime
 
     images = tmp_path / "images"
@@ -54,6 +53,6 @@ def test_volumes_keep_shape_and_affine(tmp_path: Path) -> None:
         out = tmp_path / f"out{number}"
         outcome = predict(own, inputs, OutputFolder(out, {}), batch_size=8)[0]
         source, mask = nibabel.load(volume), nibabel.load(next(out.glob("*_mask.nii.gz")))
-        assert (mask.shape, outcome.fault) == (source.shape, "")
+        assert (mask.shape, outcome.error) == (source.shape, "")
         np.testing.assert_allclose(mask.affine, source.affine, atol=1e-6)
         assert int((np.asarray(mask.dataobj) > 0).sum()) == outcome.pixels["disc"]

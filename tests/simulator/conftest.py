@@ -1,4 +1,4 @@
-"""Runs NVFLARE's simulator as a person does: a process of its own, a job folder, a workspace."""
+"""Runs NVFLARE's simulator as users do: as a process, with a job folder and a workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A filter that a test puts at a site, behind the executor: it writes down what is about to leave."""
+"""A filter for tests, behind a site's executor, that records what leaves the site."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-PLAIN = (bool, int, float, str, type(None))  # a list of numbers is an array by another name
+PLAIN = (bool, int, float, str, type(None))  # a list of numbers counts as an array
 FILE = "left_the_site.jsonl"
 
 
 class Spy(Filter):
-    """One line a reply: its task, the names of its tensors, and every array or text that lies anywhere else in it."""
+    """Writes one line per reply: its task, the names of its tensors, and every other array or text in it."""
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         dxo = from_shareable(shareable)
         weights = dxo.data if dxo.data_kind in (DataKind.WEIGHTS, DataKind.WEIGHT_DIFF) else {}
-        beside = {"meta": dxo.meta, "data": {} if weights else dxo.data}
+        other = {"meta": dxo.meta, "data": {} if weights else dxo.data}
         line = {
             "task": fl_ctx.get_prop(FLContextKey.TASK_NAME),
             "tensors": sorted(weights),
             "dtypes": sorted({str(array.dtype) for array in weights.values()}),
             "bytes": sum(array.nbytes for array in weights.values()),
-            "arrays beside": [path for path, value in _walk(beside) if not isinstance(value, PLAIN)],
-            "texts beside": sorted({str(value) for _, value in _walk(beside) if isinstance(value, str)}),
+            "other arrays": [path for path, value in _walk(other) if not isinstance(value, PLAIN)],
+            "other texts": sorted({str(value) for _, value in _walk(other) if isinstance(value, str)}),
         }
         run = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id()))
         with (run / FILE).open("a") as file:

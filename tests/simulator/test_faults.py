@@ -1,4 +1,4 @@
-"""A site that cannot go on says so: an error reply with the site and what to do, never a job that hangs."""
+"""A site with an error replies with its name and advice, and the job never hangs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PHANTOM = STUDIES / "phantom.yaml"
 
 @pytest.fixture(scope="module")
 def eyes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with sites a and b in order, c with a damaged image, and none for d; and its settings file."""
+    """A data root with valid sites a and b, damaged images at c, and no data of d; and its settings file."""
     root = tmp_path_factory.mktemp("eyes")
     for site in "abc":
         make_site(root / "data", site, n=6, salt=site)
@@ -37,7 +37,7 @@ def _job(out: Path, sites: str, min_sites: int) -> Path:
     return build_job(study, out)
 
 
-def test_a_site_with_damaged_images_is_left_out_and_reported(eyes: Path, simulate: Simulator, tmp_path: Path) -> None:
+def test_a_site_with_damaged_images_is_excluded_and_reported(eyes: Path, simulate: Simulator, tmp_path: Path) -> None:
     job = _job(tmp_path / "job", "[a, b, c]", 2)
     done = simulate(job, tmp_path / "ws", "-t", "3", env={"FEDFMS_SITE": str(eyes / "site.yaml")})
     assert done.returncode == 0, done.stdout[-3000:]

@@ -1,4 +1,4 @@
-"""A run in NVFLARE's simulator that is killed at a random moment, and goes on there: to the same bits."""
+"""A run in NVFLARE's simulator that is killed at a random moment is resumed with bit-equal numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fedfms.errors import TrainingError
 from fedfms.federation.inprocess import final_scores, rounds
 from fedfms.federation.state import FILE, ServerStateStore
 from fedfms.flare.job import build_job
-from fedfms.flare.resume import KEPT
-from fedfms.flare.simulator import aside
+from fedfms.flare.resume import CHECKPOINTS
+from fedfms.flare.simulator import state_folder
 from fedfms.flare.simulator_runs import resume_simulated
 from fedfms.reporting import make_report
 from fedfms.settings import SiteSettings
@@ -33,12 +33,12 @@ LIMIT_S = 300
 
 
 def _done(workspace: Path) -> int:
-    saved = ServerStateStore(workspace / "server" / KEPT / "simulate_job" / FILE).load()
+    saved = ServerStateStore(workspace / "server" / CHECKPOINTS / "simulate_job" / FILE).load()
     return 0 if saved is None else saved.round
 
 
 def _run_and_kill(job: Path, workspace: Path, after_s: float) -> int:
-    """Run a job until a moment after its first round; the rounds that were done at the kill."""
+    """Run a job, and kill it some time after its first round; returns the number of finished rounds."""
     command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job), "-w", str(workspace)]
     process = subprocess.Popen([*command, "-t", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                start_new_session=True)  # fmt: skip
@@ -46,7 +46,7 @@ def _run_and_kill(job: Path, workspace: Path, after_s: float) -> int:
         until = time.monotonic() + LIMIT_S
         while not _done(workspace) and process.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
-        with pytest.raises(TrainingError, match="still goes on"):
+        with pytest.raises(TrainingError, match="is still running"):
             resume_simulated(workspace, 1)
         time.sleep(after_s)
     finally:
@@ -55,17 +55,18 @@ def _run_and_kill(job: Path, workspace: Path, after_s: float) -> int:
     return _done(workspace)
 
 
-@pytest.mark.parametrize(("method", "wire"), [("fedsca", "int8"), ("fedala", "none")])
-def test_a_killed_run_goes_on_to_the_same_bits(method: str, wire: str, tmp_path: Path) -> None:
-    study = load_study(PHANTOM, method=method, overrides=[*TINY, "train.rounds=4", f"federation.compression={wire}"])
+@pytest.mark.parametrize(("method", "compression"), [("fedsca", "int8"), ("fedala", "none")])
+def test_a_killed_run_is_resumed_with_the_same_bits(method: str, compression: str, tmp_path: Path) -> None:
+    overrides = [*TINY, "train.rounds=4", f"federation.compression={compression}"]
+    study = load_study(PHANTOM, method=method, overrides=overrides)
     workspace = tmp_path / "ws"
     done = _run_and_kill(build_job(study, tmp_path / "job"), workspace, random.uniform(0, 6))
     assert done >= 1
     if done < 4:
         assert main(["report", str(workspace)]) == 1
     assert main(["resume", str(workspace), "--threads", "2"]) == 0
-    assert not aside(workspace).exists()
-    assert not (workspace / "server" / KEPT / "simulate_job").exists()
+    assert not state_folder(workspace).exists()
+    assert not (workspace / "server" / CHECKPOINTS / "simulate_job").exists()
 
     *_, last = rounds(study, study.sites, SiteSettings(), tmp_path / "reference")
     run = workspace / "server" / "simulate_job" / "fedfms"
@@ -78,7 +79,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(method: str, wire: str, tmp_path:
         folders = (workspace / site / "simulate_job" / "fedfms", tmp_path / "reference" / site)
         one, other = (StateStore(folder / "state").load() for folder in folders)
         assert one is not None and other is not None
-        for name in ("trained", "memory", "residual", "held"):
+        for name in ("trained", "stored", "residual", "held"):
             assert_equal(getattr(one, name), getattr(other, name), 0)
     rows, final = records(workspace)
     assert [(row["round"], row["site"], row["accepted"]) for row in rows] == [
@@ -90,4 +91,4 @@ def test_a_killed_run_goes_on_to_the_same_bits(method: str, wire: str, tmp_path:
     report = make_report(workspace)
     assert report.results["resumed"] == [done]
     assert report.first_line.plain.startswith("valid: 2 of 2 sites in 4 of 4 rounds; in all of them: a, b")
-    assert main(["resume", str(workspace)]) == 1  # it has come to its end
+    assert main(["resume", str(workspace)]) == 1  # it is complete

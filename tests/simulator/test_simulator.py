@@ -1,4 +1,4 @@
-"""The federation in NVFLARE's simulator against the in-process reference loop: the same numbers, however it is run."""
+"""A federation in NVFLARE's simulator gives the numbers of the in-process loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _study(method: str) -> Study:
     return load_study(PHANTOM, method=method, overrides=SMALL)
 
 
-# One of each kind: of SAM, of another family, on pooled data. The others: tests/flare/test_methods.py, in process.
+# One of each kind: SAM, another family, pooled data. For the other methods see tests/flare/test_methods.py.
 @pytest.mark.parametrize("method", ["fedmsa", "fedunet", "msa"])
 def test_the_simulator_equals_the_reference(method: str, simulate: Simulator, tmp_path: Path) -> None:
     assert_simulator_equals_reference(method, simulate, tmp_path)
@@ -46,17 +46,17 @@ def test_a_held_out_site_scores_and_does_not_train(simulate: Simulator, tmp_path
     ]
     assert [row["site"] for row in rows if row["held_out"]] == ["site-3", "site-3"]
     assert_streamed(tmp_path / "ws", rows)
-    # The server's last model and its best by validation are both scored there, on all its images.
+    # The held-out site scores the final and the best model on all its images.
     for name in ("final", "best"):
-        told = final[name]["sites"]["site-3"]
-        assert (told["part"], told["images"], told["held_out"]) == ("all", 12, True)
-        assert told["scores"]["dice"] is not None
+        entry = final[name]["sites"]["site-3"]
+        assert (entry["part"], entry["images"], entry["held_out"]) == ("all", 12, True)
+        assert entry["scores"]["dice"] is not None
     reference = final_scores(study, SITES, SiteSettings(), tmp_path / "reference", last.server)
     for site in SITES:
         assert final["final"]["sites"][site]["scores"]["dice"] == pytest.approx(
             reference[site]["scores"]["dice"], abs=1e-6
         )
-    # What goes up is what the method shares, and not a byte of the frozen part.
+    # The update contains the shared tensors, and no byte of the frozen ones.
     payload = sum(tensor.numel() * 4 for tensor in last.server.shared.values())
     assert all(row["bytes_up"] == row["bytes_down"] == payload for row in trained)
     report = tmp_path / "ws" / "server" / "simulate_job" / "fedfms" / "report"

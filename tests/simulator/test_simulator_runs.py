@@ -1,4 +1,4 @@
-"""Going on with a simulator's run waits for the workers that outlive its kill, and for nobody else."""
+"""Resuming a simulator's run waits for orphaned workers of a killed simulator, and for no other process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a process that has such a command line, and sleeps."""
+    """Start a sleeping process with this command line."""
     begun: list[subprocess.Popen[bytes]] = []
 
     def begin(*line: str, seconds: float = 60, cwd: Path | None = None) -> subprocess.Popen[bytes]:
@@ -40,19 +40,19 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
-def test_a_worker_without_its_simulator_is_waited_for(start: Start, tmp_path: Path) -> None:
+def test_orphaned_workers_are_awaited(start: Start, tmp_path: Path) -> None:
     process = start("-m", WORKER, "-o", str(tmp_path / "ws" / "a"), "--parent_pid", "4194304", seconds=3)
-    assert list(simulator_runs._at_work(tmp_path / "ws")) == [True]
+    assert list(simulator_runs._running(tmp_path / "ws")) == [True]
     assert process.poll() is None
     wait_for_end(tmp_path / "ws")
     assert process.wait(10) == 0
-    assert list(simulator_runs._at_work(tmp_path / "ws")) == []
+    assert list(simulator_runs._running(tmp_path / "ws")) == []
 
 
-def test_a_worker_that_does_not_end_is_told(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_does_not_end_is_an_error(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator_runs, "_GRACE_S", 0.3)
     start("-m", WORKER, "-o", str(tmp_path / "ws" / "a"), "--parent_pid", "4194304")
-    with pytest.raises(TrainingError, match="ws: the run still goes on"):
+    with pytest.raises(TrainingError, match="ws: the run is still running"):
         wait_for_end(tmp_path / "ws")
 
 
@@ -65,10 +65,10 @@ def test_a_worker_that_does_not_end_is_told(start: Start, tmp_path: Path, monkey
         ("-m", "fedfms.flare.simulator", "job", "-w", "{ws}"),
     ],
 )
-def test_a_run_is_not_waited_for(line: tuple[str, ...], start: Start, tmp_path: Path) -> None:
+def test_a_live_simulator_is_an_error_at_once(line: tuple[str, ...], start: Start, tmp_path: Path) -> None:
     start(*(part.format(ws=tmp_path / "ws", name=tmp_path.name) for part in line), cwd=tmp_path)
     begun = time.monotonic()
-    with pytest.raises(TrainingError, match="ws: the run still goes on"):
+    with pytest.raises(TrainingError, match="ws: the run is still running"):
         wait_for_end(tmp_path / "ws")
     assert time.monotonic() - begun < 5
 
@@ -83,13 +83,13 @@ def test_a_run_is_not_waited_for(line: tuple[str, ...], start: Start, tmp_path: 
         ("-m", WORKER, "--parent_pid"),
     ],
 )
-def test_others_do_not_count(line: tuple[str, ...], start: Start, tmp_path: Path) -> None:
+def test_other_processes_are_ignored(line: tuple[str, ...], start: Start, tmp_path: Path) -> None:
     (tmp_path / "ws").mkdir()
     start(*(part.format(ws=tmp_path / "ws") for part in line), cwd=tmp_path / "ws")
     wait_for_end(tmp_path / "ws")
 
 
-def test_another_users_run_is_seen_by_what_it_names(
+def test_another_users_run_is_recognised_by_its_absolute_path(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(self: psutil.Process) -> str:
@@ -97,5 +97,5 @@ def test_another_users_run_is_seen_by_what_it_names(
 
     monkeypatch.setattr(psutil.Process, "cwd", denied)
     start("nvflare", "simulator", "job", "-w", str(tmp_path / "ws"))
-    with pytest.raises(TrainingError, match="ws: the run still goes on"):
+    with pytest.raises(TrainingError, match="ws: the run is still running"):
         wait_for_end(tmp_path / "ws")

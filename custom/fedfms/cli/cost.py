@@ -1,44 +1,34 @@
-"""`fedfms cost`: what methods cost on a study, before anything runs: parameters, bytes, FLOPs, memory, seconds."""
+"""`fedfms cost`: parameters, bytes, FLOPs, memory and seconds of methods on a study, before anything runs."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fedfms.cli.files import positive, write
+from fedfms.cli.files import write
+from fedfms.cli.options import Commands, add_command, add_shared, positive
 from fedfms.study import find_study, load_study
 
 if TYPE_CHECKING:
     from fedfms.study import Study
 
-_EXAMPLES = """\
-examples:
-  fedfms cost polyp --preset paper --methods fedmsa,fedsam,fedsca --no-time
-  fedfms cost polyp --methods fedmsa,fedprox:full=true,fedsca:layers=4 --sites 4 --json cost.json
-"""
 
-
-def add_commands(commands: Any) -> None:
-    """Add it to the subparsers of `fedfms`."""
-    cost = commands.add_parser(
-        "cost", help="what methods cost: parameters, bytes, FLOPs, memory, seconds; beside the papers' figures",
-        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_commands(commands: Commands) -> None:
+    """Add `fedfms cost`."""
+    cost = add_command(
+        commands, "cost", _cost, example="fedfms cost polyp --preset paper --methods fedmsa,fedsca:layers=4 --no-time",
+        help="parameters, bytes, FLOPs, memory and seconds of methods, next to the papers' figures",
     )  # fmt: skip
-    cost.add_argument("study", help="a YAML file, or the name of a packaged study")
+    add_shared(cost, "study", "--backbone", "--preset", "--set", "--json")
     cost.add_argument("--methods", metavar="A,B", help="a,b:option=value,... or all (default: the study's)")
-    cost.add_argument("--backbone", help="as `fedfms list` names them")
-    cost.add_argument("--preset", help="schedule and backbone of `fedfms list`, laid over the study's")
-    cost.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
-    cost.add_argument("--sites", type=positive, metavar="N", help="sites that train (default: the study's)")
-    cost.add_argument("--no-time", action="store_true", help="count only: no step is run")
-    cost.add_argument("--steps", type=positive, default=3, help="steps to time, each method in a process of its own")
+    cost.add_argument("--sites", type=positive, metavar="N", help="number of training sites (default: the study's)")
+    cost.add_argument("--no-time", action="store_true", help="count only; run no step")
+    cost.add_argument("--steps", type=positive, default=3, metavar="N", help="steps to time per method (default: 3)")
     cost.add_argument("--timeout", type=positive, default=600, metavar="S", help="for the steps of one method")
-    cost.add_argument("--device", default="", help="to time on: cpu, cuda:1 (default: the card where there is one)")
-    cost.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    cost.add_argument("--out", type=Path, metavar="DIR", help="write cost.json and cost.md here")
-    cost.set_defaults(run=_cost)
+    cost.add_argument("--device", default="", help="device to time: cpu, cuda:1 (default: cuda if available)")
+    cost.add_argument("--out", type=Path, metavar="DIR", help="write cost.json and cost.md into this folder")
 
 
 def _cost(args: argparse.Namespace) -> None:
@@ -67,14 +57,13 @@ def _cost(args: argparse.Namespace) -> None:
 
 
 def _studies(args: argparse.Namespace) -> list[Study]:
-    """The study by each of the methods that the command names."""
+    """The study with each method that the command line names."""
     from fedfms.methods import METHODS
     from fedfms.reporting.cost.published import with_sites
 
     path = find_study(args.study)
-    named = sorted(METHODS) if args.methods == "all" else (args.methods or "").split(",")
     made = []
-    for text in named:
+    for text in sorted(METHODS) if args.methods == "all" else (args.methods or "").split(","):
         name, *options = text.split(":")
         study = load_study(
             path, preset=args.preset, overrides=[*args.set, *(f"method_options.{option}" for option in options)],

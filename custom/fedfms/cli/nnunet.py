@@ -1,4 +1,4 @@
-"""`fedfms fingerprint`, at each site, and `fedfms plan`, at whoever builds the job: nnU-Net's planning, federated."""
+"""`fedfms fingerprint`, run at each site, and `fedfms plan`, run by the lead: federated nnU-Net planning."""
 
 from __future__ import annotations
 
@@ -7,35 +7,42 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedfms.cli.files import read_json, write
+from fedfms.cli.files import write
+from fedfms.cli.options import Commands, add_command, add_shared
 from fedfms.errors import DataError, StudyError
+from fedfms.schema import read_json
 from fedfms.study import check_sites_known, find_study, load_study
 
 
-def add_commands(commands: Any) -> None:
-    """Add both to the subparsers of `fedfms`."""
-    site = commands.add_parser("fingerprint", help="at a site: sums over its training images, for nnU-Net's plan")
-    site.add_argument("study", help="a YAML file, or the name of a packaged study")
-    site.add_argument("--site", required=True, help="this site's name in the study")
-    site.add_argument("--site-settings", type=Path, help="its fedfms_site.yaml (default: the one FEDFMS_SITE names)")
-    site.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
-    site.add_argument("--out", required=True, type=Path, help="the file to write, and to hand over: JSON")
-    site.set_defaults(run=_fingerprint)
-    plan = commands.add_parser("plan", help="nnU-Net's plan from the fingerprints of all sites")
-    plan.add_argument("fingerprints", nargs="+", type=Path, metavar="FILE.json")
-    plan.add_argument("--out", required=True, type=Path, help="for `fedfms job build fednnunet --plan`")
-    plan.set_defaults(run=_plan)
+def add_commands(commands: Commands) -> None:
+    """Add `fedfms fingerprint` and `fedfms plan`."""
+    site = add_command(
+        commands, "fingerprint", _fingerprint, help="at a site: sums over its training images, for nnU-Net's plan",
+        example="fedfms fingerprint polyp --site NAME --out NAME.json",
+    )  # fmt: skip
+    add_shared(site, "study", "--set", "--site-settings")
+    site.add_argument("--site", required=True, metavar="NAME", help="this site's name in the study")
+    site.add_argument("--out", required=True, type=Path, metavar="FILE", help="the JSON file to send to the lead")
+    plan = add_command(
+        commands, "plan", _plan, help="nnU-Net's plan from the fingerprints of all sites",
+        example="fedfms plan a.json b.json --out plan.json",
+    )  # fmt: skip
+    plan.add_argument("fingerprints", nargs="+", type=Path, metavar="FILE.json", help="made by `fedfms fingerprint`")
+    plan.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="for `fedfms job build fednnunet --plan FILE`"
+    )
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """The `plan` of a file that `fedfms plan` wrote.
+    """The plan in a file of `fedfms plan`.
 
     Raises:
-        StudyError: it cannot be read, or has none.
+        StudyError: the file cannot be read, or contains no plan.
     """
-    content = read_json(path)
+    do = "make it with `fedfms plan`"
+    content = read_json(path, StudyError, where="--plan", do=do)
     if not isinstance(content, dict) or not isinstance(content.get("plan"), dict):
-        raise StudyError(f"{path.name} holds no plan", where="--plan", do="make it with `fedfms plan`")
+        raise StudyError(f"{path.name} contains no plan", where="--plan", do=do)
     return dict(content["plan"])
 
 
@@ -49,7 +56,7 @@ def _fingerprint(args: argparse.Namespace) -> str:
     content = fingerprint(open_site(study, args.site, load_settings(named=args.site_settings))).to_dict()
     text = json.dumps(content, indent=1)
     write(args.out, text + "\n")
-    return f"{text}\n{args.out}: all that is above, and nothing else"
+    return f"{text}\n{args.out}: contains exactly the text above"
 
 
 def _plan(args: argparse.Namespace) -> str:
@@ -59,7 +66,7 @@ def _plan(args: argparse.Namespace) -> str:
     parts = []
     for path in args.fingerprints:
         try:
-            parts.append(Fingerprint.from_dict(read_json(path)))
+            parts.append(Fingerprint.from_dict(read_json(path, StudyError)))
         except DataError as error:
             raise error.at(path.name) from error
     merged = merge(parts)

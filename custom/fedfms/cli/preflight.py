@@ -1,16 +1,16 @@
-"""`fedfms preflight`: at a site, before a study: will its kit, machine, data and link do? A table, and an exit code."""
+"""`fedfms preflight`: checks of a site's kit, machine, data and connection before a study."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fedfms.cli.options import Commands, add_command, add_shared, positive_float
 from fedfms.errors import ProvisioningError
 
 if TYPE_CHECKING:
@@ -19,38 +19,24 @@ if TYPE_CHECKING:
 
     from fedfms.flare.preflight import Row
 
-_EXAMPLES = """\
-examples:
-  fedfms preflight --kit /srv/fedfms/kit                                   kit, package, way to the server
-  fedfms preflight --kit /srv/fedfms/kit --job fedmsa --full --mbit 50     and all that this study needs
-"""
 _COLOURS = {"pass": "green", "warn": "yellow", "FAIL": "red"}
-_WIDTH = 140  # where the output is no terminal
+_WIDTH = 140  # if the output is not a terminal
 
 
-def add_commands(commands: Any) -> None:
-    """Add it to the subparsers of `fedfms`."""
-    parser = commands.add_parser(
-        "preflight", help="at a site, before a study: kit, package, server, disk, data, weights, memory, link",
-        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_commands(commands: Commands) -> None:
+    """Add `fedfms preflight`."""
+    parser = add_command(
+        commands, "preflight", _preflight, example="fedfms preflight --kit KIT --job fedmsa --full --mbit 50",
+        help="at a site, before a study: check kit, package, server, disk, data, weights, memory, connection",
     )  # fmt: skip
-    parser.add_argument("--kit", required=True, type=Path, metavar="DIR", help="the site's kit, opened")
-    parser.add_argument("--job", type=Path, metavar="DIR", help="the study's job, as the lead will submit it")
-    parser.add_argument("--full", action="store_true", help="compare every image with its hash, not a sample")
-    parser.add_argument("--mbit", type=_speed, metavar="N", help="the link's speed in Mbit/s, as you know it")
-    parser.add_argument("--timeout-s", type=_speed, default=10.0, metavar="S", help="of a connection; default 10")
+    add_shared(parser, "--kit")
+    parser.add_argument("--job", type=Path, metavar="DIR", help="the job that the lead will submit")
+    parser.add_argument("--full", action="store_true", help="compare the hash of every image, not of a sample")
+    parser.add_argument("--mbit", type=positive_float, metavar="N", help="known speed of the connection in Mbit/s")
+    parser.add_argument(
+        "--timeout-s", type=positive_float, default=10.0, metavar="S", help="per connection; default 10"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=_preflight)
-
-
-def _speed(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError("must be a number above 0")
-    return value
 
 
 def _preflight(args: argparse.Namespace) -> int:
@@ -60,15 +46,15 @@ def _preflight(args: argparse.Namespace) -> int:
 
     for folder, what in ((args.kit, "kit"), (args.job, "job")):
         if folder is not None and not folder.is_dir():
-            raise ProvisioningError(f"--{what} names no folder", where="preflight", do=f"name the {what}'s, opened")
-    kit = args.kit.resolve()  # a kit's JSON has its folder's full name
+            raise ProvisioningError(f"--{what} is not a folder", where="preflight", do=f"name the {what}'s, opened")
+    kit = args.kit.resolve()  # a kit's JSON contains its absolute path
     context, rows = Context(kit, args.job, args.full, args.mbit, args.timeout_s), []
     with Console(stderr=True).status("") as status:
         for row in preflight(context):
             rows.append(row)
             status.update(f"{row.check}: {row.state}")
     if args.json:
-        sys.stdout.write(json.dumps({"ok": not failed(rows), "checks": [asdict(row) for row in rows]}, indent=1) + "\n")
+        print(json.dumps({"ok": not failed(rows), "checks": [asdict(row) for row in rows]}, indent=1))
     else:
         _console().print(table(rows))
     return int(bool(failed(rows)))
@@ -80,20 +66,20 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _WIDTH)
 
 
-def teller() -> Callable[[str, str, Sequence[Row]], None]:
-    """What shows the preflights of several sites and jobs: the first as a table, the others in a line."""
-    console, told = _console(), list[str]()
+def printer() -> Callable[[str, str, Sequence[Row]], None]:
+    """A function that prints the preflights of several sites and jobs: the first as a table, the others as lines."""
+    console, printed = _console(), list[str]()
 
     def show(site: str, job: str, rows: Sequence[Row]) -> None:
-        console.print(f"preflight of {site} for {job}:", "" if told else table(rows), highlight=False, end="")
-        console.print(line(rows) if told else "", markup=False, highlight=False)
-        told.append(site)
+        console.print(f"preflight of {site} for {job}:", "" if printed else table(rows), highlight=False, end="")
+        console.print(line(rows) if printed else "", markup=False, highlight=False)
+        printed.append(site)
 
     return show
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows for a terminal."""
+    """The rows as a table for the terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -105,7 +91,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def line(rows: Sequence[Row]) -> str:
-    """The rows in one line: how many pass, and what the others are."""
+    """The rows as one line: the number of passed checks, and the others in full."""
     passed = sum(row.state == "pass" for row in rows)
     others = [f"{row.check} {row.state}: {row.seen}" for row in rows if row.state != "pass"]
     return "; ".join([f"{passed} of {len(rows)} checks pass", *others])

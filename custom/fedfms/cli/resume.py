@@ -1,84 +1,79 @@
-"""`fedfms resume`: go on with a run that was cut, from the last round that it finished."""
+"""`fedfms resume`: resume an interrupted run after the last round that it finished."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-from fedfms.cli.files import positive
+from fedfms.cli.options import Commands, add_command, positive
 from fedfms.errors import StudyError
 
-_EXAMPLES = """\
-examples:
-  fedfms resume workspace                                      a simulator's run: what is left of it, there
-  fedfms resume jobs/fedmsa --job-id ID --out jobs/fedmsa-on   a federation's: a new job, to submit as the first was
-  fedfms resume SERVER/ID --out jobs/fedmsa-on                 the same, of the run's folder at the server
-  fedfms resume OUT/ID/workspace --out jobs/fedmsa-on          the same, of the run as it was fetched
+_DESCRIPTION = """\
+Resume an interrupted run after the last round that it finished. RUN is one of:
 
-A table that was cut goes on by its own command; this tells which. A new job finds what the server and the sites have
-kept by the ids of the jobs before it; what a site lost, it begins anew.
+  a simulator's workspace   the remaining rounds are run there
+  a job folder              with --job-id: a new job is written to --out; submit it like the first
+  a run at the server       SERVER/ID, or OUT/ID/workspace as it was downloaded: the same, without --job-id
+  a table's folder          prints the command that resumes the table
+
+A new job finds the state of server and sites by the ids of the earlier jobs. A site that has lost its state starts from
+its initial state.
 """
 
 
-def add_commands(commands: Any) -> None:
-    """Add it to the subparsers of `fedfms`."""
-    resume = commands.add_parser(
-        "resume", help="go on with a run that was cut, from the last round that it finished", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_commands(commands: Commands) -> None:
+    """Add `fedfms resume`."""
+    resume = add_command(
+        commands, "resume", _resume, help="resume an interrupted run after the last round that it finished",
+        description=_DESCRIPTION, example="fedfms resume jobs/fedmsa --job-id ID --out jobs/fedmsa-resumed",
     )  # fmt: skip
-    resume.add_argument("folder", metavar="RUN", type=Path, help="a simulator's workspace, a table, a job, or a run")
-    resume.add_argument("--threads", type=positive, help="of a simulator: sites at once (default: as many as cores)")
-    resume.add_argument("--job-id", metavar="ID", help="of a federation: the id that NVFLARE gave the job that was cut")
-    resume.add_argument("--out", type=Path, help="of a federation: the folder of the new job")
-    resume.set_defaults(run=_resume)
+    resume.add_argument("folder", metavar="RUN", type=Path, help="a simulator's workspace, a job, a run or a table")
+    resume.add_argument("--threads", type=positive, metavar="N", help="simulator: sites in parallel (default: cores)")
+    resume.add_argument("--job-id", metavar="ID", help="federation: NVFLARE's id of the interrupted job")
+    resume.add_argument("--out", type=Path, metavar="DIR", help="federation: the folder for the new job")
 
 
 def _resume(args: argparse.Namespace) -> str | int:
     from fedfms.flare.resume_job import next_job
     from fedfms.flare.simulator_runs import is_simulated
 
-    if (table := args.folder / "table.json").is_file():
-        return f"a table goes on by its own command, as it was typed: {_command(table)}"
+    if (args.folder / "table.json").is_file():
+        from fedfms.experiments.folder import read_record
+
+        return f"resume a table with its own command: {read_record(args.folder).command}"
     if is_simulated(args.folder):
         return _simulator(args)
     if not args.folder.is_dir():
-        raise StudyError(f"there is no folder {args.folder}", where="resume", do="name a run's, a table's or a job's")
+        raise StudyError(f"no folder {args.folder}", where="resume", do="name a run's, a table's or a job's")
     if args.out is None:
-        raise StudyError("a federation goes on by a new job", where=args.folder.name, do="name its folder: --out")
+        what = "a federation is resumed with a new job"
+        raise StudyError(what, where=args.folder.name, do="name a folder for it: --out")
     out = next_job(args.folder, args.job_id or _id_of(args.folder), args.out)
-    return f"{out}: submit it as the first; it begins after the last round that the server has kept"
+    return f"{out}: submit it like the first job; it starts after the last round that the server has stored"
 
 
 def _simulator(args: argparse.Namespace) -> int:
     from fedfms.cli.report import show
-    from fedfms.flare.simulator_runs import is_kept, resume_simulated
+    from fedfms.flare.simulator import has_checkpoint
+    from fedfms.flare.simulator_runs import resume_simulated
     from fedfms.reporting import ReportError, make_report
 
     try:
         report = make_report(args.folder)
-    except ReportError:  # cut before it had anything to report
+    except ReportError:  # interrupted before its first record
         pass
     else:
-        if report.results["complete"] and not is_kept(args.folder):
-            raise StudyError("the run has come to its end", where=args.folder.name, do="`fedfms report` shows it")
+        if report.results["complete"] and not has_checkpoint(args.folder):
+            raise StudyError("the run is complete", where=args.folder.name, do="`fedfms report` shows it")
     resume_simulated(args.folder, args.threads)
     return show(make_report(args.folder))
 
 
-def _command(table: Path) -> str:
-    try:
-        return str(json.loads(table.read_text(encoding="utf-8"))["command"])
-    except (OSError, ValueError, LookupError, TypeError):
-        raise StudyError("the table's file is damaged", where=table.parent.name, do="type its command again") from None
-
-
 def _id_of(run: Path) -> str:
-    """The id of a run: its folder's name at a server, and of one that was fetched, DOWNLOAD/ID/workspace, the name of
-    the folder that holds it; a job's folder has none.
+    """NVFLARE's id of a run: the name of its folder at a server, of DOWNLOAD/ID/workspace that of its parent. A job's
+    folder has none.
     """
     if not any(run.glob("app_*")):
-        raise StudyError("this is a job, whose id is not known", where=run.name, do="name it: --job-id")
+        raise StudyError("this is a job, whose id is unknown", where=run.name, do="name it: --job-id")
     folder = run.resolve()
     return folder.parent.name if folder.name == "workspace" else folder.name

@@ -1,16 +1,18 @@
-"""`fedfms sites`: how different a study's sites are, before training; on one machine, or merged from the sites' own."""
+"""`fedfms sites`: how much a study's sites differ, before training."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fedfms.cli.files import comma, read_json, settings_here, write
+from fedfms.cli.files import site_settings, write
+from fedfms.cli.options import Commands, add_command, add_shared, at_least
 from fedfms.errors import DataError, StudyError, TooFewError
+from fedfms.schema import read_json
 from fedfms.study import PHANTOM, PHANTOM_SITES, check_sites_known, find_study, load_study
 
 if TYPE_CHECKING:
@@ -18,86 +20,76 @@ if TYPE_CHECKING:
     from fedfms.settings import SiteSettings
     from fedfms.study import Study
 
-_EXAMPLES = """\
-examples:
-  fedfms sites polyp --root DATA --out REPORT                  all sites' data on one machine
-  fedfms sites polyp --site NAME --out-file NAME.json          at each site: numbers of many patients, to hand over
-  fedfms sites --merge a.json b.json --out REPORT              at the lead
+_DESCRIPTION = """\
+Compare the sites of a study before training: sizes, structures, grey values, distances between sites. One of:
+
+  fedfms sites STUDY                                data of all sites on this machine
+  fedfms sites STUDY --site NAME --out-file FILE    at a site: statistics over many patients, to send to the lead
+  fedfms sites --merge FILE ...                     at the lead: compare the sites' files
 """
-_NO_EDGE = 10_000  # columns
+_UNLIMITED = 10_000  # columns
 
 
-def add_commands(commands: Any) -> None:
-    """Add it to the subparsers of `fedfms`."""
-    sites = commands.add_parser(
-        "sites", help="how different the sites are: sizes, structures, grey values, distances; before training",
-        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_commands(commands: Commands) -> None:
+    """Add `fedfms sites`."""
+    sites = add_command(
+        commands, "sites", _sites, help="compare the sites before training: sizes, structures, grey values, distances",
+        description=_DESCRIPTION, example="fedfms sites polyp --root DATA --out REPORT",
     )  # fmt: skip
-    sites.add_argument("study", nargs="?", help="a YAML file, or the name of a packaged study")
-    sites.add_argument("--root", type=Path, help="the data root (default: the one in this site's settings)")
-    sites.add_argument("--site-settings", type=Path, help="a fedfms_site.yaml (default: the one FEDFMS_SITE names)")
-    sites.add_argument("--sites", type=comma, default=[], help="a,b,c (default: the study's)")
-    sites.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the study")
+    sites.add_argument("study", nargs="?", metavar="STUDY", help="a YAML file, or the name of a packaged study")
+    add_shared(sites, "--root", "--site-settings", "--sites", "--set", "--json")
     sites.add_argument(
-        "--min-cases", type=_at_least_two, default=None, metavar="N",
-        help="nothing is told of fewer patients (default: the study's rule, 5); with --merge: none of fewer is taken",
+        "--min-cases", type=at_least(2), metavar="N",
+        help="suppress statistics over fewer patients (default: the study's rule, 5); with --merge: reject such files",
     )  # fmt: skip
-    sites.add_argument("--site", metavar="NAME", help="this site alone, for --out-file")
-    sites.add_argument("--out-file", type=Path, metavar="FILE", help="where to write what this site hands over: JSON")
-    sites.add_argument("--merge", nargs="+", type=Path, default=[], metavar="FILE", help="what the sites handed over")
-    sites.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
-    sites.add_argument("--out", type=Path, metavar="DIR", help="write sites.json, .md, .png and .svg here")
-    sites.set_defaults(run=_sites)
-
-
-def _at_least_two(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError("must be a number, 2 or more: of one patient it would be the patient's own")
-    return int(text)
+    sites.add_argument("--site", metavar="NAME", help="this site only; needs --out-file")
+    sites.add_argument("--out-file", type=Path, metavar="FILE", help="the JSON file to send to the lead")
+    sites.add_argument("--merge", nargs="+", type=Path, default=[], metavar="FILE", help="files of the sites")
+    sites.add_argument("--out", type=Path, metavar="DIR", help="write sites.json, .md, .png and .svg into this folder")
 
 
 def _sites(args: argparse.Namespace) -> str | None:
     from fedfms.data.profile import MIN_CASES
 
     if bool(args.merge) == bool(args.study) or (args.site is None) != (args.out_file is None):
-        ways = "STUDY, STUDY --site NAME --out-file FILE, or --merge FILE ..."
-        raise StudyError("one of three ways is needed", where="fedfms sites", do=ways)
+        forms = "STUDY, STUDY --site NAME --out-file FILE, or --merge FILE ..."
+        raise StudyError("exactly one of three forms is needed", where="fedfms sites", do=forms)
     if args.site is not None:
-        return _hand_over(args)
-    profiles, notes = (_merged(args.merge, args.min_cases or MIN_CASES), []) if args.merge else _all_here(args)
+        return _write_profile(args)
+    profiles, notes = (_merged(args.merge, args.min_cases or MIN_CASES), []) if args.merge else _all_profiles(args)
     _show(args, profiles, notes)
     return None
 
 
-def _hand_over(args: argparse.Namespace) -> str:
-    """At a site: what is printed is what the file holds, and nothing else."""
-    study, settings = _opened(args)
+def _write_profile(args: argparse.Namespace) -> str:
+    """At a site: the output is exactly the content of the file."""
+    study, settings = _open(args)
     text = json.dumps(_profile(study, args.site, settings, args.min_cases).to_dict(), indent=1)
     write(args.out_file, text + "\n")
-    return f"{text}\n{args.out_file}: all that is above, and nothing else"
+    return f"{text}\n{args.out_file}: contains exactly the text above"
 
 
-def _merged(paths: list[Path], least: int) -> list[Profile]:
+def _merged(paths: list[Path], min_cases: int) -> list[Profile]:
     from fedfms.data.profile import Profile
 
     profiles = []
     for path in paths:
         try:
-            found = Profile.from_dict(read_json(path))
+            found = Profile.from_dict(read_json(path, StudyError))
         except DataError as error:
             raise error.at(path.name) from error
-        if found.min_cases < least:
+        if found.min_cases < min_cases:
             raise DataError(
-                f"it tells of {found.min_cases} patients", where=path.name,
-                do=f"make it with --min-cases {least}, or merge with --min-cases {found.min_cases}",
+                f"it contains statistics over {found.min_cases} patients", where=path.name,
+                do=f"make it with --min-cases {min_cases}, or merge with --min-cases {found.min_cases}",
             )  # fmt: skip
         profiles.append(found)
     return profiles
 
 
-def _all_here(args: argparse.Namespace) -> tuple[list[Profile], list[str]]:
-    """Profiles of all sites whose data are here, and a note of each that has too few patients."""
-    study, settings = _opened(args)
+def _all_profiles(args: argparse.Namespace) -> tuple[list[Profile], list[str]]:
+    """Profiles of all sites whose data are on this machine, and a note for each site with too few patients."""
+    study, settings = _open(args)
     names = args.sites or [*study.sites, *study.held_out]
     if not args.sites and not study.sites:
         if study.data.dataset != PHANTOM:
@@ -114,21 +106,21 @@ def _all_here(args: argparse.Namespace) -> tuple[list[Profile], list[str]]:
     return profiles, notes
 
 
-def _opened(args: argparse.Namespace) -> tuple[Study, SiteSettings]:
+def _open(args: argparse.Namespace) -> tuple[Study, SiteSettings]:
     study = load_study(find_study(args.study), overrides=args.set)
-    check_sites_known(study, args.sites, "--sites")
+    check_sites_known(study, args.sites or (), "--sites")
     check_sites_known(study, [] if args.site is None else [args.site], "--site")
-    settings = settings_here(args.root, args.site_settings)
-    # Each image is read once: none is kept.
-    return dataclasses.replace(study, data=dataclasses.replace(study.data, cache=False)), settings
+    # Each image is read once, so nothing is cached.
+    return replace(study, data=replace(study.data, cache=False)), site_settings(args.root, args.site_settings)
 
 
-def _profile(study: Study, site: str, settings: SiteSettings, least: int | None) -> Profile:
-    """Of no fewer patients than the command line says, else the study; nor than the site's own settings say."""
+def _profile(study: Study, site: str, settings: SiteSettings, min_cases: int | None) -> Profile:
+    """A site's profile; its minimum of patients is the command line's, else the study's, and at least the site's."""
     from fedfms.data import open_site
     from fedfms.data.profile import profile
 
-    return profile(open_site(study, site, settings), max(least or study.federation.min_cases, settings.min_cases, 2))
+    least = max(min_cases or study.federation.min_cases, settings.min_cases, 2)
+    return profile(open_site(study, site, settings), least)
 
 
 def _show(args: argparse.Namespace, profiles: list[Profile], notes: list[str]) -> None:
@@ -140,13 +132,13 @@ def _show(args: argparse.Namespace, profiles: list[Profile], notes: list[str]) -
 
     compared = compare(profiles)
     tables, console = rich_tables(compared), Console()
-    if not sys.stdout.isatty():  # nothing is folded
-        free = console.options.update(max_width=_NO_EDGE)
-        console.width = max(Measurement.get(console, free, table).maximum for table in tables)
+    if not sys.stdout.isatty():  # do not wrap
+        options = console.options.update(max_width=_UNLIMITED)
+        console.width = max(Measurement.get(console, options, table).maximum for table in tables)
     for table in tables:
         console.print(table)
     for note in notes:
-        console.print(f"Note: {note}.", markup=False, highlight=False, soft_wrap=True)
+        print(f"Note: {note}.")
     text = json.dumps({**compared, "notes": notes}, indent=1, allow_nan=False) + "\n"
     if args.json is not None:
         write(args.json, text)

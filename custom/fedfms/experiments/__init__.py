@@ -1,1 +1,1 @@
-"""The runs behind a table: which there are, one run, all of them side by side, and what that will take."""
+"""Experiments: many runs of one study, planned, executed in parallel, resumed and tabulated."""

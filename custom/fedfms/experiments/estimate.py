@@ -1,4 +1,4 @@
-"""What a table will take, before it starts: bytes by the methods' own rules, hours from a step that is timed here."""
+"""The cost of an experiment before it starts: bytes from the methods' rules, hours from a step timed here."""
 
 from __future__ import annotations
 
@@ -8,147 +8,142 @@ from dataclasses import dataclass, replace
 
 from fedfms.data import open_site
 from fedfms.errors import SettingsError, TrainingError
-from fedfms.experiments.plan import Cell
+from fedfms.experiments.plan import Run
 from fedfms.methods import METHODS
-from fedfms.reporting.cost.timing import apart
-from fedfms.reporting.cost.traffic import plan
+from fedfms.reporting.cost.timing import measure_in_subprocess
+from fedfms.reporting.cost.traffic import plan_traffic
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 from fedfms.training.build import check_weights
 
-_STEPS = 3  # the first fills caches; the one in the middle counts
+_STEPS = 3  # the first fills caches; the median counts
 _TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of all runs together."""
+    """The cost of all runs together."""
 
     runs: int
     rounds: int
     sent_mb: float
-    starts: Mapping[str, int]  # runs by what they start from
-    seconds: float | None  # one run after another; None where a step could not be timed
-    fault: str = ""  # why not
+    initial_weights: Mapping[str, int]
+    """Number of runs by initial weights."""
+    seconds: float | None
+    """Of all runs, one after another; None if a step could not be timed."""
+    error: str = ""
+    """Why a step could not be timed."""
 
     def text(self, jobs: int) -> str:
         """One line for people."""
-        told = f"{self.runs} runs, {self.rounds} rounds, {self._start()}; "
-        told += f"a federation would send {self.sent_mb:,.1f} MB; "
+        weights = [f"{runs} from {start}" for start, runs in self.initial_weights.items()]
+        start = ", ".join(weights) if len(weights) > 1 else f"from {next(iter(self.initial_weights))}"
+        text = f"{self.runs} runs, {self.rounds} rounds, {start}; a federation would send {self.sent_mb:,.1f} MB; "
         if self.seconds is None:
-            return f"{told}how long it takes is not known: {self.fault}"
+            return f"{text}duration unknown: {self.error}"
         hours = self.seconds / jobs / 3600
-        return f"{told}about {f'{hours:.1f} h' if hours >= 1 else f'{hours * 60:.0f} min'} here, {jobs} at once"
-
-    def _start(self) -> str:
-        if len(self.starts) == 1:
-            return f"from {next(iter(self.starts))}"
-        return ", ".join(f"{runs} from {start}" for start, runs in self.starts.items())
+        duration = f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"
+        return f"{text}about {duration} on this machine, {jobs} in parallel"
 
 
-def count(cells: Sequence[Cell]) -> Estimate:
-    """What all runs will do, by the methods' own rules: no data are opened, nothing is timed.
+def count(runs: Sequence[Run]) -> Estimate:
+    """The cost of all runs without opening data or timing a step.
 
     Raises:
-        StudyError: a model, a method or its options cannot be.
+        StudyError: an invalid model, method or option.
     """
-    sent: dict[tuple[str, str, int], float] = {}
-    total = 0.0
-    for cell in cells:
-        kind = cell.method, cell.variant, len(cell.study.sites)
-        if kind not in sent:
-            sent[kind] = 0.0 if METHODS[cell.method].centralised else plan(cell.study).total_mb
-        total += sent[kind]
-    rounds = sum(cell.study.train.rounds for cell in cells)
-    starts = Counter(cell.study.model.initial_weights for cell in cells)
-    return Estimate(len(cells), rounds, total, starts, None, "nothing was timed")
+    sent_mb: dict[tuple[str, str, int], float] = {}
+    total_mb = 0.0
+    for run in runs:
+        kind = run.key.method, run.key.variant, len(run.study.sites)
+        if kind not in sent_mb:
+            sent_mb[kind] = 0.0 if METHODS[run.key.method].centralised else plan_traffic(run.study).total_mb
+        total_mb += sent_mb[kind]
+    rounds = sum(run.study.train.rounds for run in runs)
+    weights = Counter(run.study.model.initial_weights for run in runs)
+    return Estimate(len(runs), rounds, total_mb, weights, None, "no step was timed")
 
 
-def check_starts(cells: Sequence[Cell], settings: SiteSettings, *, must: bool) -> list[str]:
-    """See that the files of weights that the runs start from fit their models, each pair once; what is told of others.
+def check_initial_weights(runs: Sequence[Run], settings: SiteSettings, *, required: bool) -> list[str]:
+    """Check that the weight files fit the models of the runs; returns a note for each missing file.
 
     Args:
-        must: the runs are about to begin: a file that is not here is a fault.
+        required: a missing file is an error.
 
     Raises:
-        FedfmsError: a file does not fit, or is not here: better now than after hours.
+        FedfmsError: a file does not fit its model, or is missing.
     """
     seen: set[ModelSpec] = set()
     notes = []
-    for cell in cells:
-        name = cell.study.model.checkpoint
-        if cell.study.model in seen or name is None:
+    for run in runs:
+        name = run.study.model.checkpoint
+        if run.study.model in seen or name is None:
             continue
-        seen.add(cell.study.model)
+        seen.add(run.study.model)
         if settings.checkpoints is None or not (settings.checkpoints / name).is_file():
-            do = "name it: --checkpoint FILE, or its folder in this site's settings, `checkpoints: FOLDER`"
-            absent = SettingsError(f"{name}, which runs start from, is not here", do=do)
-            if must:
-                raise absent
-            notes.append(absent.line())
+            do = "use --checkpoint FILE, or set its folder in this site's settings, `checkpoints: FOLDER`"
+            missing = SettingsError(f"initial weights {name} not found", do=do)
+            if required:
+                raise missing
+            notes.append(missing.line())
         else:
-            check_weights(cell.study, settings)
+            check_weights(run.study, settings)
     return list(dict.fromkeys(notes))
 
 
-def estimate(cells: Sequence[Cell], settings: SiteSettings, told: Callable[[str], None]) -> Estimate:
-    """Time a step and a prediction of each method and variant, and count what all runs will do.
+def estimate(runs: Sequence[Run], settings: SiteSettings, progress: Callable[[str], None]) -> Estimate:
+    """The cost of all runs, with hours from a timed step and prediction of each method and variant.
 
     Args:
-        told: called with the name of what is timed next.
+        progress: called with the name of what is timed next.
 
     Raises:
-        FedfmsError: a study or a site's data cannot be used: better now than after hours.
+        FedfmsError: a study or a site's data cannot be used.
     """
-    counted, counts = count(cells), _Counts(settings)
-    slices = [_slices(cell.study, counts) for cell in cells]
+    counted, known = count(runs), dict[str, tuple[int, int]]()
+    slices = [_count_slices(run.study, settings, known) for run in runs]  # before timing: it checks all data
     speeds: dict[tuple[str, str], tuple[float, float]] = {}
     seconds = 0.0
-    for cell, (trained, scored) in zip(cells, slices, strict=True):
-        kind = cell.method, cell.variant
+    for run, (trained, scored) in zip(runs, slices, strict=True):
+        kind = run.key.method, run.key.variant
         if kind not in speeds:
-            told(" ".join(part for part in kind if part))
+            progress(" ".join(part for part in kind if part))
             try:
-                speeds[kind] = seconds_a_slice(cell.study, settings)
+                speeds[kind] = seconds_per_slice(run.study, settings)
             except TrainingError as error:
-                return replace(counted, fault=error.line())
+                return replace(counted, error=error.line())
         train_s, score_s = speeds[kind]
         seconds += trained * train_s + scored * score_s
-    return replace(counted, seconds=seconds, fault="")
+    return replace(counted, seconds=seconds, error="")
 
 
-def seconds_a_slice(study: Study, settings: SiteSettings) -> tuple[float, float]:
+def seconds_per_slice(study: Study, settings: SiteSettings) -> tuple[float, float]:
     """Seconds to train on a slice, in batches of the study's size, and to predict one; pixels and weights are random.
 
     Raises:
-        TrainingError: it could not be measured; there is too little memory, for instance.
+        TrainingError: the step could not be timed, for example for lack of memory.
     """
-    kept = study.data.cache and study.data.augment == "none" and study.data.crop_px is None
+    cached = study.data.cache and study.data.augment == "none" and study.data.crop_px is None
     bare = replace(study, model=replace(study.model, checkpoint=None, checkpoint_sha256=None))
-    nowhere = replace(settings, data_root=None, checkpoints=None, cache=None)
-    timing = apart(bare, nowhere, _STEPS, _TIMEOUT_S, prefix=kept)
+    no_data = replace(settings, data_root=None, checkpoints=None, cache=None)
+    timing = measure_in_subprocess(bare, no_data, _STEPS, _TIMEOUT_S, prefix=cached)
     return timing.step_s / study.train.batch_size, timing.predict_s
 
 
-class _Counts:
-    """Slices of each site by part; its data are opened once for all runs that split them alike."""
+def _count_slices(study: Study, settings: SiteSettings, known: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """(slices trained on, slices scored) over a whole run, including its final and best models.
 
-    def __init__(self, settings: SiteSettings) -> None:
-        self._settings = settings
-        self._known: dict[str, tuple[int, int]] = {}
-
-    def __call__(self, study: Study, site: str) -> tuple[int, int]:
-        """(slices to train on, slices that are scored)."""
+    Args:
+        known: (slices for training, for scoring) by data, seed and site, so that runs with the same split open a
+            site's data once.
+    """
+    trained = scored = 0
+    for site in (*study.sites, *study.held_out):
         key = repr((study.data, study.seed, site, site in study.held_out))
-        if key not in self._known:
-            data = open_site(study, site, self._settings)
-            self._known[key] = len(data.parts["train"]), len(data.parts[data.scored_part])
-        return self._known[key]
-
-
-def _slices(study: Study, counts: _Counts) -> tuple[int, int]:
-    """How often one run trains on a slice, and how often it scores one, the final and the best model among them."""
-    trained, scored = (sum(of) for of in zip(*(counts(study, site) for site in study.sites), strict=True))
-    scored += sum(counts(study, site)[1] for site in study.held_out)
+        if key not in known:
+            data = open_site(study, site, settings)
+            known[key] = len(data.parts["train"]), len(data.parts[data.scored_part])
+        trained += known[key][0] if site in study.sites else 0
+        scored += known[key][1]
     models = 2 if study.data.protocol == "held-out" else 1
     return study.train.rounds * study.train.local_epochs * trained, (study.train.rounds + models) * scored

@@ -1,4 +1,4 @@
-"""Which runs a table needs: method x variant x held-out site x seed, each a study of its own."""
+"""The runs of an experiment: method x variant x held-out site x seed, each with its own study."""
 
 from __future__ import annotations
 
@@ -7,104 +7,107 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
 
 from fedfms.errors import StudyError
 from fedfms.methods import METHODS, make_method, method_options, resolve_study
+from fedfms.reporting.tables import Key
+from fedfms.schema import STRICT, parse, read_yaml
 from fedfms.study import PHANTOM, PHANTOM_SITES, Study, check_sites_known, find_study, find_yaml, load_study, yaml_names
 
-TABLES = "tables"  # folder in `fedfms/studies`
-PROTOCOLS = ("held-out", "personal")
-_LISTS = ("methods", "seeds", "sites", "held_out", "overrides")
-_OWN = ("method", "seed", "sites", "held_out", "data.protocol")  # what the table itself sets
+TABLES = "tables"  # folder of packaged experiments in `fedfms/studies`
+_WHERE = "table"
+_SET_BY_EXPERIMENT = ("method", "seed", "sites", "held_out", "data.protocol")
+
+Overrides = Annotated[Mapping[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run: its place in the table and the study that it is."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A planned run."""
 
-    method: str
-    variant: str
-    seed: int
-    held_out: str | None
+    key: Key
     study: Study
 
     @property
     def name(self) -> str:
-        """Its folder's name: letters, digits, dots, dashes and underscores."""
-        parts = (self.method, self.variant, self.held_out or "", f"seed{self.seed}")
+        """Name of its folder: letters, digits, `.`, `-`, `=` and `_`, parts joined by `+`."""
+        parts = (self.key.method, self.key.variant, self.key.held_out or "", f"seed{self.key.seed}")
         return "+".join(re.sub(r"[^A-Za-z0-9._=-]", "_", part) for part in parts if part)
 
-    def place(self) -> dict[str, Any]:
-        """For JSON: where it stands in the table."""
-        return {"method": self.method, "variant": self.variant, "seed": self.seed, "held_out": self.held_out}
 
-
-@dataclass(frozen=True)
-class Grid:
-    """What is compared. `variants`: overrides of the study (dotted keys) by label; a method that has not all of a
-    variant's `method_options`, or whose study it leaves as another variant's, is not run with it. `only`: the methods
-    with which a variant is run, where it is not all of them.
-    """
+@dataclass(frozen=True, config=STRICT)
+class Experiment:
+    """Methods compared on one study. The YAML files in `studies/tables` have these keys."""
 
     study: str
+    """A YAML file, or the name of a packaged study."""
     title: str = ""
-    protocol: str = "held-out"
+    protocol: Literal["held-out", "personal"] = "held-out"
     methods: tuple[str, ...] = ("fedmsa", "fedsam", "fedunet", "local", "msa")
-    seeds: tuple[int, ...] = (0,)
-    sites: tuple[str, ...] = ()  # empty: the study's
-    held_out: tuple[str, ...] = ()  # empty: each site in its turn
-    overrides: tuple[str, ...] = ()  # KEY=VALUE, for all runs
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    sites: tuple[str, ...] = ()
+    """Empty: the study's sites."""
+    held_out: tuple[str, ...] = ()
+    """Sites to hold out, one at a time; empty: each site."""
+    overrides: tuple[str, ...] = ()
+    """KEY=VALUE overrides of the study, for all runs."""
     preset: str | None = None
-    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    variants: Mapping[str, Overrides] = field(default_factory=lambda: {"": {}})
+    """Overrides of the study (dotted keys) by label. A method is run with a variant only if it has all of the variant's
+    `method_options`, and only if the resulting study differs from those of earlier variants."""
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Methods to run with a variant, by label; default: all methods."""
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise StudyError(f"protocol is {self.protocol!r}", where="table", do=f"one of {list(PROTOCOLS)}")
         for name, values in (("methods", self.methods), ("seeds", self.seeds), ("variants", self.variants)):
             if not values or len(set(values)) != len(values):
-                raise StudyError(f"{name} must be distinct, at least one", where="table")
+                raise StudyError(f"{name} must be distinct, at least one", where=_WHERE)
         if self.protocol == "personal" and self.held_out:
-            what = f"held_out names {list(self.held_out)}, and the protocol personal holds no site out"
-            raise StudyError(what, where="table", do="say --protocol held-out, or leave it out")
+            what = f"held_out names {list(self.held_out)}, but the protocol personal holds no site out"
+            raise StudyError(what, where=_WHERE, do="use --protocol held-out, or leave held_out out")
         if unknown := sorted(set(self.only) - set(self.variants)):
-            raise StudyError(f"only names {unknown}", where="table", do=f"one of {sorted(self.variants)}")
+            raise StudyError(f"only names {unknown}", where=_WHERE, do=f"one of {sorted(self.variants)}")
+        for label, changes in self.variants.items():
+            if fixed := sorted(set(changes) & set(_SET_BY_EXPERIMENT)):
+                what = f"variant {label!r} sets {fixed}"
+                raise StudyError(what, where=_WHERE, do="use keys of the study that the experiment itself does not set")
 
-    def cells(self) -> list[Cell]:
-        """All runs, those of one method and variant together.
+    def runs(self) -> list[Run]:
+        """All runs; those of one method and variant are adjacent.
 
         Raises:
-            StudyError: an unknown site, a method or a study that cannot be, or two runs of one name.
+            StudyError: an unknown site, an invalid method or study, or two runs with the same folder name.
         """
-        cells = list(self._cells())
-        if not cells:
-            raise StudyError("no method takes any of the variants", where="table", do="name other methods")
-        names = [cell.name for cell in cells]
-        if len(set(names)) != len(names):
-            raise StudyError("two runs would have one folder", where="table", do="give the variants plainer names")
-        return cells
+        runs = list(self._runs())
+        if not runs:
+            raise StudyError("no method has the options of any variant", where=_WHERE, do="name other methods")
+        if len({run.name for run in runs}) != len(runs):
+            raise StudyError("two runs would share a folder", where=_WHERE, do="use simpler labels for the variants")
+        return runs
 
-    def _cells(self) -> Iterator[Cell]:
-        base = load_study(find_study(self.study), preset=self.preset, overrides=self.overrides)
-        sites = self._sites(base)
+    def _runs(self) -> Iterator[Run]:
+        sites = self._all_sites()
         seen: list[Study] = []
         for method, (variant, changes) in itertools.product(self.methods, self.variants.items()):
-            if not _takes(method, changes) or method not in self.only.get(variant, self.methods):
+            if not _has_options(method, changes) or method not in self.only.get(variant, self.methods):
                 continue
             for held_out, seed in itertools.product(self._held_out(sites), self.seeds):
                 study = self._study(method, changes, seed, sites, held_out)
-                if study not in seen:  # weights to start from, for one, are nothing to a U-Net
-                    yield Cell(method, variant, seed, held_out, study)
+                if study not in seen:  # a U-Net, for example, ignores a variant's initial weights
+                    yield Run(Key(method, seed, held_out, variant), study)
                 seen.append(study)
 
-    def _sites(self, base: Study) -> tuple[str, ...]:
+    def _all_sites(self) -> tuple[str, ...]:
+        base = load_study(find_study(self.study), preset=self.preset, overrides=self.overrides)
         named = (*base.sites, *base.held_out) if base.sites else ()
         phantom = PHANTOM_SITES if base.data.dataset == PHANTOM else ()
-        check_sites_known(base, self.sites, "--sites", phantom)  # any name makes a phantom: a mistyped one, too
+        check_sites_known(base, self.sites, "--sites", phantom)  # the phantom accepts any name, even a mistyped one
         sites = self.sites or named or phantom
         if not sites:
             raise StudyError("the study names no sites", where=base.name, do="name them with --sites a,b,c")
@@ -113,11 +116,11 @@ class Grid:
     def _held_out(self, sites: Sequence[str]) -> tuple[str | None, ...]:
         if self.protocol == "personal":
             return (None,)
-        unknown = sorted(set(self.held_out) - set(sites))
-        if unknown:
-            raise StudyError(f"--held-out names {unknown}", where="table", do=f"one of {list(sites)}")
+        if unknown := sorted(set(self.held_out) - set(sites)):
+            raise StudyError(f"--held-out names {unknown}", where=_WHERE, do=f"one of {list(sites)}")
         if len(sites) < 2:
-            raise StudyError("a site is held out, and none is left that trains", where="table", do="name two sites")
+            what = "the only site is held out, and no site is left to train"
+            raise StudyError(what, where=_WHERE, do="name two sites")
         return self.held_out or tuple(sites)
 
     def _study(
@@ -136,73 +139,36 @@ class Grid:
         )  # fmt: skip
         return resolve_study(study, make_method(method, study.method_options))
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
 
-
-def _takes(method: str, changes: Mapping[str, Any]) -> bool:
-    """Whether a method has all the options that a variant sets."""
-    if method not in METHODS:
-        return True  # the study says what is wrong
+def _has_options(method: str, changes: Mapping[str, Any]) -> bool:
+    """Whether a method has all the options that a variant sets; an unknown method is reported later, by the study."""
     options = {key.removeprefix("method_options.") for key in changes if key.startswith("method_options.")}
-    return options <= set(method_options(method))
+    return method not in METHODS or options <= set(method_options(method))
 
 
-def load_grid(name: str, **values: Any) -> Grid:
-    """The grid of a study, or of a table (a YAML file, or the name of a packaged one), with `values` laid
-    over it where they are given.
+def load_experiment(name: str, *, overrides: Sequence[str] = (), **values: Any) -> Experiment:
+    """The experiment of a table (a YAML file, or the name of a packaged one) or of a single study.
+
+    Args:
+        overrides: added to the experiment's own overrides.
+        values: other fields, which replace the experiment's own unless None.
 
     Raises:
-        StudyError: neither; an unknown key; a value that cannot be.
+        StudyError: no such table or study, an unknown key, or an invalid value.
     """
     path = find_yaml(name, TABLES)
     if path is None and find_yaml(name) is None:
-        there = f"a study ({', '.join(yaml_names())}), or a table ({', '.join(yaml_names(TABLES))})"
-        raise StudyError(f"no study and no table {name!r}", where="table", do=f"name a YAML file, {there}")
-    raw: dict[str, Any] = {"study": name}
-    if path is not None:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
-            raise StudyError(f"{path.name} cannot be read as YAML", where="table") from None
-        if isinstance(content, dict) and "study" in content:
-            raw = {"title": path.stem, **content}
+        known = f"a study ({', '.join(yaml_names())}), or a table ({', '.join(yaml_names(TABLES))})"
+        raise StudyError(f"no study and no table {name!r}", where=_WHERE, do=f"name a YAML file, {known}")
+    raw = {"study": name} if path is None else _read(path, name)
     if values.get("protocol") == "personal" and values.get("held_out") is None:
-        raw.pop("held_out", None)  # the table's own, for its own protocol
-    overrides = [*_frozen("overrides", raw.get("overrides")), *(values.pop("overrides", None) or ())]
-    raw |= {key: value for key, value in values.items() if value is not None} | {"overrides": overrides}
-    known = {f.name for f in dataclasses.fields(Grid)}
-    if unknown := sorted(str(key) for key in set(raw) - known):
-        raise StudyError(f"unknown keys {unknown}", where="table", do=f"known ones: {sorted(known)}")
-    return Grid(**{key: _frozen(key, value) for key, value in raw.items()})
+        raw.pop("held_out", None)  # belongs to the table's own protocol
+    raw |= {key: value for key, value in values.items() if value is not None}
+    experiment = parse(Experiment, raw, StudyError, where=_WHERE)
+    return dataclasses.replace(experiment, overrides=(*experiment.overrides, *overrides))
 
 
-def _frozen(key: str, value: Any) -> Any:
-    if key == "variants":
-        return _variants(value)
-    if key == "only":
-        if not isinstance(value, dict):
-            raise StudyError("only must be a mapping of methods by variant", where="table")
-        return {str(label): _frozen("methods", methods) for label, methods in value.items()}
-    if key in _LISTS:
-        kind = int if key == "seeds" else str
-        value = [] if value is None else value
-        if not isinstance(value, list | tuple) or not all(type(each) is kind for each in value):
-            raise StudyError(f"{key} is {value!r}", where="table", do=f"a list of {kind.__name__}")
-        return tuple(value)
-    if value is not None and not isinstance(value, str):
-        raise StudyError(f"{key} is {value!r}", where="table", do="a text")
-    return value
-
-
-def _variants(value: Any) -> dict[str, dict[str, Any]]:
-    if not isinstance(value, dict) or not all(isinstance(each or {}, dict) for each in value.values()):
-        raise StudyError("variants must be a mapping of overrides by label", where="table")
-    made = {str(label): dict(changes or {}) for label, changes in value.items()}
-    for label, changes in made.items():
-        for key in changes:
-            if not isinstance(key, str) or key in _OWN:
-                what = f"variant {label!r} sets {key!r}"
-                raise StudyError(what, where="table", do="a key of the study that the table itself does not set")
-    return made
+def _read(path: Path, name: str) -> dict[str, Any]:
+    content = read_yaml(path, StudyError, where=_WHERE)
+    table = isinstance(content, dict) and "study" in content  # else the file is a study
+    return {"title": path.stem, **content} if table else {"study": name}

@@ -1,7 +1,8 @@
-"""All runs of a table: a process each, some at once, their rounds on disk; a run that is there is not run again."""
+"""All runs of an experiment: one process each, several in parallel. A finished run is not executed again."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,128 +11,145 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
 
 from fedfms.errors import FedfmsError, StudyError
-from fedfms.experiments.plan import Cell
-from fedfms.experiments.run import RESULT, ROUNDS, run_cell
+from fedfms.experiments.inprocess_engine import read_rounds, run_in_process
+from fedfms.experiments.plan import Run
+from fedfms.experiments.result import RESULT
 from fedfms.files import locked, write_atomic
 from fedfms.machine import THREADS
+from fedfms.reporting.tables import RUNS, Key
+from fedfms.schema import STRICT, parse, read_json, to_plain
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 
-CELLS, TASK, FAULT, LOG = "cells", "cell.json", "fault.txt", "log.txt"
+TASK, ERROR, LOG = "task.json", "error.txt", "log.txt"
 _POLL_S = 0.2
-_FORMAT = 1
 
+Engine = Literal["reference", "simulator"]
 Progress = Callable[[Mapping[str, int]], None]
 
 
-def run_cells(
-    cells: Sequence[Cell], out: Path, settings: SiteSettings, *, engine: str, jobs: int, told: Progress,
-    failed: Callable[[str, str], None] = lambda *_: None,
+@dataclass(frozen=True, config=STRICT)
+class Task:
+    """What the process of a run executes: the content of `task.json`."""
+
+    run: Key
+    study: Study
+    engine: Engine
+    """reference: the in-process loop; simulator: NVFLARE's."""
+    settings: SiteSettings
+    format: Literal[1] = 1
+
+
+def execute_runs(
+    runs: Sequence[Run], out: Path, settings: SiteSettings, *, engine: Engine, jobs: int, progress: Progress,
+    on_error: Callable[[str, str], None] = lambda *_: None,
 ) -> dict[str, str]:  # fmt: skip
-    """Run what is left of `cells` below `out`; returns the faults by run, each one line.
+    """Execute or resume the unfinished `runs` below `out`; returns one line of error for each failed run.
 
     Args:
-        engine: "reference", the in-process loop, or "simulator", NVFLARE's.
-        settings: with the threads of torch that each run has.
-        jobs: runs at once.
-        told: called with the rounds done by run, whenever that has changed.
-        failed: called with a run and its fault, as soon as it has one.
+        settings: with the number of threads for each run.
+        jobs: runs in parallel.
+        progress: called with the number of finished rounds by run, whenever it has changed.
+        on_error: called with a run and its error as soon as the run has failed.
 
     Raises:
-        StudyError: as `check`.
+        StudyError: as `check_tasks`.
     """
-    for cell in cells:
-        prepare(cell, out, settings, engine)
-    waiting = [cell for cell in cells if not (_folder(out, cell) / RESULT).is_file()]
+    for run in runs:
+        prepare(run, out, settings, engine)
+    waiting = [run for run in runs if not is_finished(out, run)]
     running: dict[str, subprocess.Popen[bytes]] = {}
-    faults: dict[str, str] = {}
+    errors: dict[str, str] = {}
     done: dict[str, int] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                cell = waiting.pop(0)
-                running[cell.name] = _start(_folder(out, cell))
+                run = waiting.pop(0)
+                running[run.name] = _start(_folder(out, run))
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 running.pop(name)
-                if not (out / CELLS / name / RESULT).is_file():
-                    faults[name] = _fault(out / CELLS / name)
-                    failed(name, faults[name])
-            now = {cell.name: rounds_done(_folder(out, cell), cell.study.train.rounds) for cell in cells}
+                if not (out / RUNS / name / RESULT).is_file():
+                    errors[name] = _error(out / RUNS / name)
+                    on_error(name, errors[name])
+            now = {run.name: _finished_rounds(out, run) for run in runs}
             if now != done:
                 done = now
-                told(now)
+                progress(now)
             time.sleep(_POLL_S)
     finally:
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
-    return faults
+    return errors
 
 
-def _folder(out: Path, cell: Cell) -> Path:
-    return out / CELLS / cell.name
+def _folder(out: Path, run: Run) -> Path:
+    return out / RUNS / run.name
 
 
-def check(cells: Sequence[Cell], out: Path, engine: str) -> None:
-    """Whether the runs that are below `out` are these.
+def is_finished(out: Path, run: Run) -> bool:
+    """Whether a run below `out` has a result."""
+    return (_folder(out, run) / RESULT).is_file()
+
+
+def _finished_rounds(out: Path, run: Run) -> int:
+    return run.study.train.rounds if is_finished(out, run) else len(read_rounds(_folder(out, run)))
+
+
+def check_tasks(runs: Sequence[Run], out: Path, engine: Engine) -> None:
+    """Check that the runs already started below `out` are these.
 
     Raises:
-        StudyError: there is one of the same name that is of another study or engine, or a damaged one.
+        StudyError: a run of the same name has another study or engine, or its task file is damaged.
     """
-    for cell in cells:
-        _standing(cell, out, engine)
+    for run in runs:
+        _started_task(run, out, engine)
 
 
-def _standing(cell: Cell, out: Path, engine: str) -> dict[str, Any] | None:
-    """What stands in the run's folder as its task, if anything does."""
-    path = _folder(out, cell) / TASK
+def _started_task(run: Run, out: Path, engine: Engine) -> Task | None:
+    """The task of a run that has been started, or None."""
+    path = _folder(out, run) / TASK
     if not path.is_file():
         return None
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-        threads = old["threads"]
-    except (OSError, ValueError, TypeError, KeyError):
-        threads = None
-    if type(threads) is not int:
-        raise StudyError(f"{TASK} of {cell.name} is damaged", where="table", do="remove the run's folder")
-    wanted = {"format": _FORMAT, "cell": cell.place(), "study": cell.study.to_dict()}
-    if any(old.get(key) != json.loads(json.dumps(value)) for key, value in wanted.items()):
-        raise StudyError(f"{cell.name} is there of another study", where="table", do="name another --out")
-    if old.get("engine") != engine:
-        raise StudyError(f"{cell.name} is there of another --engine", where="table", do="name another --out")
-    return dict(old)
+        task = _read_task(path.parent)
+    except FedfmsError:
+        what = f"{TASK} of {run.name} is damaged or of another version"
+        raise StudyError(what, where="table", do="remove the run's folder") from None
+    for what, same in (("study", (task.run, task.study) == (run.key, run.study)), ("--engine", task.engine == engine)):
+        if not same:
+            raise StudyError(f"{run.name} exists with another {what}", where="table", do="name another --out")
+    return task
 
 
-def prepare(cell: Cell, out: Path, settings: SiteSettings, engine: str) -> None:
-    """Write down what the run's process is to do; a run that was begun keeps its number of threads.
+def _read_task(folder: Path) -> Task:
+    return parse(Task, read_json(folder / TASK, StudyError), StudyError, where=folder.name)
+
+
+def prepare(run: Run, out: Path, settings: SiteSettings, engine: Engine) -> None:
+    """Write the task file of a run. A resumed run keeps its thread count.
 
     Raises:
-        StudyError: as `check`.
+        StudyError: as `check_tasks`.
     """
-    folder = _folder(out, cell)
+    folder = _folder(out, run)
     folder.mkdir(parents=True, exist_ok=True)
-    if (old := _standing(cell, out, engine)) is not None:  # sums of another number of threads differ in the last bit
-        settings = replace(settings, threads=old["threads"])
-    task = {
-        "format": _FORMAT,
-        "cell": cell.place(),
-        "study": cell.study.to_dict(),
-        "engine": engine,
-        "settings": settings.to_dict(),
-        "threads": settings.threads,
-    }
-    write_atomic(folder / TASK, json.dumps(task, indent=1), mode=0o600)  # the settings are paths of this machine
+    if (started := _started_task(run, out, engine)) is not None:  # the thread count changes the last bit of sums
+        settings = dataclasses.replace(settings, threads=started.settings.threads)
+    task = to_plain(Task(run.key, run.study, engine, settings))
+    write_atomic(folder / TASK, json.dumps(task, indent=1), mode=0o600)  # the settings contain paths of this machine
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
-    (folder / FAULT).unlink(missing_ok=True)
-    threads = json.loads((folder / TASK).read_text(encoding="utf-8"))["threads"]
+    (folder / ERROR).unlink(missing_ok=True)
+    threads = _read_task(folder).settings.threads
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "fedfms.experiments.runner", str(folder), str(os.getpid())],
@@ -139,52 +157,39 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-def _fault(folder: Path) -> str:
+def _error(folder: Path) -> str:
     with suppress(OSError):
-        return (folder / FAULT).read_text(encoding="utf-8").strip()
-    return f"it ended without a word; its log is {folder.name}/{LOG}"
-
-
-def rounds_done(folder: Path, of: int) -> int:
-    """Rounds that the run in `folder` has finished, `of` so many."""
-    if (folder / RESULT).is_file():
-        return of
-    with suppress(OSError):
-        return len({line.split(b",", 1)[0] for line in (folder / ROUNDS).read_bytes().splitlines()})
-    return 0
+        return (folder / ERROR).read_text(encoding="utf-8").strip()
+    return f"it ended without an error message; see {folder.name}/{LOG}"
 
 
 def _main(folder: Path, parent: int) -> int:
-    """The process of one run, which process `parent` has asked for."""
+    """The process of one run, started by the process `parent`."""
     import torch
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what it has started is ended, too
-    task = json.loads((folder / TASK).read_text(encoding="utf-8"))
-    torch.set_num_threads(task["threads"])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that its own child processes are stopped, too
+    task = _read_task(folder)
+    torch.set_num_threads(task.settings.threads)
 
-    def go_on() -> None:
-        if os.getppid() != parent:  # it was killed: a run goes on when it is asked for again
+    def stop_if_orphaned() -> None:
+        if os.getppid() != parent:  # the parent was killed; a later command resumes the run
             raise SystemExit(1)
 
     try:
-        # Of a table that was killed, a run may still be in its last round; the table's own lock keeps others out.
+        # A run of a killed experiment may still be in its last round; the experiment's own lock excludes other users.
         with locked(folder, wait=True) as lock:
-            go_on()
-            _run(task, folder, go_on, lock)
+            stop_if_orphaned()
+            run = Run(task.run, task.study)
+            if task.engine == "simulator":
+                from fedfms.experiments.simulator_engine import run_simulated
+
+                run_simulated(run, task.settings, folder, lock)
+            else:
+                run_in_process(run, task.settings, folder, stop_if_orphaned)
     except FedfmsError as error:
-        write_atomic(folder / FAULT, error.line())
+        write_atomic(folder / ERROR, error.line())
         return 1
     return 0
-
-
-def _run(task: dict[str, Any], folder: Path, go_on: Callable[[], None], lock: int) -> None:
-    study, settings = Study.from_dict(task["study"]), SiteSettings.from_dict(task["settings"])
-    if task["engine"] == "simulator":
-        from fedfms.experiments.simulator_engine import run_simulated
-
-        run_simulated(task["cell"], study, settings, folder, lock)
-    else:
-        run_cell(task["cell"], study, settings, folder, go_on)
 
 
 if __name__ == "__main__":

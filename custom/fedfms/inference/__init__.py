@@ -1,1 +1,1 @@
-"""Using a trained model: reading the files that a run leaves, predicting, and exporting."""
+"""Using a trained model: read the file that a run left, predict masks, export."""

@@ -1,12 +1,11 @@
-"""An export: a folder that holds a whole model, and says what it is."""
+"""Exports a model: a folder with its tensors, metadata and model card, and on request ONNX and a MONAI bundle."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
@@ -17,83 +16,70 @@ from fedfms.inference.bundle import FILES, write_bundle
 from fedfms.inference.card import model_card
 from fedfms.inference.inputs import InputRule
 from fedfms.inference.loading import LoadedModel, whole_state
-from fedfms.inference.modelfile import ABOUT, FORMAT, TENSORS
+from fedfms.inference.modelfile import METADATA, TENSORS, Metadata, SiteCounts
 from fedfms.inference.network import write_onnx
+from fedfms.schema import to_plain
 
 CARD, ONNX, BUNDLE = "README.md", "onnx/model.onnx", "bundle"
 FORMATS = ("safetensors", "onnx", "bundle")
 
 
 def export(loaded: LoadedModel, rule: InputRule, out: Path, *, formats: Collection[str], licence: str) -> list[str]:
-    """Write the folder `out`, in place of an older export: the card, model.json, and each of `formats`; returns the
-    names of its files.
+    """Write model card, model.json and each of `formats` to `out`, replacing an older export; returns the file names.
 
     Raises:
-        DataError: `out` holds something that is no export, or cannot be written.
+        DataError: `out` contains other files, or cannot be written.
         SettingsError: a format needs a package that is not installed.
     """
+    card = model_card(loaded.file, licence)
+
+    def fill(folder: Path) -> None:
+        if "safetensors" in formats:
+            tensors = whole_state(loaded.model).items()
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors}, folder / TENSORS)
+        if "onnx" in formats:
+            write_onnx(loaded.model, folder / ONNX)
+        if "bundle" in formats:
+            write_bundle(loaded, folder / BUNDLE, card)
+        metadata = json.dumps(to_plain(_metadata(loaded, rule, licence)), indent=2) + "\n"
+        (folder / METADATA).write_text(metadata, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
+
     try:
-        if not _replaceable(out.resolve()):
-            raise DataError("the folder holds something that is no export", where="--out", do="name another folder")
-        card = model_card(loaded.file, licence)
-        replace_folder(out, lambda folder: _fill(folder, loaded, rule, formats, card, licence))
+        if not _is_replaceable(out.resolve()):
+            raise DataError("the folder contains something other than an export", where="--out", do="name another")
+        replace_folder(out, fill)
     except OSError as error:
-        raise DataError(f"the folder cannot be written ({error.strerror})", where="--out", do="name another") from None
+        raise DataError(f"cannot write the folder ({error.strerror})", where="--out", do="name another") from None
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
 
-def _fill(
-    folder: Path, loaded: LoadedModel, rule: InputRule, formats: Collection[str], card: str, licence: str
-) -> None:
-    writers: dict[str, Callable[[], None]] = {
-        "safetensors": lambda: _write_tensors(loaded, folder / TENSORS),
-        "onnx": lambda: write_onnx(loaded.model, folder / ONNX),
-        "bundle": lambda: write_bundle(loaded, folder / BUNDLE, card),
-    }
-    for name in FORMATS:
-        if name in formats:
-            writers[name]()
-    about = json.dumps(_about(loaded, rule, licence), indent=2) + "\n"
-    (folder / ABOUT).write_text(about, encoding="utf-8")
-    (folder / CARD).write_text(card, encoding="utf-8")
-
-
-def _write_tensors(loaded: LoadedModel, path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in whole_state(loaded.model).items()}, path)
-
-
-def _about(loaded: LoadedModel, rule: InputRule, licence: str) -> dict[str, Any]:
-    """What `modelfile` reads back. Sites are numbers here: an export may go anywhere, and their names need not."""
+def _metadata(loaded: LoadedModel, rule: InputRule, licence: str) -> Metadata:
+    """The metadata, without names of sites: an export may be published."""
     file, study, model = loaded.file, loaded.study, loaded.model
-    trained, held_out = file.sites if file.sites is not None else (len(study.sites), len(study.held_out))
-    return {
-        "format": FORMAT,
-        "kind": file.kind,
-        "round": file.round,
-        "study": replace(study, sites=(), held_out=()).to_dict(),
-        "sites": {"trained": trained, "held_out": held_out},
-        "input": rule.to_dict(),
-        "network": {
-            "images": ["batch", 3, model.input_px, model.input_px],
-            "logits": ["batch", model.n_structures, model.mask_px, model.mask_px],
-            "values": "pixels / 255, RGB, stretched to a square; a model's own normalisation is inside it",
-        },
-        "licence": licence,
-        "version": fedfms.__version__,
+    network = {
+        "images": ["batch", 3, model.input_px, model.input_px],
+        "logits": ["batch", model.n_structures, model.mask_px, model.mask_px],
+        "values": "pixels / 255, RGB, stretched to a square; the network contains its own normalisation",
     }
+    return Metadata(
+        kind=file.kind, round=file.round, study=replace(study, sites=(), held_out=()),
+        sites=SiteCounts(*(file.sites or (len(study.sites), len(study.held_out)))),
+        input=rule, network=network, licence=licence, version=fedfms.__version__,
+    )  # fmt: skip
 
 
-def _replaceable(folder: Path) -> bool:
-    """Nothing there, an empty folder, or an export that nobody added to."""
+def _is_replaceable(folder: Path) -> bool:
+    """Whether `folder` does not exist, is empty, or is an export without additional files."""
     if not folder.exists():
         return True
     if not folder.is_dir():
         return False
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    return not names or ({ABOUT, CARD} <= names and all(_is_ours(name) for name in names))
+    return not names or ({METADATA, CARD} <= names and all(map(_is_ours, names)))
 
 
 def _is_ours(name: str) -> bool:
-    """Whether an export makes a file of this name; running a bundle leaves bytecode in it."""
-    ours = {ABOUT, CARD, TENSORS, *(f"{BUNDLE}/{file}" for file in FILES)}
+    """Whether an export has a file of this name; running a bundle adds bytecode."""
+    ours = {METADATA, CARD, TENSORS, *(f"{BUNDLE}/{file}" for file in FILES)}
     return name in ours or name.startswith(("onnx/", f"{BUNDLE}/scripts/__pycache__/"))

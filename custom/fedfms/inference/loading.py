@@ -1,4 +1,4 @@
-"""From a model's file to the network, with every tensor in its place."""
+"""From a model file to the network, with every tensor in place."""
 
 from __future__ import annotations
 
@@ -19,61 +19,58 @@ _WHERE = "--model"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in evaluation mode on the settings' device, and `note`: what a reader must know of it, or "".
+    """A network in evaluation mode on the settings' device.
 
-    `tuned`: as of `BuiltModel`.
+    Attributes:
+        note: a warning for the user, or "".
+        cpu_tuning: as `BuiltModel.cpu_tuning`.
     """
 
     file: ModelFile
     model: SegmentationModel
     note: str = ""
-    tuned: bool = True
+    cpu_tuning: bool = True
 
     @property
     def study(self) -> Study:
-        """The study that it was trained in."""
+        """The study in which it was trained."""
         return self.file.study
-
-    @property
-    def device(self) -> torch.device:
-        """Where its tensors are."""
-        return next(self.model.parameters()).device
 
 
 def load_model(file: ModelFile, settings: SiteSettings, checkpoint: Path | None = None) -> LoadedModel:
-    """The network of a model's file.
+    """The network of a model file.
 
-    What the file does not hold comes from where training had it from: frozen tensors from the study's file of
-    pre-trained weights (SHA-256 checked) or the study's seed; private ones, which never left their sites, as they
-    began, as for a site that took no part in training.
+    Tensors that the file lacks come from the same source as in training. Frozen tensors come from the study's
+    pre-trained weights (SHA-256 checked) or the study's seed. Private tensors, which never left their sites, get their
+    local initialisation.
 
     Args:
-        checkpoint: the file of pre-trained weights, where the settings name no folder.
+        checkpoint: the file of pre-trained weights, if the settings name no folder.
 
     Raises:
-        CheckpointError, SettingsError: tensors that are not the study's; weights that are missing or others.
+        CheckpointError, SettingsError: the tensors are not the study's, or the weights are missing or different.
     """
     if file.holds == "all":
-        return LoadedModel(file, _whole(file, settings), tuned=settings.tuned)
+        return LoadedModel(file, _whole_model(file, settings), cpu_tuning=settings.cpu_tuning)
     study, settings = _with_checkpoint(file.study, settings, checkpoint)
     built = build(study, settings)
+    own_model = "a site's own model is models/personal_*.pt in its run folder"
     note = ""
     if file.holds == "trained":
         _load(built, file)
     else:
         built.check_received(file.tensors)
         _load(built, replace(file, tensors=built.method.personal_model(built.trained(), {}, file.tensors)))
-        if built.partition.private:
+        if private := len(built.partition.private):
             note = (
-                f"the file holds the shared tensors only: {len(built.partition.private)} private ones of method "
-                f"{study.method} are as they began; a site's own model is models/personal_*.pt in its run folder"
+                f"the file contains the shared tensors only; the {private} private tensors of method {study.method} "
+                f"have their initial values; {own_model}"
             )
         elif built.method.personal:
             note = (
-                f"method {study.method} gives each site a model of its own, and this is the global one; a site's own "
-                "is models/personal_*.pt in its run folder"
+                f"this is the global model, but method {study.method} gives each site a model of its own; {own_model}"
             )
-    return LoadedModel(file, built.model, note, settings.tuned)
+    return LoadedModel(file, built.model, note, settings.cpu_tuning)
 
 
 def _load(built: BuiltModel, file: ModelFile) -> None:
@@ -84,22 +81,22 @@ def _load(built: BuiltModel, file: ModelFile) -> None:
 
 
 def whole_state(model: SegmentationModel) -> dict[str, torch.Tensor]:
-    """Every tensor of a network by name, once: MONAI's DynUNet has most of its own under several names."""
+    """Every tensor of a network by name, once: MONAI's DynUNet has most of its tensors under several names."""
     once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
     return {name: tensor for name, tensor in model.state_dict().items() if name in once}
 
 
-def _whole(file: ModelFile, settings: SiteSettings) -> SegmentationModel:
-    """A network all of whose tensors are the file's."""
+def _whole_model(file: ModelFile, settings: SiteSettings) -> SegmentationModel:
+    """A network whose tensors are all in the file."""
     spec = replace(file.study.model, checkpoint=None, checkpoint_sha256=None)
     model = build(replace(file.study, model=spec), settings).model
     own = whole_state(model)
-    odd = set(own) ^ set(file.tensors)
-    odd |= {name for name in set(own) - odd if own[name].shape != file.tensors[name].shape}
-    if odd:
-        what = f"{len(odd)} tensors are not those of the study that it names"
+    different = set(own) ^ set(file.tensors)
+    different |= {name for name in set(own) - different if own[name].shape != file.tensors[name].shape}
+    if different:
+        what = f"{len(different)} tensors do not belong to the study that it names"
         raise CheckpointError(what, where=_WHERE, do="export the model again")
-    model.load_state_dict(file.tensors, strict=False)  # an alias of one of them is not in the file
+    model.load_state_dict(file.tensors, strict=False)  # the file does not contain the aliases
     return model
 
 
@@ -107,11 +104,11 @@ def _with_checkpoint(study: Study, settings: SiteSettings, path: Path | None) ->
     if path is None:
         if study.model.checkpoint is not None and settings.checkpoints is None:
             raise SettingsError(
-                f"the model starts from {study.model.checkpoint}, whose tensors its file leaves out",
+                f"the model starts from {study.model.checkpoint}, whose tensors are not in its file",
                 do="name that file: --checkpoint FILE",
             )
         return study, settings
     if study.model.checkpoint is None:
         raise CheckpointError("the study starts from random weights", where="--checkpoint", do="leave it out")
-    model = replace(study.model, checkpoint=path.name)  # the hash, if the study tells it, is what counts
+    model = replace(study.model, checkpoint=path.name)  # the hash, if the study has one, identifies the file
     return replace(study, model=model), replace(settings, checkpoints=path.resolve().parent)

@@ -1,8 +1,8 @@
-"""The files of models that a run leaves, read alike: which study, which model, which tensors.
+"""Reads every model file that a run or an export leaves: its study, its kind, its tensors.
 
 | file | kind | tensors |
 |---|---|---|
-| `FL_global_model.pt` | final; last, of a run that was cut; shared, where each site has a model of its own | shared |
+| `FL_global_model.pt` | final; last, of an interrupted run; shared, if each site has its own model | shared |
 | `best_FL_global_model.pt` | best | shared |
 | `server.pt` | as the first | shared |
 | `models/personal_*.pt` at a site | personal | all trained ones |
@@ -11,33 +11,41 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fedfms.errors import CheckpointError, FedfmsError, StudyError
+from pydantic import Field
+from pydantic.dataclasses import dataclass as typed
+
+from fedfms.errors import CheckpointError, StudyError
 from fedfms.inference.inputs import InputRule
 from fedfms.methods import METHODS, Tensors
 from fedfms.models.checkpoints import is_state, read_plain
+from fedfms.schema import STRICT, mapping, parse, read_json
 from fedfms.study import Study, find_study, load_study
 
-KINDS = ("final", "last", "best", "shared", "personal")
-TENSORS, ABOUT, FORMAT = "model.safetensors", "model.json", 1
+Kind = Literal["final", "last", "best", "shared", "personal"]
+Count = Annotated[int, Field(ge=0)]
+TENSORS, METADATA = "model.safetensors", "model.json"
 _WHERE = "--model"
-_DO = "name a model that a run left (FL_global_model.pt, models/personal_final.pt), or an export"
+_DO = "name a model file of a run (FL_global_model.pt, models/personal_final.pt), or an export"
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model's file: `holds` is "shared", "trained" or "all" tensors of the model; `round` is None where untold.
+    """A model file.
 
-    `records` is the run's folder with `run.json`, if it lies beside; `sites` (that trained, that were held out) is
-    told by an export only, whose study names none.
+    Attributes:
+        holds: the tensors in it: "shared", "trained" or "all".
+        round: rounds of training; None if unknown.
+        records: the run's folder with `run.json`, if found.
+        sites: numbers of training and held-out sites; only of an export, whose study names no sites.
+        rule: how volumes become slices; only of an export.
     """
 
-    kind: str
+    kind: Kind
     study: Study
     tensors: Tensors
     holds: str
@@ -47,50 +55,74 @@ class ModelFile:
     rule: InputRule | None = None
 
     def name(self) -> str:
-        """What it is, in a few words."""
+        """A short description."""
         of = "" if self.round is None else f" after {self.round} rounds"
         return f"{self.kind} model of {self.study.name}, {self.study.method}{of}"
+
+
+@typed(frozen=True, config=STRICT)
+class SiteCounts:
+    """Numbers of sites."""
+
+    trained: Count
+    held_out: Count
+
+
+@typed(frozen=True, config=STRICT)
+class Metadata:
+    """The content of an export's `model.json`."""
+
+    kind: Kind
+    round: Count | None
+    study: Study
+    sites: SiteCounts
+    input: InputRule
+    network: Mapping[str, Any]
+    """Shapes and values of input and output, for readers without this package."""
+    licence: str
+    version: str
+    format: Literal[1] = 1
 
 
 def read_model(
     path: Path, *, study: str | None = None, overrides: Sequence[str] = (), run: Path | None = None
 ) -> ModelFile:
-    """The model in a file, or in an export's folder; nothing in it is executed.
+    """The model in a file, or in an export's folder; no code in it is executed.
 
     Args:
-        study: what it is a model of, for a file that does not tell: a YAML file, the name of a study, or a run.json.
-        overrides: `key=value` laid over the study.
-        run: the run's folder, where it is not beside the file.
+        study: the study of a file that does not name it: a YAML file, the name of a study, or a run.json.
+        overrides: `key=value` overrides of that study.
+        run: the run's folder, if it is not next to the file.
 
     Raises:
-        CheckpointError: no such file; damaged, or no model of ours.
-        StudyError: it does not tell its study, and none is named; overrides of no study that is named.
+        CheckpointError: the file is missing, damaged, or not a model of this package.
+        StudyError: its study is unknown, or there are overrides without a study.
     """
     if overrides and (study is None or study.endswith(".json")):
-        raise StudyError("it changes a study's YAML, and --study names none", where="--set", do="leave it out")
+        raise StudyError("it overrides a study's YAML, but --study names none", where="--set", do="leave it out")
     if path.is_dir() or path.name == TENSORS:
         return _read_export(path if path.is_dir() else path.parent)
     if path.suffix == ".safetensors":
-        raise CheckpointError(f"of an export {TENSORS} is read, and no other file", where=_WHERE, do=_DO)
+        raise CheckpointError(f"the only readable file of an export is {TENSORS}", where=_WHERE, do=_DO)
     if not path.is_file():
-        raise CheckpointError("there is no such file", where=_WHERE, do=_DO)
+        raise CheckpointError("no such file", where=_WHERE, do=_DO)
     content = read_plain(path, where=_WHERE, do=_DO)
-    if not isinstance(content, Mapping):
-        raise _foreign()
-    records = _records(run) if run is not None else _beside(path)
-    of = _study(content, records, path, study, overrides)
-    if is_state(content.get("tensors")):
-        return ModelFile("personal", of, dict(content["tensors"]), "trained", records=records)
-    tensors = content.get("model", content.get("shared"))
+    tensors: Any = None
+    if isinstance(content, Mapping):
+        records = _records(run) if run is not None else _records_beside(path)
+        of = _study(content, records, path, study, overrides)
+        if is_state(content.get("tensors")):
+            return ModelFile("personal", of, dict(content["tensors"]), "trained", records=records)
+        tensors = content.get("model", content.get("shared"))
     if not is_state(tensors):
-        raise _foreign()
+        raise CheckpointError("the file contains no model of this package", where=_WHERE, do=_DO)
     round_ = content.get("round")
     round_ = round_ if type(round_) is int and round_ >= 0 else None
     best = content.get("kind", "best" if path.stem.startswith("best") else "final") == "best"
     return ModelFile(_kind(of, round_, best), of, dict(tensors), "shared", round_, records)
 
 
-def _kind(study: Study, round_: int | None, best: bool) -> str:
+def _kind(study: Study, round_: int | None, best: bool) -> Kind:
     if study.method in METHODS and METHODS[study.method].personal:
         return "shared"
     if best:
@@ -101,26 +133,26 @@ def _kind(study: Study, round_: int | None, best: bool) -> str:
 def _study(
     content: Mapping[str, Any], records: Path | None, path: Path, named: str | None, overrides: Sequence[str]
 ) -> Study:
-    """The study that is named, else the one in the file, else the one of the run in whose folder it lies."""
+    """The named study, else the file's, else that of the run in whose folder the file lies."""
+    if named is not None and named.endswith(".json"):
+        return _recorded_study(Path(named))
     if named is not None:
-        if named.endswith(".json"):
-            return _study_in(Path(named))
         return load_study(find_study(named), overrides=overrides)
     if isinstance(content.get("study"), Mapping):
         return Study.from_dict(content["study"])
     for candidate in (*([records / "run.json"] if records else []), path.with_name("result.json")):
         if candidate.is_file():
-            return _study_in(candidate)
+            return _recorded_study(candidate)
     raise StudyError(
-        "the file does not tell its study, and no run.json lies beside it", where=_WHERE,
+        "the file does not name its study, and no run.json lies next to it", where=_WHERE,
         do="name the run's folder with --run, or the study with --study",
     )  # fmt: skip
 
 
-def _study_in(path: Path) -> Study:
-    raw = _read_json(path, "the run's record of its study")
+def _recorded_study(path: Path) -> Study:
+    raw = mapping(read_json(path, CheckpointError, where=_WHERE, do=_DO), CheckpointError, what=path.name, where=_WHERE)
     if not isinstance(raw.get("study"), Mapping):
-        raise StudyError("the record names no study", where="--study", do="name a run.json, or a study's YAML")
+        raise StudyError("the file contains no study", where="--study", do="name a run.json, or a study's YAML")
     return Study.from_dict(raw["study"])
 
 
@@ -131,8 +163,8 @@ def _records(run: Path) -> Path:
     raise StudyError("there is no run.json", where="--run", do="name a simulator's workspace, or a run's folder")
 
 
-def _beside(path: Path) -> Path | None:
-    """The run's records: `fedfms/` beside the server's app folder, or the file's own folder."""
+def _records_beside(path: Path) -> Path | None:
+    """The run's records: `fedfms/` next to the server's app folder, or the file's own folder."""
     folders = (path.parent, path.resolve().parent.parent / "fedfms")
     return next((folder for folder in folders if (folder / "run.json").is_file()), None)
 
@@ -142,40 +174,15 @@ def _read_export(folder: Path) -> ModelFile:
     from safetensors.torch import load_file
 
     if not (folder / TENSORS).is_file():
-        raise CheckpointError(f"the folder holds no {TENSORS}", where=_WHERE, do=_DO)
-    about = _read_about(folder)
+        raise CheckpointError(f"the folder contains no {TENSORS}", where=_WHERE, do=_DO)
+    do = "export the model again"
+    raw = read_json(folder / METADATA, CheckpointError, where=_WHERE, do=do)
+    about = parse(Metadata, raw, CheckpointError, where=f"{_WHERE}, {METADATA}", do=do, machine_written=True)
     try:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError, ValueError):
-        raise CheckpointError(f"{TENSORS} is damaged", where=_WHERE, do="export the model again") from None
-    counts = about["sites"]
+        raise CheckpointError(f"{TENSORS} is damaged", where=_WHERE, do=do) from None
     return ModelFile(
-        about["kind"], Study.from_dict(about["study"]), tensors, "all", about["round"],
-        sites=(counts["trained"], counts["held_out"]), rule=InputRule.from_dict(about["input"]),
+        about.kind, about.study, tensors, "all", about.round, sites=(about.sites.trained, about.sites.held_out),
+        rule=about.input,
     )  # fmt: skip
-
-
-def _read_about(folder: Path) -> dict[str, Any]:
-    about = _read_json(folder / ABOUT, "the export's model.json")
-    counts = about.get("sites")
-    if (
-        about.get("format") != FORMAT or about.get("kind") not in KINDS or not isinstance(about.get("study"), Mapping)
-        or not isinstance(counts, Mapping) or not all(type(counts.get(k)) is int for k in ("trained", "held_out"))
-        or not isinstance(about.get("input"), Mapping) or not isinstance(about.get("round"), int | None)
-    ):  # fmt: skip
-        raise CheckpointError(f"{ABOUT} is not one that this version wrote", where=_WHERE, do="export the model again")
-    return about
-
-
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{what} is missing or damaged", where=_WHERE, do=_DO)
-    return content
-
-
-def _foreign() -> FedfmsError:
-    return CheckpointError("the file holds no model of ours", where=_WHERE, do=_DO)

@@ -1,4 +1,4 @@
-"""A network as a file that runs without this package: TorchScript for MONAI, ONNX for all else."""
+"""A network as a file that runs without this package: TorchScript for MONAI, ONNX for other software."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from fedfms.errors import SettingsError
 from fedfms.models import SegmentationModel
 
 OPSET = 20
-_BATCH = 2  # of the example; any other may follow
+_BATCH = 2  # of the example; the file accepts any batch size
 
 
 def write_torchscript(model: SegmentationModel, path: Path) -> None:
     """Images float32 (B, 3, input_px, input_px) in 0..1 -> logits (B, C, mask_px, mask_px), for any B."""
     buffer = io.BytesIO()
-    with _quiet(), torch.no_grad():
+    with _silenced(), torch.no_grad():
         torch.jit.save(torch.jit.trace(model, _example(model), check_trace=False), buffer)
-    with zipfile.ZipFile(buffer) as traced, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as kept:
+    with zipfile.ZipFile(buffer) as traced, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as cleaned:
         for name in traced.namelist():
-            # where each line of code was traced: folders of this machine, and with them names of people
-            if not name.endswith(".debug_pkl"):
-                kept.writestr(name, traced.read(name))
+            if not name.endswith(".debug_pkl"):  # source paths of this machine, which may contain user names
+                cleaned.writestr(name, traced.read(name))
 
 
 def write_onnx(model: SegmentationModel, path: Path) -> None:
-    """The same as ONNX: input `images`, output `logits`; above 2 GB with its tensors in files beside it.
+    """The same network as ONNX: input `images`, output `logits`; above 2 GB with its tensors in separate files.
 
     Raises:
         SettingsError: the packages for it are not installed.
@@ -44,8 +43,8 @@ def write_onnx(model: SegmentationModel, path: Path) -> None:
             "ONNX needs a package that is not installed", where="export", do="pip install 'fedfms[export]'"
         ) from None
     path.parent.mkdir(exist_ok=True)
-    with _quiet():
-        # The exporter by tracing: the one by torch.export takes minutes, and makes the same numbers (docs/using.md).
+    with _silenced():
+        # The tracing exporter: torch.export's takes minutes and gives the same numbers (docs/using.md).
         torch.onnx.export(
             model, (_example(model),), str(path), dynamo=False, opset_version=OPSET,
             input_names=["images"], output_names=["logits"],
@@ -60,14 +59,9 @@ def _example(model: SegmentationModel) -> torch.Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Tracing warns of every size that it takes for constant, and sizes are: but for the batch, which tests vary."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
+def _silenced() -> Iterator[None]:
+    """Tracing warns about every size that it treats as constant. They are constant, except the batch: see the tests."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,4 +1,4 @@
-"""The study: typed, validated, one direction: YAML -> object -> job configuration."""
+"""The study: typed and validated, from YAML to an object to the job configuration."""
 
 from fedfms.study.aggregation import AGGREGATION_RULES, too_few_updates
 from fedfms.study.loading import STUDIES, check_sites_known, find_study, find_yaml, load_study, yaml_names

@@ -1,4 +1,4 @@
-"""How many updates each aggregation rule needs; the rules themselves are in `fedfms.federation.robust`."""
+"""The number of updates that each aggregation rule needs; the rules are in `fedfms.federation.robust`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 AggregationRule = Literal["mean", "median", "trimmed_mean", "krum", "multi_krum", "norm_clip"]
 
-# rule -> (a, b): with f Byzantine sites it needs n >= a f + b updates in every round.
+# rule -> (a, b): to tolerate f Byzantine sites it needs n >= a f + b updates in every round.
 AGGREGATION_RULES: Mapping[str, tuple[int, int]] = {
     "mean": (0, 1),
     "median": (2, 1),
@@ -19,7 +19,7 @@ AGGREGATION_RULES: Mapping[str, tuple[int, int]] = {
 
 
 def too_few_updates(rule: str, byzantine: int, updates: int) -> str | None:
-    """Why `rule` cannot tolerate that many Byzantine sites with that many updates; None where it can."""
+    """Why `rule` cannot tolerate that many Byzantine sites with that many updates; None if it can."""
     times, more = AGGREGATION_RULES[rule]
     if updates >= (needed := times * byzantine + more):
         return None

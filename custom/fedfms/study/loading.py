@@ -1,4 +1,4 @@
-"""Study files: packaged ones by name, presets and overrides on top."""
+"""Loads study files, packaged ones by name, and applies presets and overrides."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STUDIES = Path(__file__).parents[1] / "studies"
 
 
 def find_yaml(name: str, kind: str = "") -> Path | None:
-    """The YAML file `name`, or the packaged one of that name in `studies/kind`; None where there is neither."""
+    """The YAML file `name`, or the packaged file of that name in `studies/kind`; None if neither exists."""
     places = (Path(name), STUDIES / kind / f"{name}.yaml")
     return next((path for path in places if path.is_file()), None)
 
@@ -33,7 +33,7 @@ def find_study(name: str) -> Path:
     """The YAML file of a study: a path, or the name of a packaged study.
 
     Raises:
-        StudyError: there is none of that name.
+        StudyError: no file and no packaged study has that name.
     """
     path = find_yaml(name)
     if path is None:
@@ -74,14 +74,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_sites_known(study: Study, sites: Iterable[str], option: str, unnamed: Sequence[str] = ()) -> None:
-    """See that the sites which a command line option names are the study's.
+    """Check that the sites named by a command line option belong to the study.
 
     Args:
         option: the option, for the message.
-        unnamed: the sites of a study that names none; empty: any name is accepted.
+        unnamed: the sites of a study that names no sites; empty: any name is accepted.
 
     Raises:
-        StudyError: some are not.
+        StudyError: some do not.
     """
     trained, asked = study.sites or unnamed, list(sites)
     known = list(dict.fromkeys([*trained, *study.held_out]))
@@ -94,7 +94,7 @@ def check_sites_known(study: Study, sites: Iterable[str], option: str, unnamed: 
 
 
 def _set_option(key: str, names: Sequence[str]) -> str:
-    """The option that gives a study these names, as it is typed."""
+    """The command line option that gives a study these names."""
     text = ",".join(names)
     try:
         plain = yaml.safe_load(f"[{text}]") == list(names)
@@ -110,7 +110,7 @@ def _override(text: str, where: str) -> dict[str, Any]:
             return _nested(key.strip(), yaml.safe_load(value))
     except yaml.YAMLError:
         pass
-    raise StudyError(f"override {text!r} is not key=value", where=where, do="as in train.lr=0.001 or sites=[a, b]")
+    raise StudyError(f"override {text!r} is not key=value", where=where, do="e.g. train.lr=0.001 or sites=[a, b]")
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:

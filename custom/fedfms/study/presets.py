@@ -1,4 +1,4 @@
-"""Presets by name: a schedule with its backbone, laid over a study's."""
+"""Presets: a training schedule with its backbone, which replaces the study's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "model": {"backbone": "tiny_vit", "input_px": 256},
         "train": {"rounds": 20, "local_epochs": 1, "batch_size": 4, "lr": 1e-3},
     },
-    # The demo's: small classes, small images.
+    # Of the demo: a small network, small images.
     "tiny": {
         "model": {"backbone": "vit_tiny", "input_px": 128},
         "train": {"rounds": 8, "local_epochs": 2, "batch_size": 8, "lr": 1e-3},

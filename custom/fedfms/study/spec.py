@@ -1,4 +1,4 @@
-"""A study: what is trained, on which data, how, and for how long. Validated when it is made."""
+"""A study: what to train, on which data, how, and for how long. Validated on construction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedfms.schema import STRICT, Float, parse
 from fedfms.study.aggregation import AggregationRule, too_few_updates
 
 PHANTOM = "phantom"
-PHANTOM_SITES = ("site-1", "site-2", "site-3")  # of a study that names no sites
+PHANTOM_SITES = ("site-1", "site-2", "site-3")  # of a phantom study that names no sites
 
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[Float, Field(gt=0)]
@@ -42,27 +42,27 @@ class Structure:
 
 @dataclass(frozen=True, config=STRICT)
 class DataSpec:
-    """Which data, and how they become batches."""
+    """The data, and how they become batches."""
 
     dataset: str = PHANTOM
     structures: tuple[Structure, ...] = (Structure("structure"),)
     protocol: Literal["held-out", "personal"] = "held-out"
     """held-out: 9:1 training and validation. personal: 8:2 training and test."""
     max_images: Count | None = None
-    """Images of a site, chosen by seed and patient; null: all."""
+    """Maximum number of images per site, chosen by seed and patient; null: all."""
     max_unreadable_images: Annotated[int, Field(ge=0)] = 0
     """Maximum number of unreadable images to skip at a site; more are an error."""
     crop_px: Count | None = None
     """Side of a random square crop in training, at native resolution; null: no crop."""
     augment: Literal["none", "flip", "photometric", "nnunet"] = "none"
-    """photometric: flips, gamma, gain, offset, colour and noise. nnunet: see `fedfms.data.nnunet`."""
+    """photometric: flips, gamma, gain, offset, colour and noise. nnunet: see `fedfms.data.augmentation`."""
     cache: bool = True
-    """Keep decoded slices in memory, and outputs of a frozen prefix on the site's disk."""
+    """Cache decoded slices in memory, and outputs of a frozen prefix on the site's disk."""
     phantom_images: Count = 56
     """Images per site of the phantom. A tenth of 56 is enough to report scores (`federation.min_cases`)."""
     phantom_px: Count = 128
     phantom_shift: Literal["look", "strong"] = "look"
-    """look: sites differ in look. strong: they differ in polarity and colours too."""
+    """look: sites differ in appearance. strong: also in polarity and colours."""
 
     def __post_init__(self) -> None:
         names = [structure.name for structure in self.structures]
@@ -74,7 +74,7 @@ class DataSpec:
 
 @dataclass(frozen=True, config=STRICT)
 class ModelSpec:
-    """Which network, and its initial weights."""
+    """The network, and its initial weights."""
 
     backbone: str = "vit_b"
     input_px: Count = 1024
@@ -104,7 +104,7 @@ class ModelSpec:
 
     @property
     def initial_weights(self) -> str:
-        """The initial weights, for people."""
+        """A description of the initial weights."""
         return self.checkpoint or "random weights"
 
 
@@ -117,41 +117,41 @@ class TrainSpec:
     batch_size: Count = 6
     lr: Positive = 1e-4
     lr_schedule: Literal["constant", "cosine", "poly"] = "constant"
-    """By round: see `fedfms.methods.schedule`."""
+    """Learning rate by round; see `fedfms.methods.schedule`."""
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     loss: Literal["bce", "dice_bce"] = "bce"
     pos_weight: Positive = 2.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward pass; float16 on CUDA only. Loss, sums and trained tensors stay float32."""
+    """Of the forward pass; float16 on CUDA only. Loss, sums and trained tensors remain float32."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class FederationSpec:
-    """Which sites a round needs, how long the server waits, and how it aggregates."""
+    """The sites that a round needs, the server's timeouts, and the aggregation."""
 
     min_sites: Count | None = None
-    """Updates that a round needs; null: all named sites, or two where none is named."""
+    """Updates that a round needs; null: all named sites, or two if no site is named."""
     required_sites: tuple[str, ...] = ()
-    """A run without them is not valid (`fedfms.reporting.validity`)."""
+    """A run without them is not valid (`fedfms.reporting.results`)."""
     straggler_timeout_s: Annotated[int, Field(ge=0)] = 3600
     """Wait for the remaining sites, once min_sites have answered."""
     round_timeout_s: Count = 86_400
-    """Of a whole round. A site that never answers ends a round, not the study."""
+    """Maximum duration of a round. A site that never answers ends a round, not the study."""
     min_cases: Count = 5
-    """Suppress scores over fewer images; a site's settings may ask for more."""
+    """Suppress scores over fewer images; a site's settings can raise the minimum."""
     compression: Literal["none", "bfloat16", "float16", "int8"] = "none"
-    """Of the tensors that travel in training: see `fedfms.compression`."""
+    """Codec of the shared tensors in training; see `fedfms.compression`."""
     aggregation: AggregationRule = "mean"
-    """See `fedfms.federation.robust`."""
+    """The aggregation rule; see `fedfms.federation.robust`."""
     byzantine_sites: Count = 1
-    """Byzantine sites that an aggregation rule other than the mean must tolerate."""
+    """Number of Byzantine sites that an aggregation rule other than the mean must tolerate."""
     max_share: Positive | None = None
-    """Largest share of a round's samples that one site may have; null: no limit."""
+    """Maximum weight of one site, as a share of a round's samples; null: no limit."""
     norm_factor: Float | None = 10.0
-    """An update longer than this many times the median one is too long; null: no limit."""
+    """Maximum norm of an update, relative to the median norm; null: no limit."""
     norm_action: Literal["reject", "clip"] = "reject"
-    """What happens to an update that is too long."""
+    """What to do with an update above that norm."""
     tracking: Literal["tensorboard", "mlflow", "none"] = "tensorboard"
     """Where the server writes live curves."""
 
@@ -160,14 +160,14 @@ class FederationSpec:
             raise StudyError(f"federation.max_share is {self.max_share!r}", do="1 at most")
         if self.norm_factor is not None and self.norm_factor < 1:
             what = f"federation.norm_factor is {self.norm_factor!r}"
-            raise StudyError(what, do="1 or more: the median update itself is accepted")
+            raise StudyError(what, do="1 or more, so that the median update itself is accepted")
         if len(set(self.required_sites)) != len(self.required_sites):
             raise StudyError("federation.required_sites names a site twice")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Study:
-    """All that a run needs, except what belongs to a site (`fedfms.settings`)."""
+    """All parameters of a run, except those of a site (`fedfms.settings`)."""
 
     name: str
     title: str = ""
@@ -175,9 +175,9 @@ class Study:
     method_options: Mapping[str, Any] = field(default_factory=dict)
     seed: Annotated[int, Field(ge=0)] = 0
     sites: tuple[str, ...] = ()
-    """Sites that train; empty: those that take part in the run."""
+    """Sites that train; empty: those that participate in the run."""
     held_out: tuple[str, ...] = ()
-    """Sites that do not train, and score each global model on all their data."""
+    """Sites that do not train, but score each global model on all their data."""
     data: DataSpec = DataSpec()
     model: ModelSpec = ModelSpec()
     train: TrainSpec = TrainSpec()
@@ -235,7 +235,7 @@ def _check_sites(study: Study) -> None:
     needed = federation.min_sites
     if needed is not None and study.sites and needed > len(study.sites):
         what = f"federation.min_sites is {needed}, but {len(study.sites)} sites train"
-        raise StudyError(what, where=study.name, do="name more sites, or ask for fewer")
+        raise StudyError(what, where=study.name, do="name more sites, or lower federation.min_sites")
     required = set(federation.required_sites)
     if odd := sorted(required - set(study.sites) if study.sites else required & set(study.held_out)):
         what = f"federation.required_sites names {odd}, which do not train"

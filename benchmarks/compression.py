@@ -1,4 +1,4 @@
-"""The forms in which an update travels: bytes, seconds to write and to read it, and what rounding takes."""
+"""The codecs of an update: bytes, seconds to encode and decode, rounding error."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 import torch
 
-from benchmarks.step import study_of
+from benchmarks.step import make_study
 from fedfms.compression import CODECS, layout, nbytes
 from fedfms.reporting.cost.traffic import shared_tensors
 from fedfms.training.build import build_on_meta
 
 
 def measure(method: str, backbone: str, repeats: int) -> list[dict[str, Any]]:
-    """A row a form; MB are 1e6 bytes, `share` is of float32; `error` is that of one message, relative, as a norm.
+    """One row per codec: `mb` of 1e6 bytes, `share` of float32, `error` of one message as a relative norm.
 
-    What error feedback gives back in later rounds is not in it.
+    Error feedback corrects the rounding error in later rounds; the row does not include that.
     """
-    like = shared_tensors(build_on_meta(study_of(method, backbone, 1024, 1)))
+    like = shared_tensors(build_on_meta(make_study(method, backbone, 1024, 1)))
     stream = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(tensor.shape, generator=stream) * 1e-3 for name, tensor in like.items()}
     whole = nbytes(layout(tensors, None))
     common = {"method": method, "backbone": backbone}
-    rows = [common | {"wire": "none", "mb": round(whole / 1e6, 2), "share": 1.0}]
+    rows = [common | {"compression": "none", "mb": round(whole / 1e6, 2), "share": 1.0}]
     for codec in CODECS.values():
         encodes, decodes = [], []
         for _ in range(repeats):
@@ -38,7 +38,7 @@ def measure(method: str, backbone: str, repeats: int) -> list[dict[str, Any]]:
         lost = sum(float((back[name] - tensor).square().sum()) for name, tensor in tensors.items())
         rows.append(
             common
-            | {"wire": codec.name, "mb": round(sent / 1e6, 2), "share": round(sent / whole, 3)}
+            | {"compression": codec.name, "mb": round(sent / 1e6, 2), "share": round(sent / whole, 3)}
             | {"encode_s": round(statistics.median(encodes), 4), "decode_s": round(statistics.median(decodes), 4)}
             | {"error": round((lost / sum(float(t.square().sum()) for t in tensors.values())) ** 0.5, 5)}
         )
