@@ -1,4 +1,4 @@
-"""Fixtures of the converters' tests."""
+"""Fixtures for the tests of preprocessing."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def raw(tmp_path):
 
 @pytest.fixture
 def out(tmp_path):
-    """A data root that is not there yet."""
+    """A data root that does not exist yet."""
     return tmp_path / "out"

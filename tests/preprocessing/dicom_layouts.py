@@ -1,4 +1,4 @@
-"""DICOM series and segmentations for the converters' tests: made here, marked wherever a name may stand."""
+"""DICOM series and segmentations for tests, with the canary in every element that may hold a name."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ ORIGIN = np.array([-30.0, 12.5, 100.0])
 SPACING = (0.75, 0.5)  # of rows, of columns
 STEP = 3.0
 COSINES = [0.0, 1.0, 0.0, 0.0, 0.0, -1.0]  # a sagittal plane: columns run to the back, rows down
-SHEAR = (0.0, 0.0, 0.0)  # mm, by which a slice lies beside the one before: a gantry's tilt
+SHEAR = (0.0, 0.0, 0.0)  # mm, shift of a slice against the one before: a gantry's tilt
 FOR = generate_uid()
 
 
 def place(index, step=STEP):
-    """The position of a slice, DICOM's mm."""
+    """The position of a slice in DICOM's mm."""
     return (ORIGIN + index * (step * np.cross(COSINES[:3], COSINES[3:]) + SHEAR)).tolist()
 
 
 def lps(row, column, slice_):
-    """Where a voxel lies by DICOM's equation (PS3.3 C.7.6.2.1.1), in NIfTI's mm."""
+    """The position of a voxel by DICOM's equation (PS3.3 C.7.6.2.1.1), in NIfTI's mm."""
     along_columns, along_rows = np.array(COSINES).reshape(2, 3)
     there = np.array(place(slice_)) + along_rows * SPACING[0] * row + along_columns * SPACING[1] * column
     return there * (-1, -1, 1)
 
 
 def header(uid=CTImageStorage, patient=CANARY):
-    """What all files have, marked in names, ids, texts and a private tag."""
+    """The elements of all files, with the canary in names, ids, texts and a private tag."""
     one = Dataset()
     one.file_meta = FileMetaDataset()
     one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -66,12 +66,12 @@ def pixels(one, array, bits=16, signed=1):
 
 
 def stored(seed=0, shape=SHAPE):
-    """Voxels as a scanner stores them, int16."""
+    """Stored voxels, int16."""
     return np.random.default_rng(seed).integers(-1000, 2000, shape).astype(np.int16)
 
 
 def series(folder, voxels=None, change=None, patient=CANARY, names=None):
-    """Write a series, files in no order of position; `change(file, index)` may spoil one of them."""
+    """Write a series, with files not ordered by position; `change(file, index)` may make a defect."""
     voxels, uid = stored() if voxels is None else voxels, generate_uid()
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(voxels.shape[2]):
@@ -105,7 +105,7 @@ def rescaled(slope, intercept):
 
 
 def shared():
-    """Functional groups of all planes."""
+    """Functional groups for all planes."""
     one, orientation, measures = Dataset(), Dataset(), Dataset()
     orientation.ImageOrientationPatient = COSINES
     measures.PixelSpacing, measures.SliceThickness = list(SPACING), STEP
@@ -114,7 +114,7 @@ def shared():
 
 
 def multi_frame(path, voxels, change=None):
-    """Write a file of many frames, its rescaling in the functional groups; `change(file)` may spoil it."""
+    """Write a multi-frame file with rescaling in functional groups; `change(file)` may make a defect."""
     one = pixels(header(UltrasoundMultiFrameImageStorage), np.moveaxis(voxels, 2, 0))
     one.NumberOfFrames, one.SeriesInstanceUID = voxels.shape[2], generate_uid()
     common = shared()
@@ -129,7 +129,7 @@ def multi_frame(path, voxels, change=None):
 
 
 def seg(path, masks, change=None):
-    """Write a DICOM SEG of `masks`, segment number: (rows, columns, slices) of booleans; empty planes are left out."""
+    """Write a DICOM SEG of `masks`, booleans (rows, columns, slices) by segment number, without empty planes."""
     planes = [(n, k, mask[:, :, k]) for n, mask in masks.items() for k in range(mask.shape[2]) if mask[:, :, k].any()]
     one = pixels(header(SegmentationStorage), np.stack([plane for *_, plane in planes]).astype(np.uint8), 1, 0)
     one.NumberOfFrames, one.SegmentationType = len(planes), "BINARY"
@@ -143,7 +143,7 @@ def seg(path, masks, change=None):
 
 
 def masks():
-    """Two segments, side by side."""
+    """Two segments side by side."""
     one, two = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
     one[1:4, 2:5, 1:3] = True
     two[4:7, 2:9, 2:4] = True
@@ -151,7 +151,7 @@ def masks():
 
 
 def truth():
-    """The same as label values."""
+    """The label values of `masks`."""
     both = masks()
     return (both[1] + 2 * both[2]).astype(np.uint8)
 
@@ -160,17 +160,17 @@ RULE = "kind: dicom\nstructures: {one: 1, two: 2}\nvalues: {1: 1, 2: 2}\n"
 
 
 def rule(tmp_path, more=""):
-    """The command's option of a rule file."""
+    """The option for a rule file."""
     path = tmp_path / "rule.yaml"
     path.write_text(RULE + more)
     return "--rule", str(path)
 
 
 def one_fault(raw, out, capfd, text, rule):
-    """One of two cases has a fault, told in one line without a name; the other is converted."""
+    """Check that one of two cases has a fault, reported in one line without a name, and the other is converted."""
     assert convert_pairs(raw, out, *rule) == 1
     shown = "".join(capfd.readouterr())
-    (line,) = [line for line in shown.splitlines() if "case " in line]
+    (line,) = [line for line in shown.splitlines() if ", case " in line]
     assert text in line
     assert CANARY not in shown
     assert str(raw) not in shown

@@ -1,4 +1,4 @@
-"""A data set of text files, each of which says what its reader is to give: all that an engine may meet."""
+"""A fake data set of text files: the text of a file selects what its reader returns or raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with one case of a raw folder: each is done to its two files, and says what is to be said of it."""
+"""Defects of one case in a raw folder: how to make each of them in its two files, and its expected message."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LEADS_OUT = "a link or `..` leads out of the raw folder; put the file itself th
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault: to which kinds of data it can happen, how it is made, and a part of its line ("" = the layout's)."""
+    """A defect of a case."""
 
-    kinds: tuple[str, ...]
-    make: Callable[[Path, Path, Layout], object]
-    says: str
+    kinds: tuple[str, ...]  # kinds of data that can have it
+    make: Callable[[Path, Path, Layout], object]  # from the image's and the label's path
+    message: str  # a regular expression; "": the layout's message
 
 
 def bomb_png() -> bytes:
-    """A PNG of a few bytes whose header promises 60000 x 60000 px."""
+    """A PNG of a few bytes whose header declares 60000 x 60000 px."""
     data = bytearray(png(np.zeros((10, 14), np.uint8)))
     data[16:24] = (60000).to_bytes(4, "big") * 2
     data[29:33] = PngImagePlugin._crc32(bytes(data[12:29])).to_bytes(4, "big")
@@ -53,7 +53,7 @@ def _cut(path: Path) -> None:
 
 
 def _nifti(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Write a volume again, its voxels changed."""
+    """Replace a volume by one with changed voxels."""
     image = nib.load(path)
     nib.save(nib.Nifti1Image(change(np.asanyarray(image.dataobj)), image.affine), path)
 
@@ -77,7 +77,7 @@ def _odd(label: Path, layout: Layout) -> None:
 
 
 def _move_out(path: Path, raw: Path, *, relative: bool) -> None:
-    """The file outside of the raw folder, and a link in its place."""
+    """Move the file out of the raw folder and put a link in its place."""
     away = raw.parent / f"away{path.suffix}"
     path.rename(away)
     path.symlink_to(os.path.relpath(away, path.parent) if relative else away)
@@ -91,7 +91,7 @@ BOTH = (FLAT, VOLUME)
 FAULTS = {
     "cut short": Fault(BOTH, lambda image, label, _: _cut(image), "cannot be read: damaged, cut short"),
     "label cut short": Fault(BOTH, lambda image, label, _: _cut(label), "cannot be read: damaged, cut short"),
-    "empty": Fault(BOTH, lambda image, label, _: image.write_bytes(b""), "(cannot be read: damaged|is no NIfTI)"),
+    "empty": Fault(BOTH, lambda image, label, _: image.write_bytes(b""), "(cannot be read: damaged|is not a NIfTI)"),
     "several pages": Fault((FLAT,), lambda image, label, _: _pages(image), "the image has several pages"),
     "4D": Fault((VOLUME,), lambda image, label, _: _nifti(image, lambda a: np.stack([a, a], -1)), "has 4 axes"),
     "label value": Fault(BOTH, lambda image, label, layout: _odd(label, layout), ""),

@@ -1,4 +1,4 @@
-"""Imitations of how each fundus data set lies on disk: each makes a site's folder and says how many cases it has."""
+"""Imitations of the layout of each fundus data set: each makes a site's folder and returns its number of cases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RIM_VALUES, RIM_INVERTED = {0: 0, 1: 1, 2: 2}, {0: 255, 1: 128, 2: 0}
 
 
 def truth(height=HEIGHT, width=WIDTH):
-    """A label (H, W): rim 1 round a cup 2, neither in the middle nor symmetric."""
+    """A label (H, W): rim 1 around a cup 2, off-centre and asymmetric."""
     label = np.zeros((height, width), np.uint8)
     label[5:17, 8:22] = 1
     label[7:12, 10:18] = 2
@@ -19,7 +19,7 @@ def truth(height=HEIGHT, width=WIDTH):
 
 
 def photo(path, height=HEIGHT, width=WIDTH):
-    """A photograph whose halves differ."""
+    """A photograph with different halves."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = np.arange(width)
@@ -53,7 +53,7 @@ def refuge(site):
 
 
 def refuge_index(site):
-    """REFUGE as it is passed on with 0, 1, 2, beside crops of the same."""
+    """REFUGE as redistributed with 0, 1, 2, next to crops of the same images."""
     for part, stem in (("train", "g0001"), ("test", "T0001")):
         for kind in ("", "_Cropped", "_Square"):
             photo(site / part / f"Images{kind}" / f"{stem}.jpg")
@@ -62,7 +62,7 @@ def refuge_index(site):
 
 
 def origa_png(site):
-    """ORIGA with PNG masks beside the MATLAB ones, which then count for nothing."""
+    """ORIGA with PNG masks next to MATLAB masks, which are then not read."""
     photo(site / "Images" / "001.jpg")
     mask(site / "Masks" / "001.png", stored(RIM_VALUES))
     (site / "Semi-automatic-annotations").mkdir()
@@ -71,7 +71,7 @@ def origa_png(site):
 
 
 def origa_mat(site):
-    """ORIGA with MATLAB masks alone."""
+    """ORIGA with MATLAB masks only."""
     photo(site / "Images" / "001.jpg")
     (site / "Semi-automatic-annotations").mkdir()
     savemat(site / "Semi-automatic-annotations" / "001.mat", {"mask": truth().astype(np.float64)})
@@ -79,7 +79,7 @@ def origa_mat(site):
 
 
 def g1020(site):
-    """G1020: palette masks, JSON outlines among the images."""
+    """G1020: palette masks, and JSON outlines among the images."""
     for number in range(2):
         photo(site / "Images" / f"image_{number}.jpg")
         (site / "Images" / f"image_{number}.json").write_text("{}")
@@ -91,7 +91,7 @@ def g1020(site):
 
 
 def drishti(site):
-    """Drishti-GS1: soft maps of four experts, all of whom agree."""
+    """Drishti-GS1: soft maps of four experts who all agree."""
     for part, folder, stem in (("Training", "GT", "drishtiGS_002"), ("Test", "Test_GT", "drishtiGS_001")):
         photo(site / part / "Images" / f"{stem}.png")
         soft = site / part / folder / stem / "SoftMap"
@@ -102,7 +102,7 @@ def drishti(site):
 
 
 def rim_one_r3(site):
-    """RIM-ONE r3: two views side by side, marked in the left one by several experts."""
+    """RIM-ONE r3: two views side by side; several experts marked the left one."""
     for stem, folder in (("N-10-R", "Healthy"), ("G-1-L", "Glaucoma and suspects")):
         photo(site / folder / "Stereo Images" / f"{stem}.jpg", width=2 * WIDTH)
         for expert, suffix in (("Expert1_masks", "exp1"), ("Expert2_masks", "exp2"), ("Average_masks", "Avg")):
@@ -116,7 +116,7 @@ def rim_one_r3(site):
 
 
 def rim_one_dl(site):
-    """RIM-ONE DL: the same images in two partitions, and masks by the release's script."""
+    """RIM-ONE DL: the same images in two partitions, and masks from the script of the release."""
     for partition in ("partitioned_by_hospital", "partitioned_randomly"):
         photo(site / "RIM-ONE_DL_images" / partition / "training_set" / "normal" / "r1_Im001.png")
     for kind, value in (("Disc", 0), ("Cup", 1)):

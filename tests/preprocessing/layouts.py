@@ -1,6 +1,7 @@
-"""A small raw folder as published for every registered data set, for tests that run over the registry.
+"""A small raw folder in the published layout of every registered data set, for tests over the registry.
 
-A new data set: a function that makes its layout with at least two cases at the damaged site, and a line below.
+For a new data set, add a function that makes its layout with at least two cases at the damaged site, and an entry in
+`LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from preprocessing import hippocampus
-from preprocessing.registry import DATASETS
 from tests.preprocessing.fundus_layouts import g1020, refuge
 from tests.preprocessing.make import CANARY, make_raw
 from tests.preprocessing.nuclei_layouts import monuseg, tnbc
@@ -25,36 +26,30 @@ FLAT, VOLUME = "flat", "volume"
 
 @dataclass(frozen=True)
 class Layout:
-    """A raw folder that `make` fills, and the case in it that a test damages.
-
-    Args:
-        site: where the damaged case lies.
-        image, label: its files, relative to the raw folder.
-        odd: a label array of the image's size that the data set's label rule cannot take.
-        odd_says: what is said of it.
-    """
+    """A raw folder that `make` fills, and the case in it that a test damages."""
 
     kind: str
     make: Callable[[Path], None]
-    site: str
-    image: str
+    site: str  # of the damaged case
+    image: str  # of the damaged case, relative to the raw folder
     label: str
-    odd: np.ndarray
-    odd_says: str
+    odd: np.ndarray  # a label array of the image's size that the data set's label rule rejects
+    message: str  # the fault of `odd`
 
 
 def layout_of(name: str) -> Layout:
-    """The layout of a registered data set."""
-    assert name in LAYOUTS, (
-        f"the data set {name!r} is registered and has no raw layout to be tested on: "
-        "add a Layout to LAYOUTS in tests/preprocessing/layouts.py"
-    )
+    """The layout of a registered data set. Call it in tests and fixtures only, not while tests are collected."""
+    if name not in LAYOUTS:
+        pytest.fail(
+            f"the data set {name!r} is registered but has no test layout; "
+            f"add a Layout {name!r} to LAYOUTS in tests/preprocessing/layouts.py"
+        )
     return LAYOUTS[name]
 
 
 def of_kind(kind: str) -> str:
-    """The first registered data set of a kind."""
-    return next(name for name in DATASETS if layout_of(name).kind == kind)
+    """The first data set of a kind with a layout."""
+    return next(name for name, layout in LAYOUTS.items() if layout.kind == kind)
 
 
 def _polyp(raw: Path) -> None:
@@ -108,7 +103,7 @@ LAYOUTS = {
     ),
     "nuclei": Layout(
         FLAT, _nuclei, "TNBC", "TNBC/TNBC/Slide_01/01_2.png", "TNBC/TNBC/GT_01/01_2.png",
-        _RED, "the mask is coloured, so its values are not known",
+        _RED, "the mask is coloured, so its values are unknown",
     ),
     "polyp": Layout(
         FLAT, _polyp, "b", f"b/images/{CANARY}2.png", f"b/labels/{CANARY}2_mask.png",

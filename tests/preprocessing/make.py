@@ -1,4 +1,4 @@
-"""Raw folders for the converters, made here or real ones under links; recipes as the command line makes them."""
+"""Raw folders for tests, generated or copied from real data; recipes and conversions as from the command line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def options(module, *arguments):
 
 
 def as_sent(thing):
-    """What a worker process gets when `thing` is sent to it."""
+    """`thing` as a worker process receives it."""
     return pickle.loads(pickle.dumps(thing))
 
 
 def make_raw(folder: Path, n: int = 6) -> Path:
-    """`n` PNG pairs of 10 x 14 px whose names and text chunks carry the canary."""
+    """`n` PNG pairs of 10 x 14 px with the canary in names and text chunks."""
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -44,8 +44,9 @@ def make_raw(folder: Path, n: int = 6) -> Path:
 
 
 def copy_sites(source: Path, raw: Path, *sites: str) -> Path:
-    """A raw folder with real sites in it, so that the key file lands in it and not beside the real images. They
-    are copied, for a link that leads out of the raw folder is a fault.
+    """A raw folder with copies of real sites, so that the key file is written there and not into the real data.
+
+    Links are no option, because a link out of the raw folder is a fault.
     """
     for site in sites:
         shutil.copytree(source / site, raw / site, copy_function=shutil.copyfile)
@@ -55,7 +56,7 @@ def copy_sites(source: Path, raw: Path, *sites: str) -> Path:
 
 
 def convert_pairs(raw: Path, out: Path, *extra: str) -> int:
-    """`pairs` on one site, in this process."""
+    """Run `pairs` on one site in this process; returns the exit code."""
     from preprocessing.cli import main
 
     arguments = ["pairs", "--raw", str(raw), "--out", str(out), "--dataset", "d", "--site", "s", "--workers", "0"]

@@ -1,5 +1,5 @@
-"""Imitations of how each nuclei data set lies on disk: each makes a site's folder and says how many cases, which
-patients and how many unused files it has.
+"""Imitations of the layout of each nuclei data set: each makes a site's folder and returns its number of cases, its
+patients, and its number of unused files.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ ONE, TWO = ((2, 3), (7, 3), (7, 9), (2, 9)), ((12, 10), (24, 10), (24, 18), (12,
 
 
 def truth():
-    """A label (H, W) of the two nuclei above."""
+    """A label (H, W) of the nuclei `ONE` and `TWO`."""
     label = np.zeros((HEIGHT, WIDTH), np.uint8)
     label[3:9, 2:7] = label[10:18, 12:24] = 1
     return label
 
 
 def tile(path, **options):
-    """An image of the nuclei, dark on pale."""
+    """An image of the nuclei, dark on a bright background."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.where(truth()[..., None] > 0, 60, 220).astype(np.uint8).repeat(3, axis=2)
     Image.fromarray(pixels).save(path, **options)
@@ -40,7 +40,7 @@ def xml(path, text):
 
 
 def monusac(site):
-    """MoNuSAC2020: TIF, SVS and XML in a folder a slide; one test tile has an SVS alone."""
+    """MoNuSAC2020: TIF, SVS and XML in one folder per slide; one test tile has an SVS only."""
     train = site / "MoNuSAC_images_and_annotations" / "TCGA-5P-A9K0-01Z-00-DX1"
     test = site / "MoNuSAC Testing Data and Annotations" / "TCGA-2Z-A9JG-01Z-00-DX1"
     text = aperio(("Epithelial", [(ONE, "")]), ("Lymphocyte", [(TWO, "")]))
@@ -55,7 +55,7 @@ def monusac(site):
 
 
 def monuseg(site):
-    """MoNuSeg2018: training in two folders, test tiles beside their XML."""
+    """MoNuSeg2018: training data in two folders, test tiles next to their XML."""
     text, stems = aperio(("", [(ONE, ""), (TWO, "")])), ("TCGA-A7-A13E-01Z-00-DX1", "TCGA-A7-A13F-01Z-00-DX1")
     for stem in stems:
         tile(site / "MoNuSeg 2018 Training Data" / "Tissue Images" / f"{stem}.tif")
@@ -67,7 +67,7 @@ def monuseg(site):
 
 
 def tnbc(site):
-    """TNBC: slides and their masks; slide 12 is of the brain."""
+    """TNBC: slides and their masks; slide 12 shows brain."""
     for slide, count in (("01", 2), ("11", 1), ("12", 1)):
         for number in range(1, count + 1):
             tile(site / "TNBC" / f"Slide_{slide}" / f"{slide}_{number}.png")
@@ -76,7 +76,7 @@ def tnbc(site):
 
 
 def dsb_published(site):
-    """DSB 2018 as published: an image with an alpha channel, a mask a nucleus."""
+    """DSB 2018 as published: an image with an alpha channel, one mask per nucleus."""
     for id_ in ("0ab", "1cd"):
         _rgba(site / "stage1_train" / id_ / "images" / f"{id_}.png")
         for number, part in enumerate(_instances()):
@@ -85,7 +85,7 @@ def dsb_published(site):
 
 
 def dsb_sorted(site):
-    """The same, sorted into images/ and labels/<id>/."""
+    """DSB 2018 sorted into images/ and labels/<id>/."""
     for id_ in ("0ab", "1cd"):
         _rgba(site / "images" / f"{id_}.png")
         for number, part in enumerate(_instances()):
@@ -102,7 +102,7 @@ def outlines_drawn(site):
 
 
 def masks_of_numbers(site):
-    """One mask an image that numbers the nuclei."""
+    """One mask per image with a number for each nucleus."""
     tile(site / "images" / "a.png")
     numbers = truth().astype(np.uint16)
     numbers[10:] *= 700

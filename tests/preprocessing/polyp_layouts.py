@@ -1,5 +1,5 @@
-"""Imitations of how the publishers lay out each polyp data set: each fills a raw folder and says, by site, how many
-pairs and how many patients are in it.
+"""Imitations of the published layouts of polyp data: each fills a raw folder and returns, by site, the numbers of
+pairs and of patients.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ SHAPE = (10, 14)
 
 
 def truth():
-    """A label (H, W): a polyp neither in the middle nor symmetric."""
+    """A label (H, W): a polyp off-centre and asymmetric."""
     label = np.zeros(SHAPE, np.uint8)
     label[2:6, 3:9] = 1
     return label
@@ -24,42 +24,45 @@ def pair(image, mask):
         Image.fromarray(pixels).save(path, **({"quality": 100} if path.suffix == ".jpg" else {}))
 
 
+def pairs(images, masks, names):
+    """Frames and masks with the same names."""
+    for name in names:
+        pair(images / name, masks / name)
+
+
 def kvasir(raw):
-    """Kvasir-SEG: masks of the same names; boxes in JSON beside the folders."""
+    """Kvasir-SEG: masks with the names of the images; boxes in JSON next to the folders."""
     folder = raw / "Kvasir-SEG"
-    for stem in ("cju0", "cju1", "cju2"):
-        pair(folder / "images" / f"{stem}.jpg", folder / "masks" / f"{stem}.jpg")
+    pairs(folder / "images", folder / "masks", ("cju0.jpg", "cju1.jpg", "cju2.jpg"))
     (folder / "kavsir_bboxes.json").write_text("{}")
     return {"kvasir_seg_vestreviken_no": (3, 3)}
 
 
 def clinicdb(raw):
-    """ClinicDB's TIFFs, frames of two sequences."""
+    """ClinicDB as TIFF, frames of two sequences."""
     folder = raw / "CVC-ClinicDB"
-    for number in (24, 25, 26):
-        pair(folder / "Original" / f"{number}.tif", folder / "Ground Truth" / f"{number}.tif")
+    pairs(folder / "Original", folder / "Ground Truth", ("24.tif", "25.tif", "26.tif"))
     return {"cvc_clinicdb_barcelona_es": (3, 2)}
 
 
 def clinicdb_png(raw):
-    """ClinicDB as PNG copies alone."""
+    """ClinicDB as PNG copies only."""
     folder = raw / "CVC-ClinicDB" / "PNG"
-    pair(folder / "Original" / "1.png", folder / "Ground Truth" / "1.png")
+    pairs(folder / "Original", folder / "Ground Truth", ("1.png",))
     return {"cvc_clinicdb_barcelona_es": (1, 1)}
 
 
 def clinicdb_both(raw):
-    """ClinicDB as TIFFs with PNG copies beside them, which then count for nothing."""
-    for kind, stems in (("TIF", "12"), ("PNG", "1")):
+    """ClinicDB as TIFF with PNG copies next to them, which are then ignored."""
+    for kind, names in (("TIF", ("1.tif", "2.tif")), ("PNG", ("1.png",))):
         folder = raw / "CVC-ClinicDB" / kind
-        for stem in stems:
-            pair(folder / "Original" / f"{stem}.{kind.lower()}", folder / "Ground Truth" / f"{stem}.{kind.lower()}")
+        pairs(folder / "Original", folder / "Ground Truth", names)
     (raw / "CVC-ClinicDB" / "metadata.csv").write_text("frame_id\n")
     return {"cvc_clinicdb_barcelona_es": (2, 1)}
 
 
 def polypgen(raw):
-    """PolypGen's six centres, with boxes, drawings, sequences and the pool of all positive frames beside them."""
+    """PolypGen's six centres, with boxes, sequences and the pool of all positive frames, which are ignored."""
     folder = raw / "PolypGen2021_MultiCenterData_v3"
     stems = {
         1: ("176OLCV1_100H0002", "176OLCV1_100H0255", "177OLCV1_100H0014"), 2: ("EndoCV2021_001000",),
@@ -83,7 +86,7 @@ def polypgen(raw):
 
 
 def etis(raw):
-    """ETIS-Larib: a folder of its own name beside the masks, p1.tif for 1.tif."""
+    """ETIS-Larib: images in a folder of the same name next to the masks, p1.tif for 1.tif."""
     folder = raw / "ETIS-LaribPolypDB"
     for number in (1, 14, 15, 196):
         pair(folder / "ETIS-LaribPolypDB" / f"{number}.tif", folder / "Ground Truth" / f"p{number}.tif")
@@ -91,36 +94,35 @@ def etis(raw):
 
 
 def etis_unwrapped(raw):
-    """ETIS-Larib unpacked without a folder around it."""
+    """ETIS-Larib without a folder around it."""
     pair(raw / "ETIS-LaribPolypDB" / "1.tif", raw / "Ground Truth" / "p1.tif")
     return {"etis_lariboisiere_fr": (1, 1)}
 
 
 def colondb(raw):
-    """ColonDB as it is passed on: frames of two runs."""
+    """ColonDB as redistributed: frames of two runs."""
     folder = raw / "CVC-ColonDB"
-    for number in (1, 38, 39):
-        pair(folder / "images" / f"{number}.png", folder / "masks" / f"{number}.png")
+    pairs(folder / "images", folder / "masks", ("1.png", "38.png", "39.png"))
     return {"cvc_colondb_barcelona_es": (3, 2)}
 
 
 def test_pack(raw):
-    """PraNet's test pack: of its five sets, three are parts of other data sets."""
+    """PraNet's test pack: three of its five sets are parts of other data sets."""
     for name in ("CVC-300", "CVC-ClinicDB", "CVC-ColonDB", "ETIS-LaribPolypDB", "Kvasir"):
         folder = raw / "TestDataset" / name
-        pair(folder / "images" / "7.png", folder / "masks" / "7.png")
+        pairs(folder / "images", folder / "masks", ("7.png",))
     return {"cvc_colondb_barcelona_es": (1, 1), "etis_lariboisiere_fr": (1, 1)}
 
 
 def own_layout(raw):
-    """The layout of one's own frames, under a known name and another."""
+    """The layout for own frames, with a known and an unknown name of a site."""
     for site, suffix in (("polypgen_c1_paris_fr", "_mask"), ("my_hospital", "")):
         for stem in ("a_1", "a_2"):
             pair(raw / site / "images" / f"{stem}.png", raw / site / "labels" / f"{stem}{suffix}.png")
     return {"polypgen_c1_paris_fr": (2, 1), "my_hospital": (2, 2)}
 
 
-test_pack.__test__ = False  # an imitation, no test
+test_pack.__test__ = False  # an imitation, not a test
 LAYOUTS = (
     kvasir, clinicdb, clinicdb_png, clinicdb_both, polypgen, etis, etis_unwrapped, colondb, test_pack, own_layout,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Outlines and masks as data sets ship them."""
+"""Outlines in XML and masks in the formats of published data sets."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from PIL import Image
 
 from preprocessing.annotations import (
     Outline,
-    check_size,
     fill,
     merge_instances,
     read_marked,
     read_outlines,
     read_values,
 )
-from preprocessing.images import Fault
+from preprocessing.images import Fault, check_size
+from tests.preprocessing.make import CANARY
 
-SECRET = "ZZCANARYMustermann"
 SQUARE = ((2, 3), (6, 3), (6, 8), (2, 8))
 
 
@@ -34,19 +33,19 @@ def aperio(*annotations):
 
 
 def drawn(shapes):
-    """The drawing program's XML."""
+    """The XML of the drawing program."""
     layers = f"<Layers><Layer><Shapes>{shapes}</Shapes></Layer></Layers>"
     return f'\ufeff<!--Document--><Document FileVersion="1.0">{layers}</Document>'
 
 
 def polygon(points, kind="Polygon", rotation="0"):
-    """One shape of it."""
+    """One shape in the XML of the drawing program."""
     inner = "".join(f'<Point X="{x}" Y="{y}" />' for x, y in points)
     return f'<Shape Type="{kind}"><Data Rotation="{rotation}"><Points>{inner}</Points></Data></Shape>'
 
 
 def _write(tmp_path, text):
-    path = tmp_path / f"{SECRET}.xml"
+    path = tmp_path / f"{CANARY}.xml"
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -64,13 +63,13 @@ def test_a_square_of_whole_pixels_is_filled_exactly():
     assert label.dtype == np.uint8
 
 
-def test_area_is_not_swollen_by_the_line():
+def test_the_line_of_an_outline_adds_no_area():
     angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     points = np.column_stack((30.3 + 8 * np.cos(angle), 25.7 + 8 * np.sin(angle)))
     assert fill([Outline(points)], 50, 60).sum() == pytest.approx(np.pi * 64, rel=0.02)
 
 
-def test_what_lies_outside_is_cut_off_without_a_change_of_shape():
+def test_parts_outside_the_image_are_cut_off():
     label = fill([Outline(np.array([(-4, -4), (4, -4), (-4, 4)], float))], 5, 5)
     whole = fill([Outline(np.array([(1, 1), (9, 1), (1, 9)], float))], 10, 10)
     assert (label == whole[5:, 5:]).all()
@@ -79,7 +78,7 @@ def test_what_lies_outside_is_cut_off_without_a_change_of_shape():
     assert right.sum() == 2
 
 
-def test_holes_are_left_out_whatever_the_order():
+def test_holes_are_background_in_any_order():
     hole, square = (
         Outline(np.array(SQUARE, float), hole=True),
         Outline(np.array([(0, 0), (9, 0), (9, 9), (0, 9)], float)),
@@ -88,7 +87,7 @@ def test_holes_are_left_out_whatever_the_order():
     assert fill([square, square], 9, 9).sum() == 81  # overlaps are one region
 
 
-def test_no_outline_is_an_empty_label_and_outlines_elsewhere_are_a_fault():
+def test_no_outlines_give_an_empty_label_and_outlines_elsewhere_are_a_fault():
     assert not fill([], 4, 4).any()
     with pytest.raises(Fault, match="outside the image"):
         fill([Outline(np.array(SQUARE, float) + 100)], 10, 10)
@@ -109,12 +108,12 @@ def test_drawn_polygons_and_ovals(tmp_path):
     text = drawn(polygon(SQUARE) + polygon(SQUARE, "SmoothPolygon") + oval)
     one, two, three = read_outlines(_write(tmp_path, text))
     assert one.points.tolist() == two.points.tolist() == [list(map(float, p)) for p in SQUARE]
-    assert three.points.min(axis=0) == pytest.approx((18, 10))  # upright after a quarter turn about (20, 20)
+    assert three.points.min(axis=0) == pytest.approx((18, 10))  # upright after a rotation by 90 degrees about (20, 20)
     assert three.points.max(axis=0) == pytest.approx((22, 30))
 
 
-def test_an_oval_turns_clockwise(tmp_path):
-    """As it was seen on the one real oval: down to the right by 45 degrees."""
+def test_ovals_are_rotated_clockwise(tmp_path):
+    """As in the only real oval: down to the right by 45 degrees."""
     oval = '<Shape Type="Oval"><Data Rotation="45"><Extent X="10" Y="18" Width="20" Height="4" /></Data></Shape>'
     label = fill(read_outlines(_write(tmp_path, drawn(oval))), 40, 40)
     assert label[25, 25]
@@ -122,7 +121,7 @@ def test_an_oval_turns_clockwise(tmp_path):
     assert label.sum() == pytest.approx(np.pi * 10 * 2, rel=0.1)
 
 
-BOMB = f"""<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "{SECRET}"><!ENTITY b "&a;&a;&a;">]>
+BOMB = f"""<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "{CANARY}"><!ENTITY b "&a;&a;&a;">]>
 <Annotations><Annotation Name="&b;"/></Annotations>"""
 EXTERNAL = '<!DOCTYPE a SYSTEM "file:///etc/passwd"><Annotations/>'
 BAD_XML = {
@@ -130,33 +129,33 @@ BAD_XML = {
     "external": (EXTERNAL, "document type"),
     "cut short": (aperio(("x", [(SQUARE, "")]))[:-30], "cannot be read"),
     "empty": ("", "cannot be read"),
-    "no number": (aperio((SECRET, [(((SECRET, 1), (2, 2), (3, 1)), "")])), "cannot be read"),
-    "no coordinate": (f"<Annotations><Annotation><Region><Vertex {SECRET}='1'/></Region></Annotation></Annotations>",
+    "no number": (aperio((CANARY, [(((CANARY, 1), (2, 2), (3, 1)), "")])), "cannot be read"),
+    "no coordinate": (f"<Annotations><Annotation><Region><Vertex {CANARY}='1'/></Region></Annotation></Annotations>",
                       "cannot be read"),
     "NaN": (aperio(("x", [(((float("nan"), 1), (2, 2), (3, 1)), "")])), "finite"),
     "infinite": (aperio(("x", [(((1e999, 1), (2, 2), (3, 1)), "")])), "finite"),
-    "another root": (f"<{SECRET}/>", "unknown kind"),
-    "another shape": (drawn(polygon(SQUARE, SECRET)), "neither polygon nor oval"),
+    "another root": (f"<{CANARY}/>", "unknown kind"),
+    "another shape": (drawn(polygon(SQUARE, CANARY)), "neither polygon nor oval"),
     "a turned polygon": (drawn(polygon(SQUARE, rotation="30")), "rotated"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD_XML)
-def test_bad_xml_is_a_fault_that_tells_nothing(tmp_path, case):
+def test_bad_xml_is_a_fault_without_content_of_the_file(tmp_path, case):
     text, message = BAD_XML[case]
     with pytest.raises(Fault, match=message) as caught:
         read_outlines(_write(tmp_path, text))
-    assert SECRET not in str(caught.value)
+    assert CANARY not in str(caught.value)
 
 
 def test_missing_files_are_faults(tmp_path):
     for read in (read_outlines, read_values, read_marked):
         with pytest.raises(Fault, match="missing") as caught:
-            read(tmp_path / f"{SECRET}.png")
-        assert SECRET not in str(caught.value)
+            read(tmp_path / f"{CANARY}.png")
+        assert CANARY not in str(caught.value)
 
 
-def test_values_are_stored_ones(tmp_path):
+def test_stored_values_are_read(tmp_path):
     stored = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
     palette = Image.fromarray(stored)
     palette.putpalette([9, 9, 9, 9, 9, 9, 0, 200, 0] + [0] * 759)  # two indices of one colour
@@ -191,22 +190,22 @@ def test_masks_without_known_values_are_faults(tmp_path, name, array, message):
         read_values(_mask(tmp_path / name, array))
 
 
-def test_pages_and_damage_are_faults(tmp_path):
+def test_several_pages_and_damage_are_faults(tmp_path):
     page = Image.new("L", (4, 4))
     page.save(tmp_path / "pages.tif", save_all=True, append_images=[page])
     with pytest.raises(Fault, match="several pages"):
         read_values(tmp_path / "pages.tif")
-    (tmp_path / f"{SECRET}.png").write_bytes(b"\x89PNG broken")
+    (tmp_path / f"{CANARY}.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(Fault, match="cannot be read") as caught:
-        read_values(tmp_path / f"{SECRET}.png")
-    assert SECRET not in str(caught.value)
+        read_values(tmp_path / f"{CANARY}.png")
+    assert CANARY not in str(caught.value)
 
 
-def test_a_jpeg_mask_is_not_marked_by_its_noise(tmp_path):
+def test_jpeg_noise_marks_no_pixel(tmp_path):
     mask = np.zeros((32, 32), np.uint8)
     mask[8:20, 8:20] = 255
     path = _mask(tmp_path / "m.jpg", mask, quality=50)
-    assert ((read_values(path) > 0) & (mask == 0)).any()  # noise there is
+    assert ((read_values(path) > 0) & (mask == 0)).any()  # there is noise
     assert (read_marked(path) == (mask > 0)).all()
 
 
@@ -222,7 +221,7 @@ def test_instances_are_merged(tmp_path):
         merge_instances([])
 
 
-def test_sizes():
+def test_different_sizes_are_a_fault():
     check_size(np.zeros((3, 4, 3)), np.zeros((3, 4)))
     with pytest.raises(Fault, match="image 4 x 3 px and mask 3 x 4 px differ"):
         check_size(np.zeros((3, 4, 3)), np.zeros((4, 3)))

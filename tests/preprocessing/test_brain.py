@@ -1,4 +1,4 @@
-"""The brain data set, on an imitation of FeTS 2022's layout."""
+"""The brain data set, on an imitation of the layout of FeTS 2022."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def table(folder, rows, name="partitioning_1.csv", columns="Partition_ID,Subject
 
 @pytest.fixture(params=[".", "MICCAI_FeTS2022_TrainingData"])
 def raw(tmp_path, request):
-    """The challenge's folder, unpacked into --raw or below it."""
+    """The folder of the challenge, unpacked into --raw or below it."""
     folder = tmp_path / request.param
     table(folder, {site: [name_of(number) for number in numbers] for site, numbers in ROWS.items()})
     for numbers in ROWS.values():
@@ -49,7 +49,7 @@ def base(raw):
     return next(raw.rglob("partitioning_1.csv")).parent
 
 
-def test_sites_are_the_tables(raw):
+def test_sites_come_from_the_table(raw):
     recipe = options(brain)
     assert recipe.sites(raw) == ["1", "6", "18", "21"]
     assert options(brain, "--institutions", "all").sites(raw) == ["1", "4", "6", "18", "21"]
@@ -101,7 +101,7 @@ def test_options(raw):
             options(brain, *wrong)
 
 
-def test_a_tumour_that_does_not_enhance_stays_and_other_values_do_not(raw):
+def test_a_volume_without_the_structure_is_converted_and_other_values_are_a_fault(raw):
     folder = base(raw)
     subject(folder, name_of(3), truth(SHAPE, (1, 2)))
     _, done = one_case(raw)
@@ -116,10 +116,10 @@ def test_the_second_table(raw):
     recipe = options(brain, "--partition", "2", "--institutions", "all")
     assert recipe.sites(raw) == ["33"]
     found = recipe.find(raw, "33")
-    assert (list(found.cases), found.ignored) == ([name_of(0)], 6)  # the others are in no row of this table
+    assert (list(found.cases), found.ignored) == ([name_of(0)], 6)  # the others are not in this table
 
 
-def test_what_makes_no_case(raw):
+def test_incomplete_subjects_are_faults(raw):
     folder = base(raw)
     names = {site: [name_of(number) for number in numbers] for site, numbers in ROWS.items()}
     names["1"] += ["FeTS2022_09999", "../outside", "..", name_of(4)]
@@ -131,7 +131,7 @@ def test_what_makes_no_case(raw):
     subject(folder.parent, "outside")
     found = options(brain).find(raw, "1")
     assert (found.cases, found.ignored) == ({}, 1)
-    nothing = "the table names a case of which there are no files"
+    nothing = "the table names a case without files"
     assert dict(found.faults) == {
         name_of(0): "the volume has no segmentation",
         name_of(1): "the segmentation has no volume",
@@ -144,7 +144,7 @@ def test_what_makes_no_case(raw):
     assert dict(options(brain).find(raw, "18").faults) == {name_of(4): "partitioning_1.csv names the case 2 times"}
 
 
-def test_tables_that_are_none(tmp_path):
+def test_missing_wrong_and_double_tables_are_errors(tmp_path):
     recipe = options(brain)
     with pytest.raises(DataError, match="no partitioning_1.csv"):
         recipe.sites(tmp_path)
@@ -157,7 +157,7 @@ def test_tables_that_are_none(tmp_path):
         recipe.sites(tmp_path)
 
 
-def test_a_table_outside_is_not_read(tmp_path):
+def test_a_table_outside_of_raw_is_not_read(tmp_path):
     table(tmp_path / "away", {"1": ["x"]})
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "partitioning_1.csv").symlink_to(tmp_path / "away" / "partitioning_1.csv")

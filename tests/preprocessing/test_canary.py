@@ -1,4 +1,4 @@
-"""A marker wherever a patient's name may stand in raw files: it is found nowhere in what is written or shown."""
+"""Raw files carry a canary wherever they may hold a patient's name: it must not appear in any output."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _tiff(path, pixels):
 
 
 def _odd_tiff(path, pixels):
-    """Not for Pillow; and with a tag that makes tifffile log what it read."""
+    """A TIFF that Pillow does not open, with a tag whose value tifffile logs."""
     wrong = [(65000, "s", 0, CANARY, True), (315, "s", 0, CANARY, True)]
     tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig", description=CANARY, extratags=wrong)
 
@@ -70,7 +70,7 @@ def _put(folder, number, kind, write, *, broken=None):
 
 @pytest.fixture
 def marked(tmp_path):
-    """A good case of each kind of file, and one of each defect, all of them marked, in a folder that is too."""
+    """A good case of each kind of file, and one of each defect; all files and the folder carry the canary."""
     raw = tmp_path / CANARY
     for number, (kind, write) in enumerate(KINDS.items()):
         _put(raw, f"good{number}", kind, write)
@@ -89,7 +89,7 @@ def marked(tmp_path):
 
 
 def everything(folder):
-    """Names and bytes of all that is in a folder."""
+    """Names and content of all files in a folder."""
     shown = []
     for path in folder.rglob("*"):
         shown.append(str(path.relative_to(folder)))
@@ -99,7 +99,7 @@ def everything(folder):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_marker_is_nowhere(marked, out, capfd, caplog, workers):
+def test_the_canary_does_not_leak(marked, out, capfd, caplog, workers):
     arguments = ["--dataset", "d", "--site", "s", "--workers", str(workers)]
     assert main(["pairs", "--raw", str(marked), "--out", str(out), *arguments]) == 1
     assert main(["check", str(out)]) == 0
@@ -112,12 +112,12 @@ def test_the_marker_is_nowhere(marked, out, capfd, caplog, workers):
     for text in (CANARY, str(marked.parent)):
         assert text not in written
         assert text not in shown
-    assert CANARY in everything(marked / ".fedfms-keys")  # the table that stays at the site
+    assert CANARY in everything(marked / ".fedfms-keys")  # the table, which stays at the site
     assert check_site(folder) == []
 
 
-def test_the_marker_is_nowhere_in_a_process_of_its_own(marked, out):
-    """Also not in what libraries write past Python, or in a traceback."""
+def test_the_canary_does_not_leak_from_a_process(marked, out):
+    """Neither in what libraries write without Python's streams, nor in a traceback."""
     command = [sys.executable, "-X", "dev", "-m", "preprocessing", "pairs", "--raw", str(marked), "--out", str(out)]
     done = subprocess.run(
         [*command, "--dataset", "d", "--site", "s"], cwd=REPO, capture_output=True, text=True, check=False,
@@ -131,7 +131,7 @@ def test_the_marker_is_nowhere_in_a_process_of_its_own(marked, out):
 
 
 @pytest.mark.parametrize("gone", ["labels", "images", "."])
-def test_the_marker_is_in_no_error_of_usage(marked, out, capfd, gone):
+def test_the_canary_does_not_leak_into_usage_errors(marked, out, capfd, gone):
     (marked / gone).rename(marked.parent / "gone")
     arguments = ["--dataset", "d", "--site", "s", "--workers", "0"]
     assert main(["pairs", "--raw", str(marked), "--out", str(out), *arguments]) == 1

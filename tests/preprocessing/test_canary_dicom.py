@@ -1,4 +1,4 @@
-"""The marker in every place of a DICOM file that may hold a name: it is found nowhere in what is written or shown."""
+"""DICOM files carry a canary in every element that may hold a name: it must not appear in any output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.preprocessing import dicom_layouts as make  # noqa: E402
 from tests.preprocessing.make import CANARY  # noqa: E402
 from tests.preprocessing.test_canary import REPO, everything  # noqa: E402
 
-MARK = CANARY[:8]  # what is left of it in a short element too
+MARK = CANARY[:8]  # the part that fits in a short element
 UID, SLOPE = b"1.2.3.4.5.6.7.8.9.10", b"1.23456789012345"
 
 
@@ -25,7 +25,7 @@ def _known(one, index):
 
 
 def _spoil(folder, element):
-    """Put the marker where a number or an id is due: pydicom warns of it, or fails, and quotes it."""
+    """Put the canary in place of a number or an id, which pydicom quotes in warnings and errors."""
     for path in folder.iterdir():
         contents = path.read_bytes()
         assert element in contents
@@ -34,7 +34,7 @@ def _spoil(folder, element):
 
 @pytest.fixture
 def marked(tmp_path):
-    """Good cases and one of each defect, all of them marked, in a folder that is too."""
+    """Good cases and one of each defect; all files and the folder carry the canary."""
     raw = tmp_path / CANARY
     names = ("good", "uid", "slope", "cut", "text", "alone", "away")
     folders = {name: raw / "images" / f"{CANARY}_{name}" / CANARY for name in names}
@@ -55,7 +55,7 @@ def marked(tmp_path):
 
 @pytest.mark.parametrize("patient", ["dicom", f"^{CANARY}_(.*)$"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_marker_is_nowhere(marked, tmp_path, out, patient, workers):
+def test_the_canary_does_not_leak(marked, tmp_path, out, patient, workers):
     rule = tmp_path / "rule.yaml"
     rule.write_text(f"kind: dicom\npatient: {patient}\n")
     command = [sys.executable, "-X", "dev", "-W", "always", "-m", "preprocessing", "pairs", "--raw", str(marked)]
@@ -67,8 +67,8 @@ def test_the_marker_is_nowhere(marked, tmp_path, out, patient, workers):
     shown = done.stdout + done.stderr
     assert done.returncode == 1
     assert "Traceback" not in shown
-    assert len(load_manifest(out / "d" / "s").cases) == 2  # an id of a series that is none is as good as any
-    for text in ("cannot be read: damaged", "no DICOM file", "has no mask", "leads out of the raw folder"):
+    assert len(load_manifest(out / "d" / "s").cases) == 2  # an invalid id of a series is valid as an id
+    for text in ("cannot be read: damaged", "not a DICOM file", "has no mask", "leads out of the raw folder"):
         assert text in shown
     for text in (MARK, str(marked.parent)):
         assert text not in shown

@@ -1,4 +1,4 @@
-"""The command line: `check` finds what was planted, bad usage is one line, help teaches."""
+"""The command line: `check` finds planted faults, wrong usage is one line, help has examples."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def _plant(out, fault):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("pixel", "the image's pixels are not those that were converted"),
+        ("pixel", "the image's pixels have changed since the conversion"),
         ("missing", "the label of slice 0 is missing"),
         ("value", "label values [7] that no structure has"),
         ("size", "the label has another size"),
         ("damaged", "the image is damaged"),
         ("stray", "1 files that the manifest does not list"),
-        ("split", "split held-out: not in the part that the rule gives"),
+        ("split", "split held-out: in ['train'], the rule gives ['val']"),
     ],
 )
 def test_check_finds_planted_faults(raw, out, capsys, fault, message):
@@ -89,7 +89,7 @@ def test_bad_usage_is_one_line(tmp_path, monkeypatch, capsys, arguments, code):
     assert len((shown.out + shown.err).strip().splitlines()) == 1
 
 
-def test_help_teaches(capsys):
+def test_help_has_examples(capsys):
     for arguments in (["--help"], ["polyp", "--help"], ["pairs", "--help"]):
         with pytest.raises(SystemExit):
             main(arguments)
@@ -106,14 +106,14 @@ def test_help_teaches(capsys):
         ("pairs", ["OUT.keys"]),
     ],
 )
-def test_help_says_the_layout_and_where_the_key_goes(capsys, command, texts):
+def test_help_describes_the_layout_and_the_key_file(capsys, command, texts):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     shown = capsys.readouterr().out
     assert [text for text in texts if text not in shown] == []
 
 
-def test_a_closed_output_is_one_line_of_check(out, capsys, monkeypatch):
+def test_check_reports_a_closed_output_in_one_line(out, capsys, monkeypatch):
     def fail(_):
         raise PermissionError(13, "Permission denied", "Mustermann")
 
@@ -121,11 +121,11 @@ def test_a_closed_output_is_one_line_of_check(out, capsys, monkeypatch):
     monkeypatch.setattr("preprocessing.cli.find_sites", fail)
     assert main(["check", str(out)]) == 1
     assert capsys.readouterr().err == (
-        "preprocessing: cannot read or write: Permission denied; check space and rights\n"
+        "preprocessing: cannot read or write: Permission denied; check disk space and rights\n"
     )
 
 
-def test_raw_inside_out_is_refused(raw, capsys):
+def test_raw_inside_out_is_an_error(raw, capsys):
     assert convert_pairs(raw, raw.parent) == 1
     assert "the raw folder is inside the output" in capsys.readouterr().out
 
@@ -135,5 +135,5 @@ def test_a_damaged_key_file_is_not_replaced(raw, out, capsys):
     key = raw / ".fedfms-keys" / "d-s.json"
     key.write_text("{}")
     assert convert_pairs(raw, out) == 1
-    assert "the key file cannot be read" in capsys.readouterr().out
+    assert ".fedfms-keys/d-s.json: missing key 'key file.version'; restore the key file" in capsys.readouterr().out
     assert key.read_text() == "{}"

@@ -1,13 +1,16 @@
-"""Every registered data set under every fault that can happen to it, through the command line.
+"""Every registered data set with every defect that it can have, through the command line.
 
-A new data set is tested by being registered, once `layouts.py` can make its raw folder.
+A newly registered data set needs an entry in `layouts.py`. Without it, only the tests of this data set fail.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,15 +23,15 @@ from tests.preprocessing.faults import FAULTS
 from tests.preprocessing.layouts import FLAT, LAYOUTS, VOLUME, layout_of, of_kind
 from tests.preprocessing.make import CANARY
 
-# a data set that has no layout gets every fault: each of its tests says what to add
+REPO = Path(__file__).parents[2]
 MATRIX = [(name, fault, 0) for name in DATASETS for fault, one in FAULTS.items()
-          if name not in LAYOUTS or LAYOUTS[name].kind in one.kinds]  # fmt: skip
+          if name in LAYOUTS and LAYOUTS[name].kind in one.kinds]  # fmt: skip
 PROCESSES = [(of_kind(kind), "cut short", 2) for kind in (FLAT, VOLUME)]
 
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """A function from a data set's name to a folder that holds its `raw`, converted without fault to `out`."""
+    """A function from the name of a data set to a folder with its `raw`, converted without faults to `out`."""
     made: dict[str, Path] = {}
 
     def give(name):
@@ -46,7 +49,7 @@ def _convert(name, folder, workers=0, *more):
 
 
 def _files(out):
-    """Which file is which: inode and time of all that was written, manifests left out."""
+    """Inode and time of all written files except manifests."""
     return {
         path: (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in out.rglob("*")
@@ -55,7 +58,7 @@ def _files(out):
 
 
 def _victim(name, raw):
-    """The id of the case that the layout damages, by the site's own table."""
+    """The id of the case that the layout damages, from the key file."""
     layout = layout_of(name)
     (key,) = (raw / ".fedfms-keys").glob(f"*-{layout.site}.json")
     links = json.loads(key.read_text())["links"]
@@ -63,8 +66,8 @@ def _victim(name, raw):
     return case
 
 
-def _say_nothing_of(raw, out, shown):
-    """See that no name of a raw file or of a folder with a number or the marker in it was said, but for the sites'."""
+def _check_no_names(raw, out, shown):
+    """Check that `shown` has no name of a raw file or folder that contains a digit or the canary, except sites."""
     names = {path.relative_to(raw).parts[-1] for path in raw.rglob("*")}
     stems = {name.removesuffix(".gz").rpartition(".")[0] for name in names}
     secret = {name for name in names | stems if CANARY in name or re.search(r"\d", name)}
@@ -76,9 +79,37 @@ def _say_nothing_of(raw, out, shown):
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_has_a_test_layout(name):
+    assert layout_of(name).make
+
+
+def test_a_data_set_without_a_test_layout_fails_alone(tmp_path):
+    """The tests are collected and run for all other data sets; the message says what to add."""
+    (tmp_path / "new_data_set.py").write_text(
+        "from preprocessing import registry\n"
+        "registry.DATASETS = {'aaa': registry.DATASETS['polyp'], **registry.DATASETS}\n"
+    )
+    chosen = "test_every_data_set_has_a_test_layout or test_an_output_that_is_a_file_is_one_line"
+    command = [sys.executable, "-m", "pytest", "-p", "new_data_set", "-p", "no:cacheprovider", "tests/preprocessing"]
+    done = subprocess.run(
+        [*command, "-k", chosen], cwd=REPO, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, REPO, REPO / "custom")))},
+    )  # fmt: skip
+    summary = done.stdout.splitlines()
+    failed = [line for line in summary if line.startswith("FAILED")]
+    assert len(failed) == 2
+    assert all("[aaa]" in line for line in failed)
+    assert "error" not in summary[-1]
+    assert f"{2 * len(DATASETS)} passed" in done.stdout
+    assert "add a Layout 'aaa' to LAYOUTS in tests/preprocessing/layouts.py" in done.stdout
+
+
 @pytest.mark.parametrize(("name", "fault", "workers"), MATRIX + PROCESSES)
-def test_a_fault_is_one_line_and_mended_alone(converted, tmp_path, monkeypatch, capfd, caplog, name, fault, workers):
-    monkeypatch.setattr(convert, "_FEW", 0)  # processes also for few cases
+def test_a_fault_and_its_correction_affect_one_case(
+    converted, tmp_path, monkeypatch, capfd, caplog, name, fault, workers
+):
+    monkeypatch.setattr(convert, "_FEW", 0)  # worker processes even for few cases
     base, layout, folder = converted(name), layout_of(name), tmp_path / CANARY
     shutil.copytree(base, folder)
     raw, out = folder / "raw", folder / "out"
@@ -94,10 +125,10 @@ def test_a_fault_is_one_line_and_mended_alone(converted, tmp_path, monkeypatch, 
     shown = capfd.readouterr()
     *_, line, end = shown.out.splitlines()
     assert line.startswith(f"site {layout.site}, case {case}: ")
-    assert re.search(FAULTS[fault].says or re.escape(layout.odd_says), line), line
+    assert re.search(FAULTS[fault].message or re.escape(layout.message), line), line
     assert end.startswith("1 fault. ")
     assert shown.out.count(case) == 1
-    _say_nothing_of(raw, out, shown.out + shown.err + caplog.text)
+    _check_no_names(raw, out, shown.out + shown.err + caplog.text)
     assert load_manifest(target).cases == tuple(one for one in whole.cases if one.id != case)
     assert len(whole.cases) > 1
     assert _files(out) == {path: seen for path, seen in before.items() if path not in of_case}

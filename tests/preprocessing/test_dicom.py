@@ -1,4 +1,4 @@
-"""DICOM series: voxels, places and segmentations as they were written; each defect is the fault of its case."""
+"""DICOM series: voxels, positions and segmentations are exact, and each defect is a fault of its case."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from preprocessing.volumes import ValueRule, eight_bits  # noqa: E402
 from tests.preprocessing import dicom_layouts as make  # noqa: E402
 
 
-def test_a_label_volume_comes_back_where_the_series_lies(tmp_path, out):
+def test_a_reassembled_label_volume_lies_where_the_series_does(tmp_path, out):
     make.series(tmp_path / "raw" / "images" / "case" / "study" / "series")
     (tmp_path / "raw" / "images" / "DICOMDIR").write_bytes(b"../../etc")
     (tmp_path / "raw" / "images" / "case" / "DICOMDIR").write_bytes(b"../../etc")
@@ -50,7 +50,7 @@ def test_a_label_volume_comes_back_where_the_series_lies(tmp_path, out):
 
 
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
-def test_a_nifti_segmentation_may_be_turned(tmp_path, flip):
+def test_a_nifti_segmentation_may_be_flipped_and_transposed(tmp_path, flip):
     folder = make.series(tmp_path / "a")
     affine = read_series(folder)[0].affine
     label, corner = make.truth()[:: flip[0], :: flip[1], :: flip[2]], np.array(make.SHAPE) - 1
@@ -64,7 +64,7 @@ def test_a_nifti_segmentation_may_be_turned(tmp_path, flip):
     assert np.allclose(segmentation.affine, scan.affine, atol=1e-4)
 
 
-def test_low_values_may_be_bright(tmp_path, out):
+def test_monochrome1_is_inverted(tmp_path, out):
     def invert(one, index):
         one.PhotometricInterpretation = "MONOCHROME1"
 
@@ -144,12 +144,12 @@ SPOILED = {
     "several series": _other_series,
     "differ in size": _smaller,
     "missing or not evenly": _gap,
-    "at one place": _twice,
+    "have one position": _twice,
     "differ in orientation": _set("ImageOrientationPatient", [1, 0, 0, 0, 1, 0], 0),
     "at right angles": _set("ImageOrientationPatient", [2, 0, 0, 0, 1, 0]),
     "pixel spacing": _set("PixelSpacing", [1, 1], 4),
-    "no place in space": _set("PixelSpacing", [0, 0]),
-    "says not where it lies": _without("ImagePositionPatient"),
+    "not finite or not invertible": _set("PixelSpacing", [0, 0]),
+    "has no position": _without("ImagePositionPatient"),
     "no pixel data": _without("PixelData"),
     "low values are bright": _set("PhotometricInterpretation", "MONOCHROME1", 1),
     "colours": _set("PhotometricInterpretation", "RGB"),
@@ -163,7 +163,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("text", SPOILED)
-def test_a_defect_is_the_fault_of_its_case(tmp_path, out, capfd, text):
+def test_a_defect_is_a_fault_of_its_case(tmp_path, out, capfd, text):
     raw = tmp_path / "raw"
     for name, change in (("good", None), (CANARY, SPOILED[text])):
         make.series(raw / "images" / name, change=change)
@@ -177,7 +177,7 @@ def _overlap(path):
     make.seg(path, both)
 
 
-def _beside(one):
+def _shifted(one):
     for group in one.PerFrameFunctionalGroupsSequence:
         x, y, z = group.PlanePositionSequence[0].ImagePositionPatient
         group.PlanePositionSequence[0].ImagePositionPatient = [x, y + 0.1, z]
@@ -189,13 +189,15 @@ def _above(one):
 
 SEGMENTATIONS = {
     "overlap": _overlap,
-    "on no slice": lambda path: make.seg(path, make.masks(), _beside),
+    "on no slice": lambda path: make.seg(path, make.masks(), _shifted),
     "above or below": lambda path: make.seg(path, make.masks(), _above),
     "fractional": lambda path: make.seg(path, make.masks(), lambda one: setattr(one, "SegmentationType", "FRACTIONAL")),
     "frames of reference": lambda path: make.seg(
         path, make.masks(), lambda one: setattr(one, "FrameOfReferenceUID", generate_uid())
     ),
-    "no DICOM SEG": lambda path: make.seg(path, make.masks(), lambda one: setattr(one, "SOPClassUID", CTImageStorage)),
+    "not a DICOM SEG": lambda path: make.seg(
+        path, make.masks(), lambda one: setattr(one, "SOPClassUID", CTImageStorage)
+    ),
     "values [3]": lambda path: make.seg(path, {**make.masks(), 3: make.masks()[1]}),
     "size of their slices": lambda path: make.seg(path, {n: mask[1:] for n, mask in make.masks().items()}),
     "segmentation's folder holds several": lambda path: make.series(path),
@@ -203,7 +205,7 @@ SEGMENTATIONS = {
 
 
 @pytest.mark.parametrize("text", SEGMENTATIONS)
-def test_a_segmentation_that_does_not_fit(tmp_path, out, capfd, text):
+def test_an_unsuitable_segmentation_is_a_fault(tmp_path, out, capfd, text):
     raw = tmp_path / "raw"
     for name in ("good", CANARY):
         make.series(raw / "images" / name)
@@ -221,7 +223,7 @@ def test_segments_of_one_label_value_may_overlap(tmp_path):
 
 
 @pytest.mark.parametrize("left", [0, 1, 131, 300, 700, 0.5, 0.9, -1])
-def test_a_file_that_is_cut_short(tmp_path, left):
+def test_a_truncated_file_is_a_fault(tmp_path, left):
     folder = make.series(tmp_path / "a")
     path = sorted(folder.iterdir())[2]
     contents = path.read_bytes()
@@ -231,14 +233,14 @@ def test_a_file_that_is_cut_short(tmp_path, left):
     assert CANARY not in str(caught.value)
 
 
-def test_a_file_of_another_kind(tmp_path):
+def test_a_file_that_is_not_dicom_is_a_fault(tmp_path):
     folder = make.series(tmp_path / "a")
     (folder / f"{CANARY}.txt").write_text(CANARY)
-    with pytest.raises(Fault, match="^one of its files is no DICOM file$"):
+    with pytest.raises(Fault, match="^one of its files is not a DICOM file$"):
         read_series(folder)
 
 
-def test_files_that_are_too_large_are_not_read(tmp_path, monkeypatch):
+def test_too_large_files_are_not_read(tmp_path, monkeypatch):
     folder = make.series(tmp_path / "a")
     monkeypatch.setattr(dicomfile, "MAX_BYTES", 1 << 11)
     monkeypatch.setattr(dicomfile, "dcmread", None)

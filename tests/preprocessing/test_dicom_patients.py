@@ -1,4 +1,4 @@
-"""DICOM series: whose they are, and what is said where no reader is installed."""
+"""DICOM series: patients by PatientID, and the error without pydicom."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytest.importorskip("pydicom", reason="needs pydicom, the extra [dicom]")
 from tests.preprocessing import dicom_layouts as make  # noqa: E402
 
 
-def test_patients_by_their_id(tmp_path, out, capfd):
+def test_patients_by_patient_id(tmp_path, out, capfd):
     raw = tmp_path / "raw"
     for name, patient in (("a", f"{CANARY}1"), ("b", f"{CANARY}1"), ("c", f"{CANARY}2"), ("d", "")):
         make.series(raw / "images" / name, patient=patient)
@@ -31,11 +31,11 @@ def test_patients_by_their_id(tmp_path, out, capfd):
     cases = load_manifest(out / "d" / "s").cases
     assert len(cases) == 2
     assert len({case.patient for case in cases}) == 1
-    kept = "".join(path.read_text() for path in (raw / ".fedfms-keys").iterdir())
-    assert f"{CANARY}1" not in kept.replace(f"/{CANARY}", "")
+    stored = "".join(path.read_text() for path in (raw / ".fedfms-keys").iterdir())
+    assert f"{CANARY}1" not in stored.replace(f"/{CANARY}", "")
 
 
-def test_files_of_several_patients(tmp_path, out, capfd):
+def test_files_of_several_patients_are_a_fault(tmp_path, out, capfd):
     raw = tmp_path / "raw"
     for name, change in (("good", None), (CANARY, lambda one, index: setattr(one, "PatientID", f"{CANARY}{index}"))):
         make.series(raw / "images" / name, change=change)
@@ -43,7 +43,7 @@ def test_files_of_several_patients(tmp_path, out, capfd):
     make.one_fault(raw, out, capfd, "of several patients", make.rule(tmp_path, "patient: dicom\n"))
 
 
-def test_without_pydicom(tmp_path, out, capsys, monkeypatch):
+def test_missing_pydicom_is_one_line(tmp_path, out, capsys, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "pydicom" or "preprocessing.dicom" in name]:
         if not name.startswith("tests."):
             monkeypatch.delitem(sys.modules, name)

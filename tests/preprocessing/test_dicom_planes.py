@@ -40,7 +40,7 @@ def plane(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("plane")
-def test_voxels_and_their_places(tmp_path):
+def test_voxels_and_their_positions(tmp_path):
     scan, _ = read_series(make.series(tmp_path / "a"))
     assert (scan.voxels == make.stored() * 2.0 - 100).all()
     for voxel in VOXELS:
@@ -56,7 +56,7 @@ def _read(series, label):
     return ReadDicom(ValueRule({1: 1, 2: 2}))({"image": series, "label": label})
 
 
-def test_a_rescaling_of_each_slice(tmp_path):
+def test_each_slice_has_its_own_rescaling(tmp_path):
     slopes, intercepts = np.arange(1, 6) / 2, np.arange(5) * 10.0 - 7
 
     def of_file(one, index):
@@ -73,8 +73,8 @@ def test_a_rescaling_of_each_slice(tmp_path):
 
 @pytest.mark.parametrize("gap", [1.03, 1.05])
 @pytest.mark.parametrize("own", [True, False])
-@pytest.mark.parametrize("beside", [0.0, 0.2])
-def test_a_segmentation_of_a_series_whose_positions_are_rounded(tmp_path, monkeypatch, gap, own, beside):
+@pytest.mark.parametrize("shift", [0.0, 0.2])
+def test_a_segmentation_of_a_series_with_rounded_positions(tmp_path, monkeypatch, gap, own, shift):
     monkeypatch.setattr(make, "COSINES", [0.0, 1.0, 0.0, 0.0, 0.0, 1.0])  # its normal is x
     rounded = [round(index * gap, 1) for index in range(40)]
     even = np.linspace(rounded[0], rounded[-1], 40).round(6).tolist()
@@ -89,10 +89,10 @@ def test_a_segmentation_of_a_series_whose_positions_are_rounded(tmp_path, monkey
     def move(one):
         for index, group in enumerate(one.PerFrameFunctionalGroupsSequence):
             x = (rounded if own else even)[index]
-            group.PlanePositionSequence[0].ImagePositionPatient = [round(x + beside, 6), 0.0, 0.0]
+            group.PlanePositionSequence[0].ImagePositionPatient = [round(x + shift, 6), 0.0, 0.0]
 
     label = make.seg(tmp_path / "b.dcm", {1: mask}, move)
-    if beside:
+    if shift:
         with pytest.raises(Fault, match="a plane is on no slice"):
             _read(folder, label)
     else:
@@ -126,7 +126,7 @@ def _as_unsigned(one, index):
     (_padded(-32768), 2), (_padded(-2000), 2), (_padded(-2000, syntax=ImplicitVRLittleEndian), 2), (_as_unsigned, 2),
     (_padded(-3000, -1500), 3), (_padded(30000, 20000), 3),
 ])  # fmt: skip
-def test_padding_is_black_and_takes_no_grey_level(tmp_path, out, change, first, kind, more):
+def test_padding_is_black_and_does_not_affect_other_intensities(tmp_path, out, change, first, kind, more):
     def both(one, index):
         change(one, index)
         one.PhotometricInterpretation = kind
@@ -157,18 +157,18 @@ def test_padding_of_some_slices(tmp_path):
     assert read_series(make.series(tmp_path / "b"))[0].padding is None
 
 
-def test_nothing_but_padding(tmp_path, out, capfd):
+def test_a_volume_of_padding_is_a_fault(tmp_path, out, capfd):
     def all_of_it(one, index):
         one.PixelPaddingValue, one.PixelPaddingRangeLimit = -32768, 32767
 
     for name, change in (("good", None), (CANARY, all_of_it)):
         make.series(tmp_path / "raw" / "images" / name, change=change)
         make.seg(tmp_path / "raw" / "labels" / f"{name}.dcm", make.masks())
-    make.one_fault(tmp_path / "raw", out, capfd, "nothing but padding", make.rule(tmp_path))
+    make.one_fault(tmp_path / "raw", out, capfd, "consists of padding only", make.rule(tmp_path))
 
 
 @pytest.mark.parametrize("signed", [0, 1])
-def test_twelve_of_sixteen_bits(tmp_path, signed):
+def test_twelve_stored_of_sixteen_bits(tmp_path, signed):
     voxels = make.stored() if signed else make.stored() + np.int16(1000)
 
     def twelve(one, index):
@@ -195,7 +195,7 @@ def test_a_pipe_is_not_opened(tmp_path, out, capfd, part, within, patient):
     make.one_fault(raw, out, capfd, "neither a file nor a folder", make.rule(tmp_path, patient))
 
 
-def test_headers_of_files_that_are_too_large_are_not_read(tmp_path, out, capfd, monkeypatch):
+def test_headers_of_too_large_files_are_not_read(tmp_path, out, capfd, monkeypatch):
     raw = tmp_path / "raw"
     make.series(raw / "images" / "a")
     make.seg(raw / "labels" / "a.dcm", make.masks())

@@ -1,4 +1,4 @@
-"""The engine on any recipe: volumes of many slices, readers that break, what they say, where they may look."""
+"""The conversion engine on a fake data set: volumes, failing readers, leaks of names, links out of the raw folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _convert(raw, out, workers=0, **changes):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_slices_of_volumes_can_be_put_back(volumes, out, workers):
+def test_slices_of_volumes_can_be_reassembled(volumes, out, workers):
     summary = _convert(volumes, out, workers)
     assert (summary.cases, summary.slices, summary.patients, summary.faults) == (6, 18, 3, ())
     folder = out / "fake" / "s"
@@ -54,7 +54,7 @@ def test_slices_of_volumes_can_be_put_back(volumes, out, workers):
             assert (np.asarray(Image.open(folder / slice_.image)) == voxels[:, :, position]).all()
 
 
-def test_a_rerun_keeps_slices_and_removes_those_that_are_gone(volumes, out):
+def test_a_second_run_does_not_rewrite_slices_and_removes_stale_ones(volumes, out):
     _convert(volumes, out)
     written = {p: p.stat().st_mtime_ns for p in out.rglob("*_[0-9]*.*")}
     next(volumes.glob("*.txt")).write_text("fault")
@@ -76,12 +76,12 @@ def test_a_rerun_keeps_slices_and_removes_those_that_are_gone(volumes, out):
         ("image type", "slice 1 is not of 8 bits"),
         ("channels", "slice 1 is not of 8 bits"),
         ("size", "slice 1: image and mask differ in size"),
-        ("all sizes", "slice 1 has not the size of the volume's other two axes"),
+        ("all sizes", "slice 1 does not have the size of the volume's other two axes"),
         ("positions", "the volume has 2 positions for 3 slices"),
         ("affine", "the volume's affine is not finite"),
     ],
 )
-def test_what_a_reader_does_wrong_is_the_fault_of_one_case(volumes, out, capfd, caplog, kind, message):
+def test_an_error_of_a_reader_is_a_fault_of_one_case(volumes, out, capfd, caplog, kind, message):
     (volumes / f"{CANARY}1-1.txt").write_text(kind)
     summary = _convert(volumes, out)
     [(case, text)] = summary.faults
@@ -93,7 +93,7 @@ def test_what_a_reader_does_wrong_is_the_fault_of_one_case(volumes, out, capfd, 
     assert check_site(out / "fake" / "s") == []
 
 
-def test_processes_say_no_more_than_one_does(volumes, out, capfd):
+def test_worker_processes_report_the_same_faults(volumes, out, capfd):
     for number, kind in enumerate(["fault", "crash", "memory"]):
         (volumes / f"{CANARY}{number}-{number}.txt").write_text(kind)
     summary = _convert(volumes, out, workers=2)
@@ -105,13 +105,13 @@ def test_processes_say_no_more_than_one_does(volumes, out, capfd):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (KeyError(CANARY), "site s: the raw folder is not laid out as fake is .KeyError."),
+        (KeyError(CANARY), "site s: the raw folder does not have the layout of fake .KeyError."),
         (PermissionError(13, "Permission denied", CANARY), "site s: the raw folder cannot be read: Permission denied"),
         (Fault("the table has no column of names"), "site s: the table has no column of names"),
         (DataError("no partition", do="name it"), "^no partition; name it"),
     ],
 )
-def test_a_search_that_fails_is_one_line(volumes, out, error, message):
+def test_an_error_of_the_search_is_one_line(volumes, out, error, message):
     def fail(*_):
         raise error
 
@@ -125,8 +125,8 @@ def test_a_search_that_fails_is_one_line(volumes, out, error, message):
 
 
 @pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b"])
-def test_a_site_that_cannot_be_a_folder_is_refused(volumes, name):
-    with pytest.raises(DataError, match="a site's name cannot be one"):
+def test_a_site_that_cannot_be_a_folder_is_an_error(volumes, name):
+    with pytest.raises(DataError, match="the folder of a site has a name that is not allowed"):
         list_sites(volumes, dataclasses.replace(fake.RECIPE, sites=lambda raw: ["good", name]))
 
 
@@ -158,8 +158,8 @@ def test_no_file_outside_the_raw_folder_is_opened(tmp_path, volumes, out, how):
 
     summary = _convert(volumes, out, find=find)
     [(_, text)] = summary.faults
-    looked = "one of its files cannot be looked at"
-    assert text == (looked if how == "circle" else f"{_LEADS}; put the file itself there")
+    looped = "one of its files cannot be accessed"
+    assert text == (looped if how == "circle" else f"{_LEADS}; put the file itself there")
     assert summary.cases == 6
 
 
@@ -176,7 +176,7 @@ def test_links_within_the_raw_folder_and_to_it_are_followed(raw, out, tmp_path):
     assert len(load_manifest(out / "d" / "s").cases) == 6
 
 
-def test_a_folder_behind_a_link_is_told(raw, out, tmp_path, capsys):
+def test_a_link_to_a_folder_is_a_fault(raw, out, tmp_path, capsys):
     shutil.copytree(raw / "images", tmp_path / "more")
     (raw / "images" / f"{CANARY}more").symlink_to(tmp_path / "more")
     assert convert_pairs(raw, out) == 1
@@ -189,8 +189,8 @@ def test_a_folder_behind_a_link_is_told(raw, out, tmp_path, capsys):
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device", CANARY), PermissionError(13, "Denied", CANARY)]
 )
-def test_an_output_that_cannot_be_written_stops_the_site_in_one_line(volumes, out, monkeypatch, error):
-    """And what was written before is kept for the next run."""
+def test_a_failed_write_stops_the_site_with_one_line(volumes, out, monkeypatch, error):
+    """Slices that were written before remain for the next run."""
     count = 0
 
     def write(path, content, **more):
@@ -202,11 +202,11 @@ def test_an_output_that_cannot_be_written_stops_the_site_in_one_line(volumes, ou
 
     with monkeypatch.context() as patch:
         patch.setattr("preprocessing.target.write_atomic", write)
-        with pytest.raises(DataError, match=f"^site s: cannot write: {error.strerror}; check space") as caught:
+        with pytest.raises(DataError, match=f"^site s: cannot write: {error.strerror}; check disk space") as caught:
             _convert(volumes, out)
     assert CANARY not in str(caught.value)
-    kept = {p: p.stat().st_mtime_ns for p in out.rglob("*_[0-9]*.*")}
-    assert len(kept) == 8
+    written = {p: p.stat().st_mtime_ns for p in out.rglob("*_[0-9]*.*")}
+    assert len(written) == 8
     assert not list(out.rglob("manifest.json"))
     assert _convert(volumes, out).cases == 6
-    assert kept.items() <= {p: p.stat().st_mtime_ns for p in out.rglob("*_[0-9]*.*")}.items()
+    assert written.items() <= {p: p.stat().st_mtime_ns for p in out.rglob("*_[0-9]*.*")}.items()

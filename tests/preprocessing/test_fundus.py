@@ -1,4 +1,4 @@
-"""The fundus data set: imitations of each site's published layout, and (where they are) the real images."""
+"""The fundus data set: imitations of each published layout, and the real images if they are available."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ from tests.preprocessing.fundus_layouts import (
     stored,
     truth,
 )
-from tests.preprocessing.make import as_sent, options
+from tests.preprocessing.make import CANARY, as_sent, options
 
 DATA = SHARED / "data" / "fundus"
-SECRET = "ZZCANARYMustermann"
 
 
 recipe = partial(options, fundus)
@@ -61,8 +60,8 @@ def test_structures():
 
 
 @pytest.mark.parametrize(("experts", "agree"), [(1, {1, 2, 3, 4}), (2, {2, 3, 4}), (3, {3, 4}), (4, {4})])
-def test_soft_maps_are_counted_in_experts(tmp_path, experts, agree):
-    """Whichever way a release rounds: 2 of 4 is stored as 127 or as 128."""
+def test_soft_maps_count_experts(tmp_path, experts, agree):
+    """Releases round differently: 2 of 4 is stored as 127 or as 128."""
     site = tmp_path / "S"
     photo(site / "Images" / "a.png")
     soft = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -78,12 +77,12 @@ def test_soft_maps_are_counted_in_experts(tmp_path, experts, agree):
 
 
 def test_the_reference_code_counts_two_of_four(tmp_path):
-    """It keeps what is stored as 100 or more."""
+    """It marks stored values of 100 or more."""
     levels = np.round(np.arange(5) / 4 * 255)
     assert ((levels >= 100) == (levels >= (2 - 0.5) / 4 * 255)).all()
 
 
-def test_a_site_without_cup_is_refused_or_converted_as_disc(tmp_path):
+def test_a_site_without_cup_is_an_error_or_converted_as_disc(tmp_path):
     photo(tmp_path / "S" / "images" / "IDRiD_01.jpg")
     (tmp_path / "S" / "labels").mkdir()
     image = Image.fromarray((truth() > 0).astype(np.uint8))
@@ -99,9 +98,9 @@ def test_a_site_without_cup_is_refused_or_converted_as_disc(tmp_path):
 
 
 def _pair(site, stored_mask):
-    photo(site / "images" / f"{SECRET}.png")
-    mask(site / "labels" / f"{SECRET}.png", stored_mask)
-    return recipe().find(site.parent, site.name).cases[SECRET]
+    photo(site / "images" / f"{CANARY}.png")
+    mask(site / "labels" / f"{CANARY}.png", stored_mask)
+    return recipe().find(site.parent, site.name).cases[CANARY]
 
 
 BAD_MASKS = {
@@ -116,12 +115,12 @@ BAD_MASKS = {
 
 
 @pytest.mark.parametrize("case", BAD_MASKS)
-def test_masks_that_cannot_be_are_faults(tmp_path, case):
+def test_impossible_masks_are_faults(tmp_path, case):
     array, message = BAD_MASKS[case]
     raw = _pair(tmp_path / "S", array)
     with pytest.raises(Fault, match=message) as caught:
         recipe().read(raw)
-    assert SECRET not in str(caught.value)
+    assert CANARY not in str(caught.value)
 
 
 def test_an_inverted_soft_map_is_a_fault(tmp_path):
@@ -147,7 +146,7 @@ def test_damaged_matlab_files_are_faults(tmp_path):
             recipe().read(case)
 
 
-def test_what_has_no_partner_is_told(tmp_path):
+def test_files_without_a_partner_are_faults(tmp_path):
     site = tmp_path / "S"
     drishti(site)
     photo(site / "Training" / "Images" / "b.png")
@@ -164,8 +163,8 @@ def test_what_has_no_partner_is_told(tmp_path):
     assert "drishtiGS_001" in recipe("--structures", "disc").find(tmp_path, "S").cases
 
 
-def test_right_eyes_are_no_masks_of_the_disc(tmp_path):
-    """`_OD` is IDRiD's word for the disc, and everybody else's for the right eye."""
+def test_masks_of_right_eyes_are_not_masks_of_the_disc(tmp_path):
+    """`_OD` is the disc in IDRiD, and the right eye in all other data sets."""
     for eye in ("OD", "OS"):
         photo(tmp_path / "S" / "images" / f"17_{eye}.jpg")
         mask(tmp_path / "S" / "labels" / f"17_{eye}.png", stored(RIM_VALUES))
@@ -174,7 +173,7 @@ def test_right_eyes_are_no_masks_of_the_disc(tmp_path):
     assert all((recipe().read(case).slices[0][1] == truth()).all() for case in found.cases.values())
 
 
-def test_other_folders_are_no_sites(tmp_path):
+def test_other_folders_are_not_sites(tmp_path):
     (tmp_path / "empty").mkdir()
     photo(tmp_path / "photos" / "a.png")
     photo(tmp_path / ".fedfms-keys" / "images" / "a.png")
@@ -184,7 +183,7 @@ def test_other_folders_are_no_sites(tmp_path):
 
 def _real(site):
     if not (DATA / site).is_dir():
-        pytest.skip(f"needs shared/data/fundus/{site} beside the checkout")
+        pytest.skip(f"needs shared/data/fundus/{site} next to the checkout")
 
 
 @pytest.mark.shared
@@ -199,7 +198,7 @@ def test_real_crops(site, count):
         disc, cup = label > 0, label == 2
         assert 0.05 < disc.mean() < 0.7
         assert 0 < cup.sum() < disc.sum()
-        assert image[cup].mean() > image[~disc].mean()  # the cup is the palest part: nothing is inverted
+        assert image[cup].mean() > image[~disc].mean()  # the cup is the brightest part: nothing is inverted
 
 
 @pytest.mark.shared

@@ -1,4 +1,4 @@
-"""The hippocampus: an imitation of the layout, and (where they are) the real volumes of three strata."""
+"""The hippocampus: an imitation of the layout, and the real volumes of three strata if they are available."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tests.preprocessing.volume_layouts import pair, scan, truth
 
 DATA = SHARED / "data" / "hippocampus3d"
 EDGES = SHARED / "data" / "_edge_cases"
-CASES = 34  # a stratum, by SOURCES.md
+CASES = 34  # per stratum, from SOURCES.md
 
 
 @pytest.fixture
 def real() -> Path:
     """The real volumes."""
     if not DATA.is_dir():
-        pytest.skip("needs shared/data/hippocampus3d beside the checkout")
+        pytest.skip("needs shared/data/hippocampus3d next to the checkout")
     return DATA
 
 
-def test_it_says_that_it_is_one_hospital():
+def test_the_help_says_one_hospital():
     about = " ".join((hippocampus.__doc__ or "").split())
     for text in (about, hippocampus.HELP):
         assert "one hospital in three strata of intensity scale, NOT three hospitals" in text
@@ -64,7 +64,7 @@ def test_depth_is_an_option():
 @pytest.mark.shared
 @pytest.mark.parametrize("site", hippocampus.SITES)
 def test_every_real_volume(real, site):
-    """All read, all put back exactly, at their own size and through 256 x 256."""
+    """Every volume is read and reassembled exactly, at its own size and after resizing to 256 x 256."""
     recipe = options(hippocampus)
     assert recipe.sites(real) == sorted(hippocampus.SITES)
     found = recipe.find(real, site)
@@ -88,7 +88,7 @@ def test_every_real_volume(real, site):
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_the_real_strata_through_the_engine(real, tmp_path):
+def test_conversion_of_the_real_strata(real, tmp_path):
     raw, out = copy_sites(real, tmp_path / "raw", *hippocampus.SITES), tmp_path / "out"
     recipe, slices = options(hippocampus), {}
     for site in recipe.sites(raw):
@@ -102,7 +102,7 @@ def test_the_real_strata_through_the_engine(real, tmp_path):
 @pytest.mark.shared
 def test_real_files_without_a_partner():
     if not EDGES.is_dir():
-        pytest.skip("needs shared/data/_edge_cases beside the checkout")
+        pytest.skip("needs shared/data/_edge_cases next to the checkout")
     found = options(hippocampus).find(EDGES, "unpaired")
     assert found.cases == {}
     assert dict(found.faults) == {

@@ -1,4 +1,4 @@
-"""What the machine does to a conversion: no room, no rights, a kill, Ctrl-C. One line; the next run makes it whole."""
+"""Failed and stopped conversions (full disk, no rights, kill, Ctrl-C): one line, and the next run completes them."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def _half_written(out):
 
 
 def _line(capfd, site, text):
-    """See that one line says what stopped a site, and none says more."""
+    """Check that exactly one line reports why a site stopped."""
     shown = "".join(capfd.readouterr())
     (line,) = (line for line in shown.splitlines() if line.startswith(f"site {site}: "))
-    assert line == f"site {site}: cannot write: {text}; check space and rights, then run it again"
+    assert line == f"site {site}: cannot write: {text}; check disk space and rights, then run the command again"
     assert CANARY not in shown
     assert "Traceback" not in shown
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 64 kB that can be filled: a real one, for which rights are needed."""
+    """A real disk of 64 kB, whose mount needs rights."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
@@ -76,24 +76,24 @@ def _polyp(raw, n):
     return _arguments("polyp", raw, raw.parent / "disk" / "out")
 
 
-def test_a_disk_that_fills_up(tmp_path, disk, capfd):
-    """What was written stays for the next run, which finds room."""
+def test_a_full_disk_and_a_second_run(tmp_path, disk, capfd):
+    """Written slices remain for the next run, which has enough space."""
     arguments = _polyp(tmp_path / "raw", 12)
     assert main(arguments) == 1
     _line(capfd, "a", "No space left on device")
     out = disk / "out"
-    kept = {path: path.stat().st_ino for path in out.rglob("*_[0-9]*.*")}
-    assert 0 < len(kept) < 24
+    written = {path: path.stat().st_ino for path in out.rglob("*_[0-9]*.*")}
+    assert 0 < len(written) < 24
     assert _half_written(out) == []
     assert not list(out.rglob("manifest.json"))
     subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
     assert main(arguments) == 0
-    assert kept.items() <= {path: path.stat().st_ino for path in out.rglob("*_[0-9]*.*")}.items()
+    assert written.items() <= {path: path.stat().st_ino for path in out.rglob("*_[0-9]*.*")}.items()
     assert check_site(out / "polyp" / "a") == []
 
 
 @pytest.mark.parametrize("change", ["another case", "nothing"])
-def test_a_full_disk_leaves_an_earlier_conversion(tmp_path, disk, capfd, change):
+def test_a_full_disk_leaves_an_earlier_conversion_unchanged(tmp_path, disk, capfd, change):
     arguments = _polyp(tmp_path / "raw", 4)
     assert main(arguments) == 0
     before = _content(disk / "out")
@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_an_earlier_conversion(tmp_path, disk, capfd, change)
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_an_output_that_is_a_file(tmp_path, capfd, name):
+def test_an_output_that_is_a_file_is_one_line(tmp_path, capfd, name):
     layout = layout_of(name)
     layout.make(tmp_path / "raw")
     out = tmp_path / "out"
@@ -128,8 +128,8 @@ def test_an_output_that_is_a_file(tmp_path, capfd, name):
 
 
 @KINDS
-def test_no_right_to_write(tmp_path, capfd, monkeypatch, name):
-    """Simulated, for it is not denied to root: a new file is refused in a site that was converted before."""
+def test_missing_rights_to_write_are_one_line(tmp_path, capfd, monkeypatch, name):
+    """Simulated, because root may write everywhere: no new file in a site that was converted before."""
     layout = layout_of(name)
     layout.make(tmp_path / "raw")
     out = tmp_path / "out"
@@ -142,13 +142,13 @@ def test_no_right_to_write(tmp_path, capfd, monkeypatch, name):
 
     make = tempfile.mkstemp
 
-    def refuse(*arguments, **named):
+    def deny(*arguments, **named):
         if Path(named["dir"]).is_relative_to(out):
             raise PermissionError(errno.EACCES, "Permission denied", str(named["dir"]))
         return make(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedfms.files.tempfile.mkstemp", refuse)
+        patch.setattr("fedfms.files.tempfile.mkstemp", deny)
         assert main(arguments) == 1
     _line(capfd, layout.site, "Permission denied")
     assert _content(out) == before
@@ -158,7 +158,7 @@ def test_no_right_to_write(tmp_path, capfd, monkeypatch, name):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """A raw folder of many volumes, and what they become."""
+    """A raw folder of many volumes, and its conversion."""
     folder = tmp_path_factory.mktemp("many")
     raw, whole = folder / CANARY, folder / "whole"
     label = truth((12, 14, 30))
@@ -173,7 +173,7 @@ def _children(process):
 
 
 def _alive(pid):
-    """Whether a process is there and no zombie that waits to be counted."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -185,36 +185,36 @@ def _wait(condition):
         if condition():
             return
         time.sleep(0.005)
-    pytest.fail("it did not come to pass in 30 s")
+    pytest.fail("timeout after 30 s")
 
 
 def _stopped(command, out, by):
-    """What the command showed when it was stopped after its first file, its children, and what it returned."""
+    """Output, children and exit code of the command, stopped after its first file."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(REPO / "custom"), str(REPO)))}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script may have it ignored
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script may ignore it
     with subprocess.Popen(command, cwd=REPO, env=environment, start_new_session=True, **options) as process:
         _wait(lambda: next(out.rglob("*_0.*"), None))
         children = _children(process)
         if by == "kill":
             process.kill()
         else:
-            os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         shown = process.communicate()
     return shown, children, process.returncode
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc, which tells of processes")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
 @pytest.mark.parametrize("by", ["kill", "Ctrl-C"])
-def test_a_stop_in_the_middle(many, out, by):
-    """Nothing lives on, and the next run leaves the same bytes as one that nothing stopped."""
+def test_a_conversion_resumes_after_a_kill_or_ctrl_c(many, out, by):
+    """No process remains, and the next run gives the same bytes as an uninterrupted one."""
     raw, whole = many
     command = [sys.executable, "-m", "preprocessing", *_arguments("prostate", raw, out, workers=2)]
     shown, children, returned = _stopped(command, out, by)
     if by == "Ctrl-C":
-        assert (returned, *shown) == (130, "", "preprocessing: interrupted; run it again to go on\n")
+        assert (returned, *shown) == (130, "", "preprocessing: interrupted; run the same command again to resume\n")
         assert _half_written(out) == []
-    assert len(children) == 3  # two that convert, and Python's own tracker of what they share
+    assert len(children) == 3  # two workers, and Python's resource tracker
     _wait(lambda: not any(map(_alive, children)))
     assert 0 < len(list(out.rglob("*_[0-9]*.*"))) < 2 * 30 * MANY
     assert not list(out.rglob("manifest.json"))

@@ -1,4 +1,4 @@
-"""The page of pictures: which slice is shown, what is drawn, what is said; private, and nothing from outside."""
+"""The page of pictures: choice of slices, outlines, texts, and privacy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedfms.data.overlay import COLOURS
 from preprocessing.cli import main
-from preprocessing.look import SiteFault, SiteLook, look_at, make_page, panels, spread
+from preprocessing.look import SiteLook, look_at, make_page, panels, spread
 from tests.data.make import make_site
 from tests.preprocessing.make import convert_pairs
 
@@ -39,7 +39,7 @@ def test_the_median_is_shown(areas, count, expected):
     assert spread(areas, [str(k) for k in range(len(areas))], count) == expected
 
 
-def test_the_choice_hangs_on_pixels_not_on_ids(tmp_path):
+def test_the_choice_depends_on_pixels_and_not_on_ids(tmp_path):
     make_site(tmp_path / "one")
     make_site(tmp_path / "other", salt="z")
     one, other = (look_at(tmp_path / root / "eyes" / "a", per_site=3) for root in ("one", "other"))
@@ -52,7 +52,7 @@ def test_panels_show_the_image_and_the_outline_where_the_mask_is():
     image, mask = np.full((8, 16), 90, np.uint8), np.zeros((1, 8, 16), bool)
     mask[0, 2:6, 3:12] = True
     pixels = np.asarray(panels(image, mask))
-    assert pixels.shape == (160, 640, 3)  # enlarged 20 times, twice beside itself
+    assert pixels.shape == (160, 640, 3)  # enlarged 20 times, two panels
     assert (pixels[:, :320] == 90).all()
     drawn = pixels[:, 320:]
     where = np.argwhere((drawn == COLOURS[0]).all(-1))
@@ -84,7 +84,7 @@ def test_empty_slices_are_counted_and_not_shown(raw, out, capsys):
     assert (count, share) == (5, 24 / 140)
 
 
-def test_the_page_is_private_and_asks_for_nothing(tmp_path, capsys):
+def test_the_page_is_private_and_fetches_nothing(tmp_path, capsys):
     make_site(tmp_path)
     assert main(["look", str(tmp_path), "--per-site", "2"]) == 0
     page = tmp_path / "look.html"
@@ -95,7 +95,7 @@ def test_the_page_is_private_and_asks_for_nothing(tmp_path, capsys):
     around = _PNG.sub("", text)
     assert not re.search(r"https?:|//|<script|<link|<iframe|src=|href=|url\(|@import", around, re.IGNORECASE)
     assert "default-src 'none'" in text
-    assert main(["check", str(tmp_path)]) == 0  # it is no stray
+    assert main(["check", str(tmp_path)]) == 0  # the page is not an unlisted file
 
 
 def test_a_faulty_site_is_a_line_and_the_others_have_pictures(tmp_path, capsys):
@@ -114,13 +114,13 @@ def test_a_faulty_site_is_a_line_and_the_others_have_pictures(tmp_path, capsys):
     assert len(_pictures(text)) == 1
 
 
-def test_a_changed_label_is_told(tmp_path):
+def test_a_changed_label_is_a_fault(tmp_path):
     make_site(tmp_path, n=2)
     path = next((tmp_path / "eyes" / "a" / "labels").iterdir())
     Image.fromarray(np.zeros((12, 20), np.uint8)).save(path)
     look = look_at(tmp_path / "eyes" / "a")
-    assert isinstance(look, SiteFault)
-    assert "has changed since the conversion" in look.line
+    assert "has changed since the conversion" in look.fault
+    assert look == SiteLook(look.name, look.fault)
 
 
 def test_names_are_escaped(tmp_path):
@@ -132,22 +132,22 @@ def test_names_are_escaped(tmp_path):
     raw["cases"][1]["id"] += "2"
     path.write_text(json.dumps(raw))
     look = look_at(tmp_path / "eyes" / "a")
-    assert isinstance(look, SiteLook)
-    text = make_page([look, SiteFault("<b>", "<i>")])
+    assert not look.fault
+    text = make_page([look, SiteLook("<b>", "<i>")])
     assert "&lt;img src=x&gt;" in text
     assert not re.search("<script|<img src|<b>|<i>", text)
 
 
-def test_the_page_does_not_go_among_a_sites_files(tmp_path, capsys):
+def test_the_page_is_not_written_among_the_files_of_a_site(tmp_path, capsys):
     make_site(tmp_path, n=2)
     assert main(["look", str(tmp_path / "eyes" / "a")]) == 1
     assert "name another place with --out" in capsys.readouterr().err
     assert main(["look", str(tmp_path / "eyes" / "a"), "--out", str(tmp_path / "look.html")]) == 0
 
 
-def test_help_says_that_it_stays(capsys):
+def test_help_says_that_the_page_must_stay_at_the_site(capsys):
     with pytest.raises(SystemExit):
         main(["look", "--help"])
-    assert "stay at the site" in " ".join(capsys.readouterr().out.split())
+    assert "must stay at the site" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit):
         main(["look", ".", "--per-site", "0"])

@@ -1,4 +1,4 @@
-"""Reading a NIfTI file: what it may be, and every way in which it may be broken."""
+"""Reading a NIfTI file: supported files, and faults."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tests.preprocessing.volume_layouts import AFFINE, READ, SHAPE, case_of, fau
 
 
 def rewrite(path, change):
-    """Change a file's unpacked bytes."""
+    """Change the unpacked bytes of a file."""
     path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()))))
 
 
 def header(place, kind, *values):
-    """A change of bytes: values at a place of the header."""
+    """A change of bytes: values at a position in the header."""
     size = struct.calcsize(kind)
     return lambda data: data[:place] + struct.pack(kind, *values) + data[place + size :]
 
 
-def test_what_the_header_scales_is_scaled(tmp_path):
+def test_the_scale_factor_of_the_header_is_applied(tmp_path):
     case = made(tmp_path, scan(kind=np.int16), truth())
     image = nib.load(case.files["image"])
     image.header.set_slope_inter(0.5, -100)
@@ -49,7 +49,7 @@ def test_axes_of_length_one_are_dropped(tmp_path, shape):
     assert done.volume.shape == SHAPE
 
 
-def test_volumes_that_are_no_volume(tmp_path):
+def test_files_that_are_not_3d_volumes_are_faults(tmp_path):
     assert "4 axes (20 x 24 x 9 x 2), not 3" in fault_of(made(tmp_path, scan((*SHAPE, 2)), truth()))
     assert "2 axes (20 x 24), not 3" in fault_of(made(tmp_path, scan(SHAPE[:2]), truth()))
     colour = np.zeros(SHAPE, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
@@ -59,42 +59,42 @@ def test_volumes_that_are_no_volume(tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("part", ["volume", "segmentation"])
-def test_nan_voxels(tmp_path, value, part):
+def test_nan_voxels_are_a_fault(tmp_path, value, part):
     image, label = scan(), truth().astype(np.float32)
     (image if part == "volume" else label)[3, 4, 5] = value
     assert fault_of(made(tmp_path, image, label)) == f"the {part} has voxels that are NaN or infinite"
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40, 200, -8, -1])
-def test_a_file_that_is_cut_short(tmp_path, keep):
-    """Also by its last bytes, the checksum, which nibabel itself does not look at."""
+def test_a_truncated_file_is_a_fault(tmp_path, keep):
+    """Including the checksum at its end, which nibabel does not read."""
     case = made(tmp_path)
     path = case.files["image"]
     path.write_bytes(path.read_bytes()[:keep])
     text = fault_of(case)
-    assert "cut short" in text or "no NIfTI file" in text
+    assert "cut short" in text or "not a NIfTI file" in text
 
 
-def test_other_damage(tmp_path):
+def test_other_damage_is_a_fault(tmp_path):
     case = made(tmp_path)
     path = case.files["image"]
     whole = path.read_bytes()
     path.write_bytes(whole[:-8] + bytes(4) + whole[-4:])  # a wrong checksum
     assert "damaged" in fault_of(case)
     path.write_bytes(b"no volume" * 99)
-    assert fault_of(case) == "the volume is no NIfTI file"
+    assert fault_of(case) == "the volume is not a NIfTI file"
     unpacked = gzip.decompress(whole)
     path.write_bytes(unpacked[:-100])
     assert "cut short" in fault_of(case)
     path.write_bytes(unpacked + bytes(1 << 21))
-    assert fault_of(case) == "the volume goes on after its last voxel"
+    assert fault_of(case) == "the volume has data after its last voxel"
     path.write_bytes(unpacked[:344] + b"ni1\0" + unpacked[348:])
     assert "header without voxels" in fault_of(case)
     path.unlink()
     assert fault_of(case) == "the volume is missing"
 
 
-def test_a_header_that_promises_too_much_is_not_believed(tmp_path, monkeypatch):
+def test_a_header_that_declares_too_much_is_a_fault_before_reading(tmp_path, monkeypatch):
     case = made(tmp_path)
     path = case.files["image"]
     whole = path.read_bytes()
@@ -115,16 +115,16 @@ def test_a_header_that_promises_too_much_is_not_believed(tmp_path, monkeypatch):
     assert "more than" in fault_of(case)
 
 
-def test_a_bomb_of_extra_bytes_is_not_unpacked(tmp_path):
+def test_extra_bytes_are_not_unpacked(tmp_path):
     case = made(tmp_path)
     path = case.files["image"]
     packed = gzip.compress(gzip.decompress(path.read_bytes()) + bytes(200 << 20), compresslevel=1)
     path.write_bytes(packed)
-    assert fault_of(case) == "the volume goes on after its last voxel"
+    assert fault_of(case) == "the volume has data after its last voxel"
 
 
 @pytest.mark.parametrize("numbers", [(0, 0, 0, 0), (np.nan, 0, 0, 0)])
-def test_an_affine_that_leads_nowhere(tmp_path, numbers):
+def test_a_singular_affine_is_a_fault(tmp_path, numbers):
     case = made(tmp_path)
     rewrite(case.files["image"], header(280, "<4f", *numbers))
-    assert fault_of(case) == "the volume's affine leads to no place in space"
+    assert fault_of(case) == "the volume's affine is not finite or not invertible"

@@ -1,4 +1,4 @@
-"""The nuclei data set: imitations of each published layout, and (where they are) the real images."""
+"""The nuclei data set: imitations of each published layout, and the real images if they are available."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 
 from preprocessing import nuclei
 from preprocessing.images import Fault
-from preprocessing.nuclei_files import patient
 from tests.conftest import SHARED
-from tests.preprocessing.make import as_sent, options
+from tests.preprocessing.make import CANARY, as_sent, options
 from tests.preprocessing.nuclei_layouts import (
     HEIGHT,
     LAYOUTS,
@@ -27,7 +26,6 @@ from tests.preprocessing.nuclei_layouts import (
 from tests.preprocessing.test_annotations import aperio
 
 DATA = SHARED / "data" / "nuclei"
-SECRET = "ZZCANARYMustermann"
 
 
 recipe = partial(options, nuclei)
@@ -49,7 +47,7 @@ def test_each_published_layout(tmp_path, layout):
         assert image[label > 0].max() < 100 < image[label == 0].min()
 
 
-def test_ambiguous_outlines_are_background_unless_asked_for(tmp_path):
+def test_ambiguous_outlines_are_background_by_default(tmp_path):
     tile(tmp_path / "S" / "x.tif")
     xml(tmp_path / "S" / "x.xml", aperio(("Epithelial", [(ONE, "")]), ("Ambiguous", [(TWO, "")])))
     for arguments, right in (((), 30), (("--ambiguous", "nucleus"), 30 + 96)):
@@ -70,10 +68,10 @@ def test_ambiguous_outlines_are_background_unless_asked_for(tmp_path):
     ],
 )
 def test_patient_rule(tmp_path, path, right):
-    assert patient(tmp_path / path) == right
+    assert nuclei.patient(tmp_path / path) == right
 
 
-def test_what_has_no_partner_is_told(tmp_path):
+def test_files_without_a_partner_are_faults(tmp_path):
     site = tmp_path / "S"
     dsb_sorted(site)
     tile(site / "images" / "alone.png")
@@ -88,23 +86,23 @@ def test_what_has_no_partner_is_told(tmp_path):
     }
 
 
-def test_faults_of_a_case_tell_nothing(tmp_path):
+def test_faults_of_a_case_name_no_file(tmp_path):
     site = tmp_path / "S"
     for stem in ("size", "xml", "svs"):
-        tile(site / "images" / f"{SECRET}{stem}.png")
-    mask(site / "labels" / f"{SECRET}size.png", truth().T.copy())
-    xml(site / "labels" / f"{SECRET}xml.xml", aperio((SECRET, [(ONE, "")]))[:-9])
-    (site / "images" / f"{SECRET}svs.png").rename(site / "images" / f"{SECRET}svs.svs")  # a PNG is no slide
-    xml(site / "labels" / f"{SECRET}svs.xml", aperio())
+        tile(site / "images" / f"{CANARY}{stem}.png")
+    mask(site / "labels" / f"{CANARY}size.png", truth().T.copy())
+    xml(site / "labels" / f"{CANARY}xml.xml", aperio((CANARY, [(ONE, "")]))[:-9])
+    (site / "images" / f"{CANARY}svs.png").rename(site / "images" / f"{CANARY}svs.svs")  # a PNG is not a slide
+    xml(site / "labels" / f"{CANARY}svs.xml", aperio())
     found = recipe().find(tmp_path, "S")
     messages = {"size": "differ", "xml": "annotation cannot be read", "svs": "write the SVS as TIF"}
     for stem, message in messages.items():
         with pytest.raises(Fault, match=message) as caught:
-            recipe().read(found.cases[SECRET + stem])
-        assert SECRET not in str(caught.value)
+            recipe().read(found.cases[CANARY + stem])
+        assert CANARY not in str(caught.value)
 
 
-REAL = {  # cases, patients, share of nuclei as measured
+REAL = {  # cases, patients, measured share of nuclei
     "emory_gbm40": (10, 10, 0.254),
     "tcga_lgg": (10, 3, 0.208),
     "monuseg_tcga_multiorgan": (5, 5, 0.268),
@@ -116,7 +114,7 @@ REAL = {  # cases, patients, share of nuclei as measured
 @pytest.mark.parametrize("site", REAL)
 def test_real_sites(site):
     if not (DATA / site).is_dir():
-        pytest.skip(f"needs shared/data/nuclei/{site} beside the checkout")
+        pytest.skip(f"needs shared/data/nuclei/{site} next to the checkout")
     count, patients, share = REAL[site]
     found = recipe().find(DATA, site)
     assert (len(found.cases), found.faults, found.ignored) == (count, (), 0)
@@ -125,7 +123,7 @@ def test_real_sites(site):
     for case in found.cases.values():
         ((image, label),) = recipe().read(case).slices
         assert (image.ndim, image.shape[:2]) == (3, label.shape)
-        assert image[label > 0].mean() < image[label == 0].mean()  # nuclei are dark: neither shifted nor inverted
+        assert image[label > 0].mean() < image[label == 0].mean()  # dark nuclei: no shift, no inversion
         shares.append(label.mean())
     assert np.mean(shares) == pytest.approx(share, abs=0.002)
     assert site in recipe().sites(DATA)

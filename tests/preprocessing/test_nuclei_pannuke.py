@@ -13,12 +13,12 @@ from tests.preprocessing.test_nuclei import recipe
 
 
 def pannuke(folder, fold=1, dtype=np.float64, types=("Adrenal_gland", "Bile-duct", "Breast", "Adrenal_gland")):
-    """A fold of PanNuke as published, of small patches; every patch another."""
+    """A fold of PanNuke as published, with small patches that all differ."""
     random = np.random.default_rng(fold)
     images = random.integers(0, 256, (len(types), 8, 9, 3)).astype(dtype)
     masks = np.zeros((len(types), 8, 9, 6), dtype)
     for number in range(len(types)):
-        masks[number, number, 2:5, number % 5] = 7 + number  # an instance's number
+        masks[number, number, 2:5, number % 5] = 7 + number  # number of an instance
     masks[..., 5] = masks[..., :5].sum(axis=-1) == 0
     place = folder / f"Fold {fold}"
     for kind in ("images", "masks"):
@@ -36,7 +36,12 @@ def test_pannuke_by_tissue(tmp_path, dtype):
     second = pannuke(raw / "PanNuke", 2, dtype, types=("Uterus", "Adrenal_gland"))
     tnbc(raw / "TNBC")
     chosen = as_sent(recipe())
-    assert chosen.sites(raw) == ["Adrenal_gland", "Bile-duct", "TNBC", "Uterus"]  # no Breast: not of the paper
+    assert chosen.sites(raw) == [
+        "Adrenal_gland",
+        "Bile-duct",
+        "TNBC",
+        "Uterus",
+    ]  # Breast is not in the paper
     found = chosen.find(raw, "Adrenal_gland")
     assert sorted(found.cases) == ["fold1/00000", "fold1/00003", "fold2/00001"]
     assert len({case.patient for case in found.cases.values()}) == 3
@@ -59,15 +64,15 @@ def test_other_tissues_and_spellings(tmp_path):
             recipe("--tissues", text)
 
 
-def test_pannuke_is_mapped_not_loaded(tmp_path):
-    from preprocessing.nuclei_pannuke import _mapped
+def test_pannuke_is_memory_mapped(tmp_path):
+    from preprocessing.nuclei_pannuke import _memory_map
 
     pannuke(tmp_path / "P")
-    assert isinstance(_mapped(next(tmp_path.rglob("images.npy"))), np.memmap)
+    assert isinstance(_memory_map(next(tmp_path.rglob("images.npy"))), np.memmap)
 
 
 class _Danger:
-    """Runs when it is unpickled."""
+    """Runs code when unpickled."""
 
     def __reduce__(self):
         return (exec, ("raise SystemError('ran')",))
@@ -93,7 +98,7 @@ def test_a_link_out_of_the_raw_folder_is_not_opened(tmp_path):
         recipe().find(tmp_path / "raw", "Uterus")
 
 
-def test_what_pannuke_lacks_is_told(tmp_path):
+def test_incomplete_folds_are_errors(tmp_path):
     pannuke(tmp_path / "P")
     pannuke(tmp_path / "copy")
     with pytest.raises(DataError, match="one name"):
@@ -118,7 +123,7 @@ BAD_PATCHES = {
 
 
 @pytest.mark.parametrize("case", BAD_PATCHES)
-def test_patches_that_cannot_be_are_faults(tmp_path, case):
+def test_impossible_patches_are_faults(tmp_path, case):
     change, message = BAD_PATCHES[case]
     images, masks = pannuke(tmp_path / "P")
     for name, array in zip(("images.npy", "masks.npy"), change(images, masks), strict=True):
@@ -127,7 +132,7 @@ def test_patches_that_cannot_be_are_faults(tmp_path, case):
         recipe().read(recipe().find(tmp_path, "Bile-duct").cases["fold1/00001"])
 
 
-def test_an_array_cut_short_is_told(tmp_path):
+def test_a_truncated_array_is_an_error(tmp_path):
     pannuke(tmp_path / "P")
     case = recipe().find(tmp_path, "Bile-duct").cases["fold1/00001"]
     path = next(tmp_path.rglob("masks.npy"))

@@ -1,4 +1,4 @@
-"""Files that Pillow alone does not open: TIFFs of other kinds, arrays; alpha, and what is none of 8 bits."""
+"""Files that Pillow does not open: unusual TIFFs and arrays; alpha channels, and images that are not of 8 bits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BY_VALUE = LabelRule(threshold=None, values={0: 0, 1: 1, 2: 2})
 
 
 def _odd_tiff(path, array=COLOUR, **more):
-    """ "MinIsBlack" of three samples, as CVC-ClinicDB's are."""
+    """A TIFF "MinIsBlack" with three samples, as in CVC-ClinicDB."""
     tifffile.imwrite(path, array, **{"photometric": "minisblack", "planarconfig": "contig", "metadata": None, **more})
     with pytest.raises(UnidentifiedImageError):
         Image.open(path)
@@ -31,7 +31,7 @@ def test_a_tiff_that_pillow_does_not_open(tmp_path):
     assert (read_image(_odd_tiff(tmp_path / "a.TIF")) == COLOUR).all()
 
 
-def test_planes_are_put_last(tmp_path):
+def test_planes_become_the_last_axis(tmp_path):
     path = _odd_tiff(tmp_path / "a.tiff", np.moveaxis(COLOUR, -1, 0), planarconfig="separate")
     assert (read_image(path) == COLOUR).all()
 
@@ -47,13 +47,13 @@ def _refused(path, message, read=read_image):
     assert CANARY not in str(caught.value)
 
 
-def test_a_truncated_tiff_is_no_image_with_a_black_rest(tmp_path):
+def test_a_truncated_tiff_is_a_fault(tmp_path):
     path = _odd_tiff(tmp_path / f"{CANARY}.tif")
     path.write_bytes(path.read_bytes()[:-50])
     _refused(path, "^the image cannot be read: damaged")
 
 
-def test_tiffs_that_are_refused(tmp_path):
+def test_unsupported_tiffs_are_faults(tmp_path):
     path = tmp_path / "a.tif"
     _refused(_odd_tiff(path, np.stack([COLOUR] * 2)), "several pages")
     _refused(_odd_tiff(path, COLOUR.astype(np.float64)), "of float64, not 8 bits")
@@ -63,21 +63,21 @@ def test_tiffs_that_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["tif", "npy"])
-def test_the_number_of_pixels_is_bounded(tmp_path, monkeypatch, ending):
+def test_the_number_of_pixels_is_limited(tmp_path, monkeypatch, ending):
     path = tmp_path / f"a.{ending}"
     _odd_tiff(path) if ending == "tif" else np.save(path, GREY)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 139)
     _refused(path, "more than 139 pixels")
 
 
-def test_a_header_that_promises_too_much_is_not_believed(tmp_path):
+def test_a_header_that_declares_too_much_is_a_fault_before_reading(tmp_path):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 14, 1 << 14)})
     path = tmp_path / "a.npy"
     path.write_bytes(header.getvalue() + b"x" * 100)
     _refused(path, "damaged")
     with path.open("r+b") as file:
-        file.truncate((1 << 28) + 1000)  # sparse: no room is taken
+        file.truncate((1 << 28) + 1000)  # sparse, without use of disk space
     _refused(path, "more than [0-9]+ pixels")
 
 
@@ -100,7 +100,7 @@ def test_arrays_are_masks(tmp_path, kind):
     assert np.array_equal(label, mask)
 
 
-def test_arrays_of_truth_are_masks(tmp_path):
+def test_boolean_arrays_are_masks(tmp_path):
     np.save(tmp_path / "a.npy", GREY > 99)
     assert np.array_equal(read_label(tmp_path / "a.npy", LabelRule()), GREY > 99)
 
@@ -112,25 +112,25 @@ def test_arrays_of_truth_are_masks(tmp_path):
      (np.zeros((2, 3, 4, 5), np.uint8), "shape"), (np.zeros((2, 2), [(CANARY, "u1")]), "not 8 bits"),
      (np.array([[CANARY]], dtype=object), "damaged")],
 )  # fmt: skip
-def test_arrays_that_are_no_masks(tmp_path, array, message):
+def test_unsupported_arrays_are_faults(tmp_path, array, message):
     np.save(tmp_path / f"{CANARY}.npy", array, allow_pickle=True)
     _refused(tmp_path / f"{CANARY}.npy", message, lambda path: read_label(path, BY_VALUE))
 
 
-def test_several_arrays_are_no_image(tmp_path):
+def test_several_arrays_are_a_fault(tmp_path):
     with (tmp_path / "a.npy").open("wb") as file:
         np.savez(file, GREY)
     _refused(tmp_path / "a.npy", "several arrays")
 
 
-def test_wide_integers_are_no_image(tmp_path):
-    """Of a mask they are labels; of an image nobody knows which 8 bits."""
+def test_wide_integers_are_not_an_image(tmp_path):
+    """In a mask they are labels; in an image it is unknown which 8 bits to use."""
     np.save(tmp_path / "a.npy", GREY.astype(np.uint16))
     _refused(tmp_path / "a.npy", "uint16, not 8 bits")
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_alpha_is_left_out(tmp_path, ending):
+def test_alpha_is_ignored(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
     Image.fromarray(np.dstack([COLOUR, GREY])).save(path)
     assert (read_image(path) == COLOUR).all()

@@ -1,4 +1,4 @@
-"""The engine on generated folders: what comes out, what is collected as a fault, what never leaves."""
+"""`pairs` on generated folders: converted pixels, faults, rule files, and no leak of names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _raw_name(kind, number):
     return f"{kind}/{CANARY}{number}{'_mask' if kind == 'labels' else ''}.png"
 
 
-def test_pixels_are_carried_exactly(raw, out, capsys):
+def test_pixels_are_unchanged(raw, out, capsys):
     assert convert_pairs(raw, out) == 0
     manifest = _manifest(out)
     assert len(manifest.cases) == 6
@@ -38,7 +38,7 @@ def test_pixels_are_carried_exactly(raw, out, capsys):
     assert main(["check", str(out)]) == 0
 
 
-def test_nothing_of_the_original_leaves(raw, out, capfd):
+def test_no_original_name_or_header_leaves(raw, out, capfd):
     (raw / "labels" / f"{CANARY}0_mask.png").unlink()
     (raw / "images" / f"{CANARY}1.png").write_bytes(b"broken")
     (raw / "images" / f"{CANARY}.dcm").write_bytes(b"x")
@@ -53,10 +53,10 @@ def test_nothing_of_the_original_leaves(raw, out, capfd):
             assert not metadata(Image.open(path))
     assert CANARY not in shown
     assert str(raw) not in shown
-    assert "1 files of kinds that this data set does not use" in shown
+    assert "1 files were ignored: this data set does not use files of their kind" in shown
 
 
-def test_keys_stay_beside_the_raw_data_and_ids_are_stable(raw, out, tmp_path):
+def test_keys_stay_in_the_raw_folder_and_ids_are_stable(raw, out, tmp_path):
     convert_pairs(raw, out)
     first = _manifest(out)
     key = raw / ".fedfms-keys" / "d-s.json"
@@ -66,7 +66,7 @@ def test_keys_stay_beside_the_raw_data_and_ids_are_stable(raw, out, tmp_path):
     written = {p: p.stat().st_mtime_ns for p in out.rglob("*_0.*")}
     convert_pairs(raw, out)
     assert _manifest(out) == first
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*_0.*")} == written  # kept, not written again
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*_0.*")} == written  # not written again
     convert_pairs(raw, tmp_path / "elsewhere")
     assert _manifest(tmp_path / "elsewhere") == first
 
@@ -76,7 +76,7 @@ def test_read_only_raw_folder(raw, out, capsys):
     try:
         assert convert_pairs(raw, out) == 0
         first = _manifest(out)
-        assert "out.keys, beside the output" in capsys.readouterr().out
+        assert "out.keys, next to the output" in capsys.readouterr().out
         key = out.parent / "out.keys" / "d-s.json"
         assert key.stat().st_mode & 0o777 == 0o600
         convert_pairs(raw, out)
@@ -84,11 +84,11 @@ def test_read_only_raw_folder(raw, out, capsys):
     finally:
         raw.chmod(0o755)
     convert_pairs(raw, out)
-    assert _manifest(out) == first  # the key of the first run, also now that there is another place for it
+    assert _manifest(out) == first  # the key of the first run, although the raw folder is writable now
 
 
 def test_two_machines_split_alike(raw, out, tmp_path):
-    """Other keys, so other ids; the same pixels on the same sides."""
+    """Keys and ids differ; the same pixels are on the same sides."""
     shutil.copytree(raw, tmp_path / "raw2")
     convert_pairs(raw, out)
     convert_pairs(tmp_path / "raw2", tmp_path / "out2")
@@ -102,7 +102,7 @@ def test_two_machines_split_alike(raw, out, tmp_path):
     assert sides(one) == sides(two)
 
 
-FAULTS = {  # of what `test_conformance.py` does not do to polyps, which are read by the same code
+FAULTS = {  # that `test_conformance.py` does not cover
     "corrupt": ("images", b"not an image", "the image cannot be read"),
     "empty file": ("labels", b"", "the mask cannot be read"),
     "16 bits": ("images", png(np.zeros((10, 14), np.uint16)), "not 8 bits"),
@@ -125,7 +125,7 @@ def test_faults_are_collected_and_the_rest_is_converted(raw, out, capsys, fault)
     assert main(["check", str(out)]) == 0
 
 
-def test_double_names(raw, out, capsys):
+def test_several_files_of_one_name_are_faults(raw, out, capsys):
     shutil.copy(raw / _raw_name("images", 2), raw / "images" / f"{CANARY}2.tif")
     shutil.copy(raw / _raw_name("labels", 4), raw / "labels" / f"{CANARY}4.png")
     assert convert_pairs(raw, out) == 1
@@ -135,10 +135,10 @@ def test_double_names(raw, out, capsys):
     assert len(_manifest(out).cases) == 4
 
 
-def test_a_mask_of_two_images_is_neither_ones(raw, out, capsys):
+def test_a_mask_that_matches_two_images_is_a_fault_of_both(raw, out, capsys):
     shutil.copy(raw / _raw_name("images", 2), raw / "images" / f"{CANARY}2_mask.png")
     assert convert_pairs(raw, out) == 1
-    assert capsys.readouterr().out.count("the image's mask is another image's too") == 2
+    assert capsys.readouterr().out.count("the image's mask also matches another image") == 2
     assert len(_manifest(out).cases) == 5
 
 
@@ -150,7 +150,7 @@ def test_nothing_to_convert(tmp_path, out, capsys):
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_an_interrupted_conversion_has_a_manifest_only_if_it_holds(raw, out, monkeypatch, changed):
+def test_an_interrupted_conversion_has_no_manifest_or_a_valid_one(raw, out, monkeypatch, changed):
     import preprocessing.convert as convert
 
     convert_pairs(raw, out)
@@ -171,7 +171,7 @@ def test_an_interrupted_conversion_has_a_manifest_only_if_it_holds(raw, out, mon
     path.write_bytes(content)
     cut = next((out / "d" / "s" / "images").glob("*.webp"))
     cut.write_bytes(cut.read_bytes()[:40])
-    cut.with_name(f".{cut.name}.x.tmp").write_bytes(b"left by a kill")
+    cut.with_name(f".{cut.name}.x.tmp").write_bytes(b"left by a killed process")
     assert convert_pairs(raw, out) == 0
     assert _manifest(out) == first
     assert main(["check", str(out)]) == 0
@@ -189,7 +189,7 @@ def test_exif_orientation_is_applied(raw, out):
     pixels = np.zeros((10, 14, 3), np.uint8)
     pixels[:, :4] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to stand upright
+    exif[0x0112] = 6  # rotate by 90 degrees to be upright
     (raw / _raw_name("images", 1)).unlink()
     Image.fromarray(pixels).save(raw / "images" / f"{CANARY}1.jpg", exif=exif, quality=100)
     Image.fromarray(np.full((14, 10), 255, np.uint8)).save(raw / _raw_name("labels", 1))
@@ -210,7 +210,7 @@ def test_masks_of_every_mode(raw, out, mode):
     assert sum(s.values == (0, 1) for _, _, s in _manifest(out).slices()) == 5
 
 
-def test_grey_images_stay_grey(raw, out):
+def test_grey_images_have_one_channel(raw, out):
     for path in (raw / "images").iterdir():
         Image.open(path).convert("L").save(path)
     assert convert_pairs(raw, out) == 0

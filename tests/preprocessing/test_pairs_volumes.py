@@ -1,4 +1,4 @@
-"""`pairs` with a hospital's own NIfTI volumes: made here, and real ones where they are."""
+"""`pairs` with NIfTI volumes, generated and real."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _back(out, case):
     return to_nifti(case.volume, [np.asarray(Image.open(out / "d" / "s" / slice_.label)) for slice_ in case.slices])
 
 
-def test_volumes_keep_their_place(tmp_path, out, capfd):
+def test_volumes_are_reassembled_at_their_position(tmp_path, out, capfd):
     raw = tmp_path / "raw"
     _pair(raw, f"{CANARY}1_a")
     _pair(raw, f"{CANARY}1_b", suffix="")
@@ -76,20 +76,20 @@ def test_a_window_and_how_a_volume_is_cut(tmp_path, out):
     assert (np.asarray(Image.open(out / "d" / "s" / case.slices[1].image)) == expected).all()
 
 
-def test_a_window_beside_all_values(tmp_path, out, capsys):
+def test_a_window_outside_of_all_values_is_a_fault(tmp_path, out, capsys):
     _pair(tmp_path / "raw", "a")
     assert convert_pairs(tmp_path / "raw", out, *_rule(tmp_path, RULE + "window: [-500, 100]\n")) == 1
     assert "one side of the window" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", [RULE, ""])
-def test_kinds_are_not_mixed(tmp_path, out, capsys, text):
+def test_mixed_kinds_are_an_error(tmp_path, out, capsys, text):
     raw = tmp_path / "raw"
     _pair(raw, "a")
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(raw / "images" / f"{CANARY}.png")
     assert convert_pairs(raw, out, *_rule(tmp_path, text)) == 1
     shown = "".join(capsys.readouterr())
-    assert "images/ holds files of another kind than the rule's `kind`" in shown
+    assert "images/ holds files of another kind than `kind` in the rule file" in shown
     assert CANARY not in shown
 
 
@@ -100,14 +100,14 @@ def test_kinds_are_not_mixed(tmp_path, out, capsys, text):
     RULE + "neighbours: 1", RULE + "empty_every: 0", RULE + "intensity: [1]", RULE + "patient: dicom",
     "kind: volumes\nvalues: {0: 1, 1: 1}", RULE + "mask_suffixes: ''", "kind: dicom\npalette_index: true",
 ])  # fmt: skip
-def test_wrong_rules(tmp_path, out, capsys, text):
+def test_wrong_rules_are_one_line(tmp_path, out, capsys, text):
     (tmp_path / "raw").mkdir()
     assert convert_pairs(tmp_path / "raw", out, *_rule(tmp_path, text)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("preprocessing: rule file: ")
 
 
-def test_each_rule_of_the_help_is_one(tmp_path):
+def test_each_rule_in_the_help_is_valid(tmp_path):
     from preprocessing import pairs
 
     blocks = [block for block in (pairs.__doc__ or "").split("\n\n") if block.startswith("  kind:")]
@@ -125,7 +125,7 @@ def test_each_rule_of_the_help_is_one(tmp_path):
 def test_real_volumes(tmp_path, out):
     site = "msd_uint8"
     if not DATA.is_dir():
-        pytest.skip("needs shared/data/hippocampus3d beside the checkout")
+        pytest.skip("needs shared/data/hippocampus3d next to the checkout")
     raw = copy_sites(DATA, tmp_path / "raw", site) / site
     assert convert_pairs(raw, out, *_rule(tmp_path)) == 0
     table = json.loads((raw / ".fedfms-keys" / "d-s.json").read_text())["links"]

@@ -1,4 +1,4 @@
-"""The polyp recipe: its patient rule, and (where they are) the real images of seven hospitals."""
+"""The polyp data set: its patient rule, and the real images of seven hospitals if they are available."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from fedfms.settings import SiteSettings
 from fedfms.study import STUDIES, load_study
 from preprocessing import polyp
 from preprocessing.cli import main
-from preprocessing.polyp_layouts import COLONDB, ETIS, POLYPGEN
 from tests.preprocessing.make import copy_sites, options
 
 SITES = (
@@ -51,16 +50,16 @@ def test_clinicdb_has_29_sequences_of_612_frames():
 
 
 @pytest.mark.parametrize("stem", ["0", "613", "sub/12", "12a", ""])
-def test_a_frame_of_no_known_sequence_is_no_patient_of_its_own(stem):
+def test_a_frame_without_a_known_sequence_has_no_patient(stem):
     assert polyp.patient("cvc_clinicdb_barcelona_es", stem) is None
 
 
 def test_the_help_names_every_site():
-    assert [site for site in (*SITES, COLONDB, ETIS, *POLYPGEN) if site not in (polyp.__doc__ or "")] == []
+    assert [site for site in (*SITES, *polyp.SITES) if site not in (polyp.__doc__ or "")] == []
 
 
 def _first(source, raw, site, count):
-    """The first images of a real site with their masks, copied."""
+    """Copy the first images of a real site with their masks."""
     for image in sorted((source / site / "images").iterdir())[:count]:
         for part in ("images", "labels"):
             (raw / site / part).mkdir(parents=True, exist_ok=True)
@@ -70,7 +69,7 @@ def _first(source, raw, site, count):
 
 @pytest.fixture(scope="module")
 def first_frames(shared_polyp, tmp_path_factory):
-    """(raw folder, data root) of five frames of every real site, full-size ones among them, converted once."""
+    """(raw folder, data root) of five frames of every real site, some at full size, converted once."""
     raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("out")
     for site in SITES:
         _first(shared_polyp, raw, site, 5)
@@ -79,7 +78,7 @@ def first_frames(shared_polyp, tmp_path_factory):
 
 
 @pytest.mark.shared
-def test_every_real_site_is_found_whole(shared_polyp):
+def test_every_pair_of_every_real_site_is_found(shared_polyp):
     read = options(polyp)
     assert read.sites(shared_polyp) == sorted(SITES)
     found = [read.find(shared_polyp, site) for site in SITES]
@@ -87,13 +86,13 @@ def test_every_real_site_is_found_whole(shared_polyp):
 
 
 @pytest.mark.shared
-def test_a_real_site_in_processes(shared_polyp, tmp_path):
+def test_conversion_of_a_real_site_in_worker_processes(shared_polyp, tmp_path):
     site, root = "cvc_clinicdb_barcelona_es", tmp_path / "DATA"
     raw = copy_sites(shared_polyp, tmp_path / "raw", site)
     assert main(["polyp", "--raw", str(raw), "--out", str(root)]) == 0
     manifest = load_manifest(root / "polyp" / site)
-    assert (len(manifest.cases), len(manifest.patients)) == (56, 22)
-    # the protocol is pinned: what the study says of it may change
+    assert (manifest.counts["cases"], manifest.counts["patients"]) == (56, 22)
+    # fixed, because the protocol of the study may change
     study = load_study(STUDIES / "polyp.yaml", overrides=["data.protocol=held-out"])
     data = open_site(study, site, SiteSettings(data_root=root))
     train, val = ({i.patient for i in data.parts[part]} for part in ("train", "val"))
@@ -102,8 +101,8 @@ def test_a_real_site_in_processes(shared_polyp, tmp_path):
 
 
 @pytest.mark.shared
-def test_masks_are_where_the_originals_are(first_frames):
-    """Real pairs against a plain reading of the raw files."""
+def test_masks_match_the_originals(first_frames):
+    """Converted masks against a direct reading of the raw files."""
     raw, out = first_frames
     site = "polypgen_c1_paris_fr"
     found = {s.image_sha256: s for _, _, s in load_manifest(out / "polyp" / site).slices()}
@@ -126,10 +125,10 @@ def test_frames_of_every_real_site(first_frames, capsys):
 
 @pytest.mark.shared
 def test_real_defects(shared_polyp, tmp_path, capsys):
-    """ClinicDB's original TIFFs, which Pillow does not open, have the pixels of the PNG copies; empty masks stay."""
+    """ClinicDB's TIFFs, which Pillow cannot open, have the pixels of the PNG copies; empty masks are converted."""
     source = shared_polyp.parent / "_edge_cases"
     if not source.is_dir():
-        pytest.skip("needs data/_edge_cases beside the checkout")
+        pytest.skip("needs data/_edge_cases next to the checkout")
     raw = copy_sites(source, tmp_path / "raw", "clinicdb_tif_pillow_cannot_open", "polyp_empty_mask")
     with pytest.raises(UnidentifiedImageError):
         Image.open(raw / "clinicdb_tif_pillow_cannot_open" / "images" / "1.tif")

@@ -1,6 +1,4 @@
-"""The publishers' folders of polyp data: imitations of each, what is wrong in them, and that ids do not depend on
-where a site lies.
-"""
+"""Published layouts of polyp data: imitations of each, faults in them, and ids that do not depend on the layout."""
 
 from __future__ import annotations
 
@@ -47,8 +45,8 @@ def test_each_layout(tmp_path, layout):
             assert (label == truth()).all()
 
 
-def test_everything_in_one_raw_folder(tmp_path):
-    """A download each, and one of them in one folder more than the archive makes."""
+def test_all_layouts_in_one_raw_folder(tmp_path):
+    """One download each; one of them in an additional folder."""
     expected = {}
     for layout in (clinicdb, colondb, etis, polypgen):
         expected |= layout(tmp_path)
@@ -66,14 +64,14 @@ def test_names_differ_in_capitals_and_blanks(tmp_path):
 
 
 @pytest.mark.parametrize("hidden", ["__MACOSX", ".trash"])
-def test_what_archives_leave_behind_is_no_site(tmp_path, hidden):
+def test_hidden_folders_are_not_sites(tmp_path, hidden):
     kvasir(tmp_path / hidden)
     own_layout(tmp_path)
     assert "kvasir_seg_vestreviken_no" not in _found(tmp_path)
 
 
 @pytest.mark.parametrize("second", [test_pack, own_layout])
-def test_a_site_that_lies_there_twice_is_refused(tmp_path, second):
+def test_two_copies_of_a_site_are_an_error(tmp_path, second):
     (etis if second is test_pack else polypgen)(tmp_path)
     second(tmp_path)
     site = "etis_lariboisiere_fr" if second is test_pack else "polypgen_c1_paris_fr"
@@ -85,7 +83,7 @@ def test_a_site_that_lies_there_twice_is_refused(tmp_path, second):
 
 
 @pytest.mark.parametrize("part", ["Original", "Ground Truth"])
-def test_folders_whose_names_differ_in_blanks_and_capitals_only_are_refused(tmp_path, part):
+def test_folders_that_differ_in_blanks_and_capitals_only_are_an_error(tmp_path, part):
     clinicdb(tmp_path)
     folder = tmp_path / "CVC-ClinicDB"
     shutil.copytree(folder / part, folder / f"{part.replace(' ', '')}_".upper())
@@ -95,7 +93,7 @@ def test_folders_whose_names_differ_in_blanks_and_capitals_only_are_refused(tmp_
         recipe.find(tmp_path, "cvc_clinicdb_barcelona_es")
 
 
-def test_what_has_no_partner_is_told(tmp_path):
+def test_files_without_a_partner_are_faults(tmp_path):
     etis(tmp_path)
     folder = tmp_path / "ETIS-LaribPolypDB"
     (folder / "ETIS-LaribPolypDB" / "1.tif").unlink()
@@ -116,8 +114,8 @@ def test_what_has_no_partner_is_told(tmp_path):
         (["x"], ["x", "x_mask"], {}, {"x"}),
     ],
 )
-def test_no_two_frames_have_one_mask(tmp_path, frames, masks, expected, faulty):
-    """Centre 3's odd pair, x_ and x_mask, alone and beside frames of nearly its name."""
+def test_no_two_frames_share_a_mask(tmp_path, frames, masks, expected, faulty):
+    """Centre 3's odd pair, x_ and x_mask, alone and next to frames with similar names."""
     site = "polypgen_c3_aviano_it"
     for part, stems in (("images", frames), ("labels", masks)):
         (tmp_path / site / part).mkdir(parents=True)
@@ -129,7 +127,7 @@ def test_no_two_frames_have_one_mask(tmp_path, frames, masks, expected, faulty):
 
 
 @pytest.mark.parametrize("stem", ["197", "0", CANARY])
-def test_a_frame_of_no_known_run_is_a_fault(tmp_path, stem):
+def test_a_frame_without_a_known_run_is_a_fault(tmp_path, stem):
     etis(tmp_path)
     folder = tmp_path / "ETIS-LaribPolypDB"
     pair(folder / "ETIS-LaribPolypDB" / f"{stem}.tif", folder / "Ground Truth" / f"p{stem}.tif")
@@ -138,7 +136,7 @@ def test_a_frame_of_no_known_run_is_a_fault(tmp_path, stem):
 
 
 @pytest.mark.parametrize(("site", "frames", "runs"), [("cvc_colondb", 380, 10), ("etis", 196, 14)])
-def test_runs_are_of_neighbours_and_of_one_length(site, frames, runs):
+def test_runs_are_neighbours_and_have_one_length(site, frames, runs):
     patients = [polyp.patient(f"{site}_x", str(number)) for number in range(1, frames + 1)]
     assert len(set(patients)) == runs
     assert sum(a != b for a, b in zip(patients, patients[1:], strict=False)) == runs - 1
@@ -165,7 +163,7 @@ def test_a_closed_folder_stops_no_other_site(tmp_path, out, capsys, monkeypatch)
     assert len(load_manifest(out / "polyp" / "kvasir_seg_vestreviken_no").cases) == 3
 
 
-def test_ids_stay_when_a_site_moves_to_another_layout(tmp_path, out, capsys):
+def test_ids_do_not_depend_on_the_layout(tmp_path, out, capsys):
     raw = tmp_path / "raw"
     clinicdb(raw)
     command = ["polyp", "--raw", str(raw), "--out", str(out), "--workers", "0"]
@@ -176,15 +174,15 @@ def test_ids_stay_when_a_site_moves_to_another_layout(tmp_path, out, capsys):
         shutil.move(raw / "CVC-ClinicDB" / old, raw / site / new)
     assert main(command) == 0
     after = load_manifest(out / "polyp" / site)
-    assert (after.cases, after.patients) == (before.cases, before.patients)
+    assert after.cases == before.cases
     capsys.readouterr()
 
 
-def test_a_site_of_another_name_is_converted_and_told(tmp_path, out, capsys):
+def test_an_unknown_site_is_converted_with_a_note(tmp_path, out, capsys):
     raw = tmp_path / "raw"
     kvasir(raw)
     for index in range(5):
         pair(*(raw / "fundus_of_somebody" / folder / f"{index}.png" for folder in ("images", "labels")))
     assert main(["polyp", "--raw", str(raw), "--out", str(out), "--workers", "0"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert told.count("fundus_of_somebody: none of this data set's sites has this name") == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("fundus_of_somebody: not a known site of this data set") == 1

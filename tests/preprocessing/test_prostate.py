@@ -1,4 +1,4 @@
-"""The prostate data set, on an imitation of the public collection's layout."""
+"""The prostate data set, on an imitation of the layout of the public collection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.preprocessing.volume_layouts import pair, put, scan, truth
 
 
 def collection(raw, sites=prostate.SITES):
-    """Two cases a site; the suffix and the stored values are those of each site."""
+    """Two cases per site, with the suffix and the stored values of the site."""
     for site in sites:
         zones = site.startswith("ISBI")
         for number in range(2):
@@ -50,7 +50,7 @@ def test_pairs_in_two_folders(tmp_path):
     assert (sorted(found.cases), found.faults) == (["Case00", "Case01"], ())
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_missing_files_are_faults(tmp_path):
     raw = collection(tmp_path)
     (raw / "HK" / "Case00.nii.gz").unlink()
     (raw / "HK" / "Case01_segmentation.nii.gz").unlink()
@@ -64,7 +64,7 @@ def test_what_is_missing_is_said(tmp_path):
     ("label", "text"),
     [(truth() * 0, "shows no structure"), (scan(kind=np.uint8, top=255), "so it is an image"), (-scan(), "whole")],
 )
-def test_segmentations_that_are_none(tmp_path, label, text):
+def test_impossible_segmentations_are_faults(tmp_path, label, text):
     pair(tmp_path / "UCL", CANARY, label=label)
     (case,) = options(prostate).find(tmp_path, "UCL").cases.values()
     with pytest.raises(Fault, match=text) as caught:

@@ -1,4 +1,4 @@
-"""Raw folders that are damaged, closed, or say less than a rule needs: told, and never a stack trace."""
+"""Raw folders that are damaged, closed or incomplete: each problem is reported in one line."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _tiff_without_width():
     return bytes(data)
 
 
-def test_the_damaged_tiff_is_one_that_raises_a_type_error():
+def test_the_damaged_tiff_raises_a_type_error_in_pillow():
     with Image.open(io.BytesIO(_tiff_without_width())) as opened, pytest.raises(TypeError):
         _ = opened.n_frames
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])
-def test_a_damaged_tiff_is_the_fault_of_one_image(raw, out, capsys, kind):
+def test_a_damaged_tiff_is_a_fault_of_one_image(raw, out, capsys, kind):
     old = raw / kind / f"{CANARY}3{'_mask' if kind == 'labels' else ''}.png"
     old.with_suffix(".tif").write_bytes(_tiff_without_width())
     old.unlink()
@@ -46,7 +46,7 @@ def test_a_damaged_tiff_is_the_fault_of_one_image(raw, out, capsys, kind):
     assert len(load_manifest(out / "d" / "s").cases) == 5
 
 
-def test_a_damaged_tiff_leaves_the_other_sites_alone(tmp_path, out, capsys):
+def test_a_damaged_tiff_does_not_affect_other_sites(tmp_path, out, capsys):
     raw = tmp_path / "raw"
     for site in ("a", "b"):
         make_raw(raw / site)
@@ -68,7 +68,7 @@ def test_late_failures_are_faults_too(raw, monkeypatch, error):
 
 
 def _damaged_png(monkeypatch, path):
-    """Pillow raises what no list foresees, for one file alone."""
+    """Let Pillow raise an unexpected error for one file."""
     real = Image.open
 
     def fail(fp, *arguments, **named):
@@ -79,7 +79,7 @@ def _damaged_png(monkeypatch, path):
     monkeypatch.setattr(Image, "open", fail)
 
 
-def test_a_damaged_slice_is_told_by_check_and_written_again(raw, out, capsys, monkeypatch):
+def test_check_reports_a_damaged_slice_and_a_second_run_writes_it(raw, out, capsys, monkeypatch):
     convert_pairs(raw, out)
     folder = out / "d" / "s"
     path = folder / load_manifest(folder).cases[0].slices[0].image
@@ -92,7 +92,7 @@ def test_a_damaged_slice_is_told_by_check_and_written_again(raw, out, capsys, mo
 
 
 def _close(monkeypatch, *folders):
-    """No right to look into the folders: for the tests' user, who may be root, chmod would not do it."""
+    """Deny access to folders; chmod has no effect for root, who may run the tests."""
     closed = {str(folder) for folder in folders}
 
     def guard(module, name, inside):
@@ -120,7 +120,7 @@ def _one_line(capsys, *texts):
     return shown
 
 
-def test_a_closed_subfolder_stops_the_site_and_touches_nothing(raw, out, capsys, monkeypatch):
+def test_a_closed_subfolder_stops_the_site_and_changes_nothing(raw, out, capsys, monkeypatch):
     convert_pairs(raw, out)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     for kind, suffix in (("images", ""), ("labels", "_mask")):
@@ -156,7 +156,7 @@ def test_a_closed_raw_folder_of_polyp(tmp_path, out, capsys, monkeypatch):
 
 
 def test_a_closed_site_folder_of_polyp(tmp_path, out, capsys, monkeypatch):
-    """The others are converted; the one is counted, not named."""
+    """Other sites are converted; the closed one is counted and not named."""
     raw = tmp_path / "raw"
     for site in (CANARY, "b"):
         make_raw(raw / site)
@@ -179,10 +179,10 @@ def test_a_closed_file_is_a_fault(raw, out, capsys, monkeypatch):
 
     monkeypatch.setattr(Image, "open", look)
     assert convert_pairs(raw, out) == 1
-    _one_line(capsys, "the image cannot be read: this user has no right to")
+    _one_line(capsys, "the image cannot be read: permission denied")
 
 
-def test_a_link_that_leads_nowhere_is_a_fault(raw, out, capsys):
+def test_a_broken_link_is_a_fault(raw, out, capsys):
     path = raw / "images" / f"{CANARY}2.png"
     path.unlink()
     path.symlink_to(raw / "gone.png")
@@ -191,7 +191,7 @@ def test_a_link_that_leads_nowhere_is_a_fault(raw, out, capsys):
 
 
 def test_an_image_without_the_patient_in_its_name_is_a_fault(raw, out, tmp_path, capsys):
-    """As a patient of its own, it would be split from the same person's other images."""
+    """As a separate patient, it could be split from other images of the same person."""
     rule = tmp_path / "rule.yaml"
     rule.write_text("patient: '^(.*)[1-4]$'\n")
     assert convert_pairs(raw, out, "--rule", str(rule)) == 1
@@ -202,7 +202,7 @@ def test_an_image_without_the_patient_in_its_name_is_a_fault(raw, out, tmp_path,
     assert (len(cases), len({case.patient for case in cases})) == (4, 1)
 
 
-def test_an_empty_group_is_no_patient(raw, out, tmp_path, capsys):
+def test_an_empty_group_is_not_a_patient(raw, out, tmp_path, capsys):
     rule = tmp_path / "rule.yaml"
     rule.write_text("patient: '^(x*)'\n")
     assert convert_pairs(raw, out, "--rule", str(rule)) == 1
@@ -210,7 +210,7 @@ def test_an_empty_group_is_no_patient(raw, out, tmp_path, capsys):
     assert not out.exists()
 
 
-def test_a_mask_of_two_endings_is_not_guessed(raw, out, capsys):
+def test_a_mask_with_two_endings_is_a_fault(raw, out, capsys):
     Image.fromarray(np.full((10, 14), 255, np.uint8)).save(raw / "labels" / f"{CANARY}2_mask.bmp")
     assert convert_pairs(raw, out) == 1
     _one_line(capsys, "several files of this name")

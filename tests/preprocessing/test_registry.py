@@ -1,4 +1,4 @@
-"""Conformance: what every data set must say of itself and give, whatever its files are."""
+"""Conformance of every registered data set: recipe, help page, options, errors."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_structures_of_the_default_recipe(name):
 
 
 @ALL
-def test_the_help_says_whose_data_they_are(name, capsys):
+def test_the_help_has_licence_citations_source_and_layout(name, capsys):
     about = DATASETS[name].about
     assert re.search(r"\blicen[cs]es?\b", about, re.IGNORECASE)
     assert re.search(r"\bcitations?\b.*\b(19|20)\d\d\b", about, re.IGNORECASE | re.DOTALL)
-    assert ADDRESS.search(about), "where the raw data are asked for"
-    assert "RAW" in about, "the layout that is expected"
+    assert ADDRESS.search(about), "no address at which to request the raw data"
+    assert "RAW" in about, "no expected layout"
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
     assert stop.value.code == 0
@@ -60,7 +60,7 @@ def test_the_list_of_commands_has_a_line_of_each(name, capsys):
 
 
 @ALL
-def test_what_is_sent_to_processes_can_be(name):
+def test_find_and_read_can_be_pickled(name):
     recipe = _recipe(name)
     for part in (recipe.find, recipe.read):
         assert as_sent(part) == part
@@ -74,7 +74,7 @@ def test_options_are_texts_for_the_manifest(name):
 
 @ALL
 @pytest.mark.parametrize("how", ["empty", "other files"])
-def test_a_raw_folder_of_something_else_is_one_line(name, how, tmp_path, capsys):
+def test_an_unsuitable_raw_folder_is_one_line(name, how, tmp_path, capsys):
     raw = tmp_path / "raw"
     raw.mkdir()
     if how == "other files":
@@ -96,7 +96,7 @@ def test_site_and_all_sites_exclude_each_other(name, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_site_that_is_not_there_is_one_line(tmp_path, capsys):
+def test_a_missing_site_is_one_line(tmp_path, capsys):
     for part in ("images", "labels"):
         (tmp_path / "a" / part).mkdir(parents=True)
     assert main(["polyp", "--raw", str(tmp_path), "--out", str(tmp_path / "out"), "--site", "b"]) == 1

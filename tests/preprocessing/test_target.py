@@ -1,4 +1,4 @@
-"""The output folder: what is no conversion's own is neither deleted nor written beside."""
+"""The output folder: other files are not deleted, stale slices are; formats and metadata."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedfms.data.manifest import load_manifest, metadata
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from preprocessing.cli import main
-from preprocessing.target import ending, keep_or_write
+from preprocessing.target import ending, write_if_changed
 from tests.preprocessing.make import CANARY, convert_pairs, make_raw
 
 
@@ -34,20 +34,20 @@ def _put(path, content=b"x"):
     ["images/smith_0.png", "images/0123456789abcdef.png", "images/a.tmp", "0123456789abcdef_0.png", "notes.txt",
      "images/2024/0123456789abcdef_0.png", "manifest.json"],
 )  # fmt: skip
-def test_a_folder_of_something_else_is_refused(raw, out, capsys, name):
-    """Also a web application's manifest.json is none of ours."""
+def test_a_folder_with_other_files_is_an_error(raw, out, capsys, name):
+    """Including the manifest.json of a web application."""
     _put(out / "d" / "s" / name, b'{"version": 1}')
     before = _content(out.parent)
     assert convert_pairs(raw, out) == 1
     shown = "".join(capsys.readouterr())
-    assert "site s: the output folder holds 1 files that no conversion made" in shown
+    assert "site s: the output folder holds 1 files that no conversion wrote" in shown
     assert "smith" not in shown
     assert _content(out.parent) == before  # no key file either
 
 
 @pytest.mark.parametrize("manifest", [True, False])
-def test_files_of_others_beside_a_conversion_stay(raw, out, manifest):
-    """With a manifest of ours they stay; without one they are a reason to refuse."""
+def test_other_files_next_to_a_conversion_are_not_deleted(raw, out, manifest):
+    """With a manifest they remain; without a manifest they are an error."""
     convert_pairs(raw, out)
     target = out / "d" / "s"
     for name in ("images/smith_0.png", "labels/.notes.tmp", "README"):
@@ -62,7 +62,7 @@ def test_files_of_others_beside_a_conversion_stay(raw, out, manifest):
     assert len(left) == 3 + (1 + 2 * 5 if manifest else 2 * 6)
 
 
-def test_our_own_leftovers_are_removed(raw, out):
+def test_stale_slices_and_temporary_files_are_removed(raw, out):
     convert_pairs(raw, out)
     target = out / "d" / "s"
     before = _content(target)
@@ -74,7 +74,7 @@ def test_our_own_leftovers_are_removed(raw, out):
 
 @pytest.mark.parametrize("text", ["{", json.dumps({"version": 0, "dataset": "d", "site": "s", "cases": []})])
 def test_a_damaged_or_older_manifest_is_replaced(raw, out, text):
-    """What reads a manifest says of such a one: convert again."""
+    """Readers of such a manifest ask to convert the site again."""
     convert_pairs(raw, out)
     before = _content(out)
     (out / "d" / "s" / "manifest.json").write_text(text)
@@ -83,7 +83,7 @@ def test_a_damaged_or_older_manifest_is_replaced(raw, out, text):
 
 
 @pytest.mark.parametrize("how", ["empty", "no masks", "all damaged"])
-def test_where_nothing_can_be_converted_an_earlier_conversion_stays(raw, out, capsys, how):
+def test_an_earlier_conversion_stays_if_nothing_can_be_converted(raw, out, capsys, how):
     convert_pairs(raw, out)
     before = _content(out)
     for kind in ("images", "labels") if how == "empty" else ("labels",):
@@ -91,12 +91,12 @@ def test_where_nothing_can_be_converted_an_earlier_conversion_stays(raw, out, ca
             path.write_bytes(b"damaged") if how == "all damaged" else path.unlink()
     capsys.readouterr()
     assert convert_pairs(raw, out) == 1
-    assert "site s: nothing could be converted; the output is as it was" in capsys.readouterr().out
+    assert "site s: nothing could be converted; the output is unchanged" in capsys.readouterr().out
     assert _content(out) == before
 
 
-def test_an_empty_folder_leaves_no_trace(tmp_path, out):
-    """It may be where a share is not mounted: a new key there would hide behind the true one."""
+def test_an_empty_folder_gets_no_key_file(tmp_path, out):
+    """It may be a share that is not mounted; a new key there would shadow the real one."""
     raw = make_raw(tmp_path / "raw", n=0)
     assert convert_pairs(raw, out) == 1
     assert _content(tmp_path) == {}
@@ -105,7 +105,7 @@ def test_an_empty_folder_leaves_no_trace(tmp_path, out):
     assert convert_pairs(raw, out) == 1
 
 
-def test_a_slice_that_gained_metadata_is_written_again(raw, out):
+def test_a_slice_with_metadata_is_written_again(raw, out):
     convert_pairs(raw, out)
     before = _content(out)
     path = next((out / "d" / "s" / "labels").iterdir())
@@ -121,25 +121,25 @@ def test_a_slice_that_gained_metadata_is_written_again(raw, out):
     [((5, 7, 3), ".webp"), ((5, 7), ".png"), ((2, 16383, 3), ".webp"), ((2, 16384, 3), ".png"),
      ((16384, 2, 3), ".png")],
 )  # fmt: skip
-def test_a_file_is_lossless_and_holds_pixels_only(tmp_path, shape, due):
+def test_files_are_lossless_and_without_metadata(tmp_path, shape, due):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     assert ending(pixels) == due
     path = tmp_path / f"x{due}"
-    keep_or_write(path, pixels)
+    write_if_changed(path, pixels)
     with Image.open(path) as opened:
         assert metadata(opened) == set()
         np.testing.assert_array_equal(np.asarray(opened), pixels)
 
 
-def _as_before(monkeypatch):
-    """What an earlier version of the converter wrote: PNG alone."""
+def _png_only(monkeypatch):
+    """Write PNG only, as an earlier version did."""
     monkeypatch.setattr("preprocessing.onecase.ending", lambda _: ".png")
 
 
-def test_the_split_is_the_same_whichever_format(raw, out, tmp_path, monkeypatch):
+def test_the_split_does_not_depend_on_the_format(raw, out, tmp_path, monkeypatch):
     convert_pairs(raw, out)
     with monkeypatch.context() as patch:
-        _as_before(patch)
+        _png_only(patch)
         convert_pairs(raw, tmp_path / "before")
     new, old = (load_manifest(root / "d" / "s") for root in (out, tmp_path / "before"))
     assert new.splits == old.splits
@@ -156,9 +156,9 @@ def test_the_split_is_the_same_whichever_format(raw, out, tmp_path, monkeypatch)
         assert all((a["image"] == b["image"]).all() and (a["label"] == b["label"]).all() for a, b in pairs)
 
 
-def test_a_conversion_of_before_is_good_and_a_new_one_leaves_none_of_its_files(raw, out, monkeypatch, capsys):
+def test_an_older_conversion_is_valid_and_a_new_one_replaces_its_files(raw, out, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        _as_before(patch)
+        _png_only(patch)
         convert_pairs(raw, out)
     assert main(["check", str(out)]) == 0
     assert convert_pairs(raw, out) == 0
@@ -168,7 +168,7 @@ def test_a_conversion_of_before_is_good_and_a_new_one_leaves_none_of_its_files(r
 
 
 @pytest.mark.parametrize("how", ["exif", "icc_profile"])
-def test_metadata_in_a_webp_is_told_and_removed(raw, out, capsys, how):
+def test_metadata_in_a_webp_is_reported_and_removed(raw, out, capsys, how):
     convert_pairs(raw, out)
     before = _content(out)
     path = next((out / "d" / "s" / "images").iterdir())
@@ -184,8 +184,8 @@ def test_metadata_in_a_webp_is_told_and_removed(raw, out, capsys, how):
     assert _content(out) == before
 
 
-def test_another_kind_of_file_under_a_known_name_is_not_opened(raw, out, capsys):
-    """Also one with the right pixels: fewer decoders see a file that somebody put there."""
+def test_a_file_of_another_format_is_not_opened(raw, out, capsys):
+    """Even with the right pixels, because fewer decoders should read a file that somebody placed there."""
     convert_pairs(raw, out)
     path = next((out / "d" / "s" / "images").iterdir())
     with Image.open(path) as opened:

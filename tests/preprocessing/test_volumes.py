@@ -1,4 +1,4 @@
-"""Checking and cutting volumes, and finding the pairs of a site."""
+"""Volumes: find, check and cut them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ import pytest
 from fedfms.data.intensity import eight_bits
 from fedfms.data.manifest import LabelClass, load_manifest
 from fedfms.data.volume import depth_axis, to_nifti
-from fedfms.errors import DataError
 from preprocessing.check import check_site
 from preprocessing.convert import convert_site
 from preprocessing.images import Fault
 from preprocessing.recipe import Recipe
-from preprocessing.volumes import ValueRule, VolumeFinder, VolumeReader, volume_sites
+from preprocessing.volumes import ValueRule, VolumeReader, find_volumes, volume_sites
 from tests.preprocessing.make import CANARY, as_sent
 from tests.preprocessing.volume_layouts import AFFINE, READ, SHAPE, fault_of, made, pair, put, scan, truth
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, ">i2", np.uint16, np.float32, ">f4", np.float64])
-def test_slices_are_those_of_the_array(tmp_path, ending, kind):
+def test_slices_match_the_array(tmp_path, ending, kind):
     stored, label = scan(kind=kind, top=250), truth(values=(1, 2))
     done = READ(made(tmp_path, stored, label, ending=ending))
     assert done.volume.shape == SHAPE
@@ -41,7 +40,7 @@ def test_slices_are_those_of_the_array(tmp_path, ending, kind):
     assert (images.min(), images.max()) == (0, 255)
 
 
-def test_image_and_segmentation_that_do_not_fit(tmp_path):
+def test_image_and_segmentation_must_match(tmp_path):
     wrong = truth((20, 24, 10))
     assert fault_of(made(tmp_path, None, wrong)) == "volume 20 x 24 x 9 and segmentation 20 x 24 x 10 differ in size"
     case = made(tmp_path)
@@ -66,7 +65,7 @@ def test_image_and_segmentation_that_do_not_fit(tmp_path):
         (1e30, np.float64, "not within 0..255"),
     ],
 )
-def test_label_values_that_the_rule_does_not_name(tmp_path, value, kind, text):
+def test_label_values_outside_of_the_rule_are_faults(tmp_path, value, kind, text):
     label = truth().astype(kind)
     label[0, 0, 0] = value
     assert text in fault_of(made(tmp_path, None, label))
@@ -103,7 +102,7 @@ def test_intensity():
 def test_depth(spacing, axis, tmp_path):
     turned = np.diag([*spacing, 1]) @ np.eye(4)
     assert depth_axis(turned, "coarsest") == axis
-    assert depth_axis(np.eye(4)[[1, 2, 0, 3]] @ turned, "coarsest") == axis  # axes of space in another order
+    assert depth_axis(np.eye(4)[[1, 2, 0, 3]] @ turned, "coarsest") == axis  # axes in another order
     assert depth_axis(turned, "third") == 2
     label = truth(values=(1, 2))
     done = READ(made(tmp_path, None, label, affine=turned))
@@ -112,7 +111,7 @@ def test_depth(spacing, axis, tmp_path):
     np.testing.assert_array_equal(back, label)
 
 
-def test_neighbours_and_thinning(tmp_path):
+def test_neighbours_and_fewer_empty_slices(tmp_path):
     case = made(tmp_path)
     plain = READ(case)
     done = VolumeReader(ValueRule({1: 1}), neighbours=True, empty_every=4)(case)
@@ -125,7 +124,7 @@ def test_neighbours_and_thinning(tmp_path):
     np.testing.assert_array_equal(back, truth())
 
 
-def test_the_finder_matches_both_layouts(tmp_path):
+def test_volumes_are_found_in_both_layouts(tmp_path):
     site = tmp_path / "a"
     pair(site, "Case00")
     pair(site, "sub/Case01", ending=".nii")
@@ -133,12 +132,12 @@ def test_the_finder_matches_both_layouts(tmp_path):
     put(site / "labels" / "Case02_Segmentation.NII.GZ", truth())
     put(site / "Case03.nii.gz", scan())
     put(site / "Case03_SEGMENTATION.nii.gz", truth())
-    put(site / "images" / "x_segmentation.nii.gz", scan())  # under images/, a suffix says nothing
+    put(site / "images" / "x_segmentation.nii.gz", scan())  # a suffix has no meaning in images/
     put(site / "labels" / "x_segmentation.nii", truth())
     (site / "notes.txt").write_text("x")
     put(site / "deeper" / "Case09.nii.gz", scan())
     put(site / "._Case00.nii.gz", scan())
-    found = VolumeFinder()(tmp_path, "a")
+    found = find_volumes(tmp_path, "a")
     assert sorted(found.cases) == ["Case00", "Case02", "Case03", "sub/Case01"]
     assert found.faults == (
         ("x", "the segmentation has no volume"),
@@ -152,14 +151,14 @@ def test_the_finder_matches_both_layouts(tmp_path):
     assert volume_sites(site) == ["deeper"]  # images/ and labels/ are parts of a site
 
 
-def test_the_finder_says_what_makes_no_case(tmp_path):
+def test_files_that_make_no_case_are_faults(tmp_path):
     site = tmp_path / "a"
     pair(site, "both")
     put(site / "both.nii", scan())
     put(site / "images" / "image.nii.gz", scan())
     put(site / "labels" / "label.nii.gz", truth())
     (site / "labels" / "link").symlink_to(tmp_path)
-    found = VolumeFinder()(tmp_path, "a")
+    found = find_volumes(tmp_path, "a")
     assert found.cases == {}
     assert dict(found.faults) == {
         "both": "several files of this name",
@@ -167,12 +166,12 @@ def test_the_finder_says_what_makes_no_case(tmp_path):
         "label": "the segmentation has no volume",
         "labels/link": "a link to a folder is not followed; put the folder itself there",
     }
-    with pytest.raises(DataError, match="a folder cannot be read"):
-        VolumeFinder()(tmp_path, "nowhere")
+    with pytest.raises(FileNotFoundError):
+        find_volumes(tmp_path, "nowhere")
 
 
-def test_the_marker_is_nowhere(tmp_path):
-    """In names and in every free field of the header: not in what is read, nor in what is put back."""
+def test_the_canary_does_not_leak(tmp_path):
+    """From names and free header fields, neither into what is read nor into a reassembled volume."""
     case = made(tmp_path)
     assert CANARY.encode()[:15] in gzip.decompress(case.files["image"].read_bytes())
     done = READ(case)
@@ -182,8 +181,8 @@ def test_the_marker_is_nowhere(tmp_path):
         assert CANARY.encode()[:15] not in data
 
 
-def test_the_marker_is_nowhere_in_a_whole_conversion(tmp_path, capfd, caplog):
-    """Through the engine, beside a case of each defect, in processes of its own."""
+def test_the_canary_does_not_leak_from_a_conversion(tmp_path, capfd, caplog):
+    """With a case of each defect, in worker processes."""
     raw, out = tmp_path / "raw", tmp_path / "out"
     for number in range(2):
         pair(raw / "a", f"{CANARY}{number}", scan(seed=number))
@@ -194,7 +193,7 @@ def test_the_marker_is_nowhere_in_a_whole_conversion(tmp_path, capfd, caplog):
     pair(raw / "a", f"{CANARY}-value", None, truth(values=(1, 9)))
     pair(raw / "a", f"{CANARY}-size", None, truth((20, 24, 10)))
     put(raw / "a" / f"{CANARY}-alone.nii.gz", scan())
-    recipe = Recipe("d", (LabelClass("structure", 1),), volume_sites, VolumeFinder(), VolumeReader(ValueRule({1: 1})))
+    recipe = Recipe("d", (LabelClass("structure", 1),), volume_sites, find_volumes, VolumeReader(ValueRule({1: 1})))
     done = convert_site(raw, out, "a", recipe, workers=2)
     assert (done.cases, done.slices, done.empty) == (2, 18, 10)
     assert len(done.faults) == 6
