@@ -1,4 +1,4 @@
-"""Is a converted folder what its manifest says? Every fault of every site, a line each, by case id."""
+"""Validation of converted data against the manifest: every fault of a site, one line each, by case id."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PIL import Image
 from fedfms.data.manifest import (
     FILE_NAME,
     FORMATS,
-    Case,
     Manifest,
     Slice,
+    Split,
     load_manifest,
     make_splits,
     metadata,
@@ -23,35 +23,35 @@ from fedfms.errors import DataError
 
 
 def find_sites(root: Path) -> list[Path]:
-    """Site folders of a data root `<dataset>/<site>`, or the root itself where it is a site's folder.
+    """Site folders of a data root `<dataset>/<site>`; the root itself if it is a site's folder.
 
     Raises:
-        DataError: there is none.
+        DataError: there are none.
     """
     if (root / FILE_NAME).is_file():
         return [root]
     found = sorted(
-        p
-        for p in root.glob("*/*")
-        if (p / FILE_NAME).is_file() or ((p / "images").is_dir() and (p / "labels").is_dir())
+        path
+        for path in root.glob("*/*")
+        if (path / FILE_NAME).is_file() or ((path / "images").is_dir() and (path / "labels").is_dir())
     )
     if not found:
-        raise DataError("there is no <dataset>/<site> folder here", do="name the folder that --out named")
+        raise DataError("no folder <dataset>/<site> found", do="name the folder that was --out of the conversion")
     return found
 
 
 def check_site(folder: Path) -> list[str]:
-    """Faults of a site's folder: manifest, files, sizes, hashes, label values, metadata, splits, strays."""
+    """Faults of a site's folder: manifest, files, sizes, hashes, label values, metadata, splits, unlisted files."""
     try:
         manifest = load_manifest(folder)
         faults = missing_files(manifest, folder)
     except DataError as error:
         return [error.line()]
     if (manifest.dataset, manifest.site) != (folder.resolve().parent.name, folder.resolve().name):
-        faults.append("the manifest is of another data set or site than the folder's name says")
+        faults.append("the manifest names another data set or site than the folder")
     for case, number, slice_ in manifest.slices():
         faults += [f"case {case.id}: slice {number}: {text}" for text in _slice_faults(folder, manifest, slice_)]
-    return faults + _split_faults(manifest) + _strays(folder, manifest)
+    return faults + _split_faults(manifest) + _unlisted(folder, manifest)
 
 
 def _slice_faults(folder: Path, manifest: Manifest, slice_: Slice) -> list[str]:
@@ -61,68 +61,60 @@ def _slice_faults(folder: Path, manifest: Manifest, slice_: Slice) -> list[str]:
         ("label", slice_.label, slice_.label_sha256),
     ):
         if not (folder / name).is_file():
-            continue  # named by missing_files
+            continue  # reported by `missing_files`
         try:
             with Image.open(folder / name, formats=FORMATS) as opened:
-                pixels, mode, told = np.asarray(opened), opened.mode, metadata(opened)
+                pixels, mode, has_metadata = np.asarray(opened), opened.mode, bool(metadata(opened))
         except Exception:  # noqa: BLE001 - a damaged file can raise nearly anything inside Pillow
             faults.append(f"the {kind} is damaged, or neither PNG nor WebP")
             continue
-        if told:
+        if has_metadata:
             faults.append(f"the {kind} carries metadata")
         expected = "RGB" if kind == "image" and slice_.channels == 3 else "L"
         if pixels.shape[:2] != (slice_.height_px, slice_.width_px) or mode != expected:
-            faults.append(f"the {kind} has another size or mode than the manifest says")
-        if kind == "label":
-            faults += _value_faults(manifest, slice_, set(np.unique(pixels).tolist()))
+            faults.append(f"the {kind} has another size or mode than in the manifest")
+        values = set(np.unique(pixels).tolist()) if kind == "label" else set(slice_.values)
+        if unknown := sorted(values - manifest.values):
+            faults.append(f"label values {unknown} that no structure has")
+        elif values != set(slice_.values):
+            faults.append("the label values are not those in the manifest")
         if pixel_sha256(pixels) != digest:
-            faults.append(f"the {kind}'s pixels are not those that were converted (hash)")
+            faults.append(f"the {kind}'s pixels have changed since the conversion (hash)")
     return faults
-
-
-def _value_faults(manifest: Manifest, slice_: Slice, found: set[int]) -> list[str]:
-    unknown = sorted(found - manifest.values)
-    if unknown:
-        return [f"label values {unknown} that no structure has"]
-    return [] if found == set(slice_.values) else ["the label values are not those that the manifest lists"]
 
 
 def _split_faults(manifest: Manifest) -> list[str]:
-    """Cases that are not where the rule puts them."""
-    faults = []
-    right = {split.protocol: split for split in make_splits(manifest.cases)}
-    for missing in sorted(right.keys() - {split.protocol for split in manifest.splits}):
-        faults.append(f"split {missing}: missing")
+    """Deviations of the stored splits from the split rule, and patients in several parts, which invalidates scores."""
+    expected = {split.protocol: split for split in make_splits(manifest.cases)}
+    patient = {case.id: case.patient for case in manifest.cases}
+    missing = sorted(expected.keys() - {split.protocol for split in manifest.splits})
+    faults = [f"split {protocol}: missing" for protocol in missing]
     for split in manifest.splits:
-        if split.protocol not in right or (split.seed, split.rule) != (0, right[split.protocol].rule):
-            faults.append(f"split {split.protocol}: unknown protocol, or of another seed or rule version")
-            continue
-        listed = [(part, id_) for part, ids in split.parts.items() for id_ in ids]
-        due = {(part, id_) for part, ids in right[split.protocol].parts.items() for id_ in ids}
-        wrong = sorted({id_ for _, id_ in set(listed) ^ due})
-        faults += [f"case {id_}: split {split.protocol}: not in the part that the rule gives" for id_ in wrong]
-        if len(set(listed)) != len(listed):
-            faults.append(f"split {split.protocol}: a case is listed twice")
-    return faults + _crossing(manifest.cases, manifest)
-
-
-def _crossing(cases: tuple[Case, ...], manifest: Manifest) -> list[str]:
-    """Patients on both sides of a split: the fault that makes a score worthless."""
-    patient = {case.id: case.patient for case in cases}
-    faults = []
-    for split in manifest.splits:
+        name, rule = f"split {split.protocol}", expected[split.protocol]
+        stored, due = _parts_by_case(split), _parts_by_case(rule)
         sides: dict[str, set[str]] = {}
-        for part, ids in split.parts.items():
-            for id_ in ids:
-                sides.setdefault(patient.get(id_, id_), set()).add(part)
-        faults += [
-            f"patient {p}: split {split.protocol}: on both sides" for p, parts in sides.items() if len(parts) > 1
-        ]
+        for id_, parts in stored.items():
+            sides.setdefault(patient.get(id_, id_), set()).update(parts)
+        faults += [f"patient {one}: {name}: on both sides" for one, parts in sides.items() if len(parts) > 1]
+        if (split.seed, split.rule) != (rule.seed, rule.rule):
+            faults.append(f"{name}: another seed or rule version")
+            continue
+        for id_ in sorted(stored.keys() | due.keys()):
+            if stored.get(id_) != due.get(id_):
+                faults.append(f"case {id_}: {name}: in {stored.get(id_, [])}, the rule gives {due.get(id_, [])}")
     return faults
 
 
-def _strays(folder: Path, manifest: Manifest) -> list[str]:
-    """Files that the manifest does not list; they are counted, not named, for a name may say too much."""
+def _parts_by_case(split: Split) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for part, ids in split.parts.items():
+        for id_ in ids:
+            found.setdefault(id_, []).append(part)
+    return found
+
+
+def _unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """Files that the manifest does not list; counted and not named, because a name may identify a patient."""
     listed = {FILE_NAME, *(name for _, _, s in manifest.slices() for name in (s.image, s.label))}
     count = sum(p.is_file() and p.relative_to(folder).as_posix() not in listed for p in folder.rglob("*"))
     return [f"{count} files that the manifest does not list"] if count else []

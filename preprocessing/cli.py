@@ -20,46 +20,48 @@ from fedfms.names import NAME_RULE, is_name
 from preprocessing import pairs
 from preprocessing.check import check_site, find_sites
 from preprocessing.convert import Summary, convert_site, list_sites
-from preprocessing.raw import need_folder, split_by_access
-from preprocessing.recipe import Recipe
+from preprocessing.raw import require_folder, split_by_access
+from preprocessing.recipe import Recipe, number_in
 from preprocessing.registry import DATASETS
 
 _EPILOG = """\
 examples:
   python -m preprocessing polyp --raw RAW --out DATA
-      all the sites that RAW holds; DATA becomes the data_root of a site's settings.
+      Convert every site in RAW. DATA is the data_root in the settings of a site.
   python -m preprocessing polyp --help
-      what a data set is, under which licence, where it is asked for, and how RAW must look.
+      Show the layout of RAW, the licence of the data, and where to request them.
   python -m preprocessing pairs --raw MY_FOLDER --out DATA --dataset fundus --site my_hospital --rule rule.yaml
-      MY_FOLDER holds images/ and labels/.
+      Convert your own data. MY_FOLDER holds images/ and labels/.
   python -m preprocessing check DATA
-      is everything still as it was converted?
+      Check that the converted files have not changed.
   python -m preprocessing look DATA
-      DATA/look.html: does the outline lie on the thing? It shows patients' images: it stays at the site.
+      Write DATA/look.html, to check that outlines lie on the structures. It shows patients: keep it at the site.
 
-What is written: DATA/<dataset>/<site>/manifest.json and lossless slices (WebP for colour, PNG for grey and for
-masks) under pseudonymous ids. The secret key and the table from ids to files stay in RAW/.fedfms-keys (mode 0600);
-where RAW is read-only, in DATA.keys beside DATA. No file outside RAW is opened, whatever links lead to. Run a
-command again after an interruption or a change: ids stay the same, and what was converted is kept. Exit code: 0
-all well; 1 some cases have faults (the others are converted), nothing could be converted (then an earlier
-conversion stays as it was), or check found some; 2 wrong usage.
+Output: DATA/<dataset>/<site>/manifest.json, and lossless slices (WebP for colour, PNG for grey and for masks) under
+pseudonymous ids. The secret key and the table from ids to files are in RAW/.fedfms-keys (mode 0600), or in DATA.keys
+next to DATA if RAW is read-only. No file outside of RAW is opened, even through a link.
+
+After an interruption or a change of the raw data, run the same command again: ids stay the same, and only changed
+slices are written.
+
+Exit codes: 0 no faults; 1 some cases have faults and the others were converted, or nothing could be converted and an
+earlier conversion is unchanged, or `check` found faults; 2 wrong usage.
 """
 _KEYS = """\
-The secret key and the table from ids to files stay in RAW/.fedfms-keys; where RAW is read-only, in OUT.keys,
-beside OUT.
+The secret key and the table from ids to files are in RAW/.fedfms-keys, or in OUT.keys next to OUT if RAW is read-only.
 """
 _LOOK = """\
-One HTML page with a picture of each site of converted data: the slice of median marked area, beside itself with the
-structures outlined; with counts and areas. No network, no script.
+Write one HTML page with a picture of each site of converted data: the slice with the median marked area, next to the
+same slice with its structures outlined; with counts and areas. The page uses no network and no scripts.
 
-The page shows patients' images. It is written with mode 0600 and is to stay at the site, as the data are. Ids on it
-are the pseudonymous ones.
+The page shows images of patients. It has mode 0600 and must stay at the site, as the data do. Its ids are pseudonyms.
 """
+_ROOT = "the folder that was --out of the conversion, or the folder of one site in it"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Bad usage: one line."""
+        """Report wrong usage in one line."""
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
@@ -67,64 +69,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = make_parser().parse_args(argv)
     try:
-        if arguments.command == "check":
-            return _check(arguments.root)
-        if arguments.command == "look":
-            return _look(arguments)
-        return _convert(arguments)
+        run: Callable[[argparse.Namespace], int] = arguments.run
+        return run(arguments)
     except FedfmsError as error:
         print(f"preprocessing: {error.line()}", file=sys.stderr)
         return 1
-    except OSError as error:  # its own text would name the path
-        print(f"preprocessing: cannot read or write: {error.strerror}; check space and rights", file=sys.stderr)
+    except OSError as error:  # without its own text, which names the path
+        print(f"preprocessing: cannot read or write: {error.strerror}; check disk space and rights", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("preprocessing: interrupted; run it again to go on", file=sys.stderr)
+        print("preprocessing: interrupted; run the same command again to resume", file=sys.stderr)
         return 130
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands, one for each data set of the registry."""
-    text = argparse.RawDescriptionHelpFormatter
+    """The parser of all commands, with one command for each registered data set."""
     parser = _Parser(
-        prog="python -m preprocessing", formatter_class=text, epilog=_EPILOG,
-        description="Convert raw images and masks into what fedfms trains on, or check what was converted.",
+        prog="python -m preprocessing", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_EPILOG,
+        description="Convert raw images and masks into the format that fedfms trains on, or check converted data.",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], about: str, page: str = "", end: str = "") -> _Parser:
+        text = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=about, description=page or about, formatter_class=text, epilog=end)
+        command.set_defaults(run=run)
+        return command
+
     for name, dataset in DATASETS.items():
-        command = commands.add_parser(
-            name, help=dataset.help, description=dataset.about, formatter_class=text, epilog=_KEYS
-        )
+        command = add(name, _convert_sites, dataset.help, dataset.about, _KEYS)
         which = command.add_mutually_exclusive_group()
         which.add_argument("--site", type=_name, help="convert this site only")
-        which.add_argument("--all-sites", action="store_true", help="convert every site that RAW holds (the default)")
-        _common(command, "folder with the raw data, as above")
+        which.add_argument("--all-sites", action="store_true", help="convert every site in RAW (the default)")
+        _add_folders(command, "folder with the raw data in the layout above")
         dataset.add_options(command)
-    command = commands.add_parser(
-        "pairs", help="any folder with images/ and labels/", description=pairs.__doc__,
-        formatter_class=text, epilog=_KEYS,
-    )  # fmt: skip
-    command.add_argument("--dataset", required=True, type=_name, help="name of the data set, as a study says it")
-    command.add_argument("--site", required=True, type=_name, help="name of the site, as a study says it")
-    command.add_argument("--rule", type=Path, help="YAML with the rules above")
-    _common(command, "folder with images/ and labels/")
-    command = commands.add_parser("check", help="hashes, sizes, label values and splits of converted data")
-    command.add_argument("root", type=Path, help="the folder that --out named, or a site's folder in it")
-    _add_look(commands.add_parser("look", help="one page of pictures: an image of each site with its outlines",
-        description=_LOOK, formatter_class=text))  # fmt: skip
+    command = add(
+        "pairs", _convert_pairs, "your own data: any folder with images/ and labels/", pairs.__doc__ or "", _KEYS
+    )
+    command.add_argument("--dataset", required=True, type=_name, help="name of the data set, as in the study")
+    command.add_argument("--site", required=True, type=_name, help="name of the site, as in the study")
+    command.add_argument("--rule", type=Path, metavar="FILE.yaml", help="rule file with the keys above")
+    _add_folders(command, "folder with images/ and labels/")
+    command = add("check", _check, "check hashes, sizes, label values and splits of converted data")
+    command.add_argument("root", type=Path, help=_ROOT)
+    command = add("look", _look, "write one page of pictures: an image of each site with its outlines", _LOOK)
+    command.add_argument("root", type=Path, help=_ROOT)
+    command.add_argument("--out", type=Path, metavar="FILE.html", help="default ROOT/look.html")
+    command.add_argument(
+        "--per-site", type=number_in(1, 50), default=1, metavar="N", help="pictures per site (default 1)"
+    )
     return parser
 
 
-def _add_look(command: argparse.ArgumentParser) -> None:
-    command.add_argument("root", type=Path, help="the folder that --out named, or a site's folder in it")
-    command.add_argument("--out", type=Path, metavar="FILE.html", help="default ROOT/look.html")
-    command.add_argument("--per-site", type=_pictures, default=1, metavar="N", help="pictures a site (default 1)")
-
-
-def _common(command: argparse.ArgumentParser, raw_help: str) -> None:
+def _add_folders(command: argparse.ArgumentParser, raw_help: str) -> None:
     command.add_argument("--raw", required=True, type=Path, help=raw_help)
     command.add_argument("--out", required=True, type=Path, help="data root to write into")
-    command.add_argument("--workers", type=_count, default=2, help="processes (default 2; 0 = none but this one)")
+    command.add_argument(
+        "--workers", type=number_in(0, 64), default=2, metavar="N",
+        help="number of worker processes (default 2; 0: convert in this process)",
+    )  # fmt: skip
 
 
 def _name(text: str) -> str:
@@ -133,66 +136,50 @@ def _name(text: str) -> str:
     return text
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) > 64:
-        raise argparse.ArgumentTypeError("must be a number in 0..64")
-    return int(text)
+def _convert_pairs(arguments: argparse.Namespace) -> int:
+    require_folder(arguments.raw, "--raw")
+    recipe = pairs.load_recipe(arguments.dataset, arguments.site, arguments.rule)
+    return _convert(recipe, list_sites(arguments.raw, recipe), arguments, [])
 
 
-def _pictures(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 50:
-        raise argparse.ArgumentTypeError("must be a number in 1..50")
-    return int(text)
-
-
-def _convert(arguments: argparse.Namespace) -> int:
-    need_folder(arguments.raw, "--raw")
-    if arguments.command == "pairs":
-        recipe, lines = pairs.load_recipe(arguments.dataset, arguments.site, arguments.rule), []
-    else:
-        recipe, lines = DATASETS[arguments.command].recipe(arguments), _closed(arguments.raw)
-    summaries: list[Summary] = []
-    for site in _sites(recipe, arguments, lines):
-        try:
-            summaries.append(_with_bar(site, recipe, arguments))
-        except FedfmsError as error:
-            lines.append(error.line() if site in error.where else f"site {site}: {error.line()}")
-    for summary in summaries:
-        lines += [f"site {summary.site}, case {case}: {text}" for case, text in summary.faults]
-        if not summary.cases:
-            lines.append(f"site {summary.site}: nothing could be converted; the output is as it was")
-    _report(recipe, summaries, lines)
-    return 1 if lines else 0
-
-
-def _closed(raw: Path) -> list[str]:
-    """A line on folders that nobody can know to be a site's or none; not by name, for that may be a patient's."""
-    _, closed = split_by_access(raw)
-    text = f"{closed} folders in --raw cannot be read; give this user the right to, or name a --site"
-    return [text] if closed else []
-
-
-def _sites(recipe: Recipe, arguments: argparse.Namespace, lines: list[str]) -> list[str]:
-    """The sites to convert; with a site named, what is closed beside it does not matter."""
+def _convert_sites(arguments: argparse.Namespace) -> int:
+    """Convert the sites of a registered data set, or the one named by `--site`."""
+    require_folder(arguments.raw, "--raw")
+    recipe = DATASETS[arguments.command].recipe(arguments)
+    _, closed = split_by_access(arguments.raw)
+    # a closed folder is not named, because nobody can tell whether it is a site's or a patient's
+    text = f"{closed} folders in --raw cannot be read; give this user the right to read them, or name a --site"
+    lines = [text] if closed else []
     found = list_sites(arguments.raw, recipe)
     sites = found if arguments.site is None else [site for site in found if site == arguments.site]
     if not sites:
         what = "no site of this data set" if arguments.site is None else f"no site {arguments.site!r}"
         usage = f"see `python -m preprocessing {arguments.command} --help` for the layout"
         raise DataError(f"{what} in --raw", do="; ".join([*lines, usage]))
-    if arguments.site is not None:
-        lines.clear()
-    return sites
+    return _convert(recipe, sites, arguments, lines if arguments.site is None else [])
 
 
-def _with_bar(site: str, recipe: Recipe, arguments: argparse.Namespace) -> Summary:
-    with _bar(site) as advance:
-        return convert_site(arguments.raw, arguments.out, site, recipe, arguments.workers, advance)
+def _convert(recipe: Recipe, sites: Sequence[str], arguments: argparse.Namespace, lines: list[str]) -> int:
+    """Convert sites and print a summary; `lines` are faults found so far."""
+    summaries: list[Summary] = []
+    for site in sites:
+        try:
+            with _progress(site) as advance:
+                summary = convert_site(arguments.raw, arguments.out, site, recipe, arguments.workers, advance)
+            summaries.append(summary)
+        except FedfmsError as error:
+            lines.append(error.line() if site in error.where else f"site {site}: {error.line()}")
+    for summary in summaries:
+        lines += [f"site {summary.site}, case {case}: {text}" for case, text in summary.faults]
+        if not summary.cases:
+            lines.append(f"site {summary.site}: nothing could be converted; the output is unchanged")
+    _print_summary(recipe, summaries, lines)
+    return 1 if lines else 0
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal; gives what is called with the number done and the number in all."""
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; yields a function of the number done and the total."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -200,8 +187,8 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _report(recipe: Recipe, summaries: Sequence[Summary], lines: Sequence[str]) -> None:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)  # fits 80 columns with the longest name of a site here
+def _print_summary(recipe: Recipe, summaries: Sequence[Summary], lines: Sequence[str]) -> None:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)  # fits 80 columns with the longest name of a registered site
     table.add_column("site", overflow="fold")
     for header in ("cases", "slices", "empty", "patients", "MB", "faults"):
         table.add_column(header, justify="right")
@@ -209,46 +196,46 @@ def _report(recipe: Recipe, summaries: Sequence[Summary], lines: Sequence[str]) 
         table.add_row(s.site, *map(str, (s.cases, s.slices, s.empty, s.patients, f"{s.mb:.1f}", len(s.faults))))
     Console().print(table)
     if recipe.options:
-        print("chosen: " + ", ".join(f"{name} = {value}" for name, value in recipe.options.items()))
+        print("options: " + ", ".join(f"{name} = {value}" for name, value in recipe.options.items()))
     for note in dict.fromkeys(note for s in summaries for note in s.notes):
         print(note)
     for line in lines:
         print(line)
     if lines:
-        print(f"{_faults(len(lines))}. The key file leads from an id to its files; mend them, run it again.")
+        advice = "Look up the files of a case in the key file (.fedfms-keys), correct them, and run the command again."
+        print(f"{_count(len(lines))}. {advice}")
 
 
-def _faults(count: int) -> str:
-    return "1 fault" if count == 1 else f"{count} faults"
+def _count(faults: int) -> str:
+    return "1 fault" if faults == 1 else f"{faults} faults"
 
 
-def _check(root: Path) -> int:
-    need_folder(root, "the data root")
+def _check(arguments: argparse.Namespace) -> int:
+    require_folder(arguments.root, "the data root")
     count = 0
-    for folder in find_sites(root):
-        faults = check_site(folder)
-        for fault in faults:
-            print(f"{folder.parent.name}/{folder.name}: {fault}")
+    for folder in find_sites(arguments.root):
+        name, faults = f"{folder.parent.name}/{folder.name}", check_site(folder)
+        for line in [*faults, _count(len(faults)) if faults else "no faults"]:
+            print(f"{name}: {line}")
         count += len(faults)
-        print(f"{folder.parent.name}/{folder.name}: {_faults(len(faults)) if faults else 'as converted'}")
     return 1 if count else 0
 
 
 def _look(arguments: argparse.Namespace) -> int:
-    from preprocessing.look import SiteFault, look_at, make_page  # here: it draws with torch, which takes seconds
+    from preprocessing.look import look_at, make_page  # imports torch, which takes seconds
 
-    need_folder(arguments.root, "the data root")
+    require_folder(arguments.root, "the data root")
     folders = find_sites(arguments.root)
     out: Path = arguments.out or arguments.root / "look.html"
     if any(out.resolve().is_relative_to(folder.resolve()) for folder in folders):
-        raise DataError("the page would lie among a site's converted files", do="name another place with --out")
+        raise DataError("the page would be among the converted files of a site", do="name another place with --out")
     looks = []
     for folder in folders:
-        with _bar(folder.name) as advance:
+        with _progress(folder.name) as advance:
             looks.append(look_at(folder, arguments.per_site, advance))
     write_atomic(out, make_page(looks), mode=0o600)
-    faults = [look for look in looks if isinstance(look, SiteFault)]
-    for fault in faults:
-        print(f"{fault.name}: {fault.line}")
+    faults = [look for look in looks if look.fault]
+    for look in faults:
+        print(f"{look.name}: {look.fault}")
     print(out)
     return 1 if faults else 0

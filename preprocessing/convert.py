@@ -1,9 +1,8 @@
-"""The engine: one site's raw cases -> slices and a manifest, in parallel, resumable, faults collected.
+"""The conversion engine: the raw cases of one site -> slices and a manifest, in parallel and resumable.
 
-A slice that was converted before is recognised by its pixels and kept. The manifest is written last, and an
-earlier one is removed before the first of its slices is changed: whatever interrupts a conversion, there is no
-manifest, or one that holds. Where no case can be converted, an earlier conversion stays as it was. What a fault
-says names the case's pseudonym, never a file.
+Slices whose pixels are already in the output are not written again. The manifest is written last, and an earlier one is
+removed before the first of its slices changes, so an interrupted conversion leaves no manifest or a valid one. If no
+case can be converted, an earlier conversion stays unchanged. Faults name a case by its pseudonym, never a file.
 """
 
 from __future__ import annotations
@@ -23,39 +22,38 @@ from fedfms.errors import DataError, FedfmsError
 from fedfms.names import NAME_RULE, is_name
 from preprocessing.images import Fault
 from preprocessing.keys import Keys, open_keys
-from preprocessing.onecase import Done, Task, convert_case, end_with_parent, quiet
-from preprocessing.raw import RIGHTS, reason
-from preprocessing.recipe import Found, Recipe
-from preprocessing.target import refuse_foreign, remove_strays
+from preprocessing.onecase import Done, Task, convert_case, exit_with_parent, silenced
+from preprocessing.raw import readable, reason
+from preprocessing.recipe import Advance, Found, Recipe
+from preprocessing.target import reject_foreign_files, remove_stale
 
-_FEW = 4  # cases for which starting processes costs more than it saves
-Advance = Callable[[int, int], None]  # cases done, cases in all
+_FEW = 4  # fewer cases are converted in this process
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of a site: counts, size on disk, `(case id, fault)` lines, notes to show."""
+    """The result of one site."""
 
     site: str
     cases: int
     slices: int
-    empty: int
+    empty: int  # slices without any structure
     patients: int
-    mb: float
-    faults: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
+    mb: float  # size of the slices on disk
+    faults: tuple[tuple[str, str], ...]  # (case id, fault)
+    notes: tuple[str, ...]  # lines to show
 
 
 def list_sites(raw: Path, recipe: Recipe) -> list[str]:
-    """The sites that a raw folder holds.
+    """The sites in a raw folder.
 
     Raises:
-        DataError: it cannot be read, is not laid out as the data set's, or a site's name cannot be a folder's.
+        DataError: the folder cannot be read, has another layout than the data set, or the name of a site is not a name.
     """
-    sites = _look(recipe, lambda: recipe.sites(raw))
+    sites = _search(recipe, lambda: recipe.sites(raw))
     if not all(is_name(site) for site in sites):
-        raise DataError("a site's name cannot be one", do=f"rename it in the raw data: {NAME_RULE}")
+        raise DataError("the folder of a site has a name that is not allowed", do=f"rename it: {NAME_RULE}")
     return sites
 
 
@@ -65,62 +63,56 @@ def convert_site(
     """Convert a site of the raw folder into `out/<dataset>/<site>`.
 
     Args:
-        raw: the raw root; no file outside of it is opened, and the key file is kept in it.
-        workers: processes; 0 = this one.
+        raw: the raw folder; no file outside of it is opened, and the key file is stored in it.
+        workers: number of processes; 0: convert in this process.
 
     Raises:
         DataError: the raw folder or the key file cannot be read, the output cannot be written, or it holds files
-            that no conversion made.
+            that no conversion wrote.
     """
     keys = open_keys(raw, out, recipe.dataset, site)
-    found = _look(recipe, lambda: recipe.find(raw, site), f"site {site}")
+    found = _search(recipe, lambda: recipe.find(raw, site), site)
     links = _links(keys, raw, found)
     target = out / recipe.dataset / site
     values = frozenset({0, *(structure.value for structure in recipe.structures)})
     try:
-        refuse_foreign(target, site)
-        if links:  # an empty folder may be a share that is not mounted: no key is made in its place
+        reject_foreign_files(target, site)
+        if links:  # an empty folder may be a share that is not mounted; a new key there would shadow the real one
             keys.save(links)
-        root = raw.resolve()
-        tasks = [Task(keys.case_id(n), case, recipe.read, root, values, target) for n, case in found.cases.items()]
+        root, cases = raw.resolve(), found.cases.items()
+        tasks = [Task(keys.case_id(name), case, recipe.read, root, values, target) for name, case in cases]
         done = sorted(_run(tasks, workers, advance), key=lambda result: result.id)
         manifest = _manifest(recipe, site, keys, found, done)
         if manifest.cases:
-            os.sync()  # the slices are on the disk before a manifest says so
+            os.sync()  # slices reach the disk before the manifest
             save_manifest(manifest, target)
-            remove_strays(target, manifest)  # last: until now an earlier manifest listed them
+            remove_stale(target, manifest)  # after the new manifest, because the earlier one lists these files
         faults = [(keys.case_id(n), text) for n, text in found.faults] + [(d.id, d.fault) for d in done if d.fault]
-        notes = (keys.note if links else "", _ignored(found.ignored), *found.notes)
+        ignored = f"{found.ignored} files were ignored: this data set does not use files of their kind"
+        notes = (keys.note if links else "", ignored if found.ignored else "", *found.notes)
         return _summary(manifest, target, sorted(faults), [note for note in notes if note])
     except OSError as error:
-        do = "check space and rights, then run it again"
+        do = "check disk space and rights, then run the command again"
         raise DataError(f"cannot write: {reason(error)}", where=f"site {site}", do=do) from error
 
 
-def _look(recipe: Recipe, look: Callable[[], T], where: str = "") -> T:
-    """What a data set's own code finds in a raw folder; of its errors only those texts that are safe to show."""
+def _search(recipe: Recipe, look: Callable[[], T], site: str = "") -> T:
+    """The result of a data set's own code on a raw folder; of its errors, only texts that are safe to show."""
+    where = f"site {site}" if site else ""
     try:
-        with quiet():
+        with silenced(), readable("the raw folder", site=site):
             return look()
     except FedfmsError:
         raise
     except Fault as fault:
         raise DataError(str(fault), where=where) from fault
-    except OSError as error:
-        raise DataError(f"the raw folder cannot be read: {reason(error)}", where=where, do=RIGHTS) from error
     except Exception as error:
-        raise DataError(
-            f"the raw folder is not laid out as {recipe.dataset} is ({type(error).__name__})", where=where,
-            do="see `python -m preprocessing --help`",
-        ) from error  # fmt: skip
-
-
-def _ignored(count: int) -> str:
-    return f"{count} files of kinds that this data set does not use were left alone" if count else ""
+        what = f"the raw folder does not have the layout of {recipe.dataset} ({type(error).__name__})"
+        raise DataError(what, where=where, do="see `python -m preprocessing --help`") from error
 
 
 def _links(keys: Keys, raw: Path, found: Found) -> dict[str, dict[str, str]]:
-    """The table that leads from an id back to the files, which stays at the site."""
+    """The table from ids to files, which stays at the site."""
     table = {keys.case_id(name): {"name": name} for name, _ in found.faults}
     for name, case in found.cases.items():
         files = {
@@ -141,10 +133,10 @@ def _run(tasks: Sequence[Task], workers: int, advance: Advance | None) -> Iterat
 
 
 def _parallel(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
-    # spawn: a fork beside the progress bar's thread may deadlock
+    # spawn, because a fork while the thread of the progress bar runs may deadlock
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
-        # processes inherit what is blocked: Ctrl-C reaches this one alone, and they finish the slice at hand
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=exit_with_parent) as pool:
+        # workers inherit the blocked signal: Ctrl-C reaches this process only, and workers finish their current slice
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         futures = [pool.submit(convert_case, task) for task in tasks]
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -152,7 +144,7 @@ def _parallel(tasks: Sequence[Task], workers: int) -> Iterator[Done]:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise DataError("a worker process died", do="run it again with --workers 0") from error
+            raise DataError("a worker process died", do="run the command again with --workers 0") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -164,10 +156,6 @@ def _manifest(recipe: Recipe, site: str, keys: Keys, found: Found, done: Sequenc
 
 
 def _summary(manifest: Manifest, target: Path, faults: Sequence[tuple[str, str]], notes: Sequence[str]) -> Summary:
-    return Summary(
-        site=manifest.site,
-        **manifest.counts,
-        mb=sum((target / name).stat().st_size for _, _, s in manifest.slices() for name in (s.image, s.label)) / 1e6,
-        faults=tuple(faults),
-        notes=tuple(notes),
-    )
+    files = [target / name for _, _, slice_ in manifest.slices() for name in (slice_.image, slice_.label)]
+    mb = sum(path.stat().st_size for path in files) / 1e6
+    return Summary(manifest.site, **manifest.counts, mb=mb, faults=tuple(faults), notes=tuple(notes))

@@ -1,8 +1,8 @@
-"""A DICOM series of single frames, or one file of many -> voxels and their place; every defect is a `Fault`.
+"""A DICOM series of single-frame files, or one multi-frame file -> voxels and their position in space.
 
-Of a file's header only the elements of `_TAGS` are kept: no name, id or date is read. Two things pydicom does are
-not wanted: it inflates a deflated file whatever its size (such files are refused unread), and it says in warnings
-what a header holds (the engine lets no warning through).
+Every defect is a `Fault`. Of a file's header, only the elements in `_TAGS` are read: no name, id or date. Deflated
+files are rejected unread, because pydicom inflates them to any size. The engine suppresses warnings, because those of
+pydicom quote header values.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from fedfms.data.intensity import Mask
 from fedfms.data.niftifile import MAX_BYTES, Array, check_place
 from preprocessing.dicomframe import SAME, Frame, frame_count, frames_of, padding_of, value_of
 from preprocessing.images import Fault, as_fault
-from preprocessing.raw import is_folder, shown
+from preprocessing.raw import LINKED_FOLDER, is_folder, visible_files
 from preprocessing.volumes import Scan
 
-INDEX = "DICOMDIR"  # a table of paths, which are never followed
-_EVEN = 0.1  # of the usual gap, by which gaps may differ: some scanners round positions to 0.1 mm
+INDEX = "DICOMDIR"  # a table of paths; it is never read
+_EVEN = 0.1  # of the median gap, by which gaps may differ: some scanners round positions to 0.1 mm
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _NEEDED = ("PixelData", "Rows", "Columns", "BitsAllocated", "PixelRepresentation")
 _DECODE = "write them uncompressed (dcmdjpeg, gdcmconv --raw), or install python-gdcm"
@@ -44,47 +44,46 @@ _TAGS = [
 
 
 def files_of(path: Path, what: str) -> list[Path]:
-    """The files of a case's `what` ("volume", "segmentation"): `path` itself, or all below it that are neither
-    hidden nor a disc's index. Nothing of them is read.
+    """The files of a case's `what` ("volume", "segmentation"), unread: `path` itself, or the visible files below it.
 
     Raises:
-        Fault: there are none, they are too large, or one is a link to a folder, a pipe or a device; OSError: one
-            cannot be looked at, or a folder not be read.
+        Fault: there are no files, they are too large, or one is a link to a folder, a pipe or a device.
+        OSError: a file or folder cannot be accessed.
     """
-    files = [one for one in shown(path) if one.name.upper() != INDEX] if is_folder(path) else [path]
+    files = [one for one in visible_files(path) if one.name.upper() != INDEX] if is_folder(path) else [path]
     if not files:
         raise Fault("the case's folder holds no files")
     found = [one.stat() for one in files]
     if any(stat.S_ISDIR(one.st_mode) for one in found):
-        raise Fault("a link to a folder is not followed; put the folder itself there")
+        raise Fault(LINKED_FOLDER)
     if not all(stat.S_ISREG(one.st_mode) for one in found):
-        raise Fault("what lies there is neither a file nor a folder")  # to open a pipe may take for ever
+        raise Fault("one of its files is neither a file nor a folder")  # opening a pipe may block forever
     if sum(one.st_size for one in found) > MAX_BYTES:
         raise Fault(f"the {what} has more than {MAX_BYTES >> 20} MB")
     return files
 
 
 def read_header(path: Path, tags: Sequence[str], pixels: bool = False) -> FileDataset:
-    """Of a DICOM file, the elements that `tags` name; not those from the pixels on, without `pixels`.
+    """The elements `tags` of a DICOM file; without `pixels`, only those before the pixel data.
 
     Raises:
-        Fault: it is not DICOM, or deflated; anything else from pydicom.
+        Fault: the file is not DICOM, or deflated. pydicom may raise any other error.
     """
     try:
         meta = read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise Fault("a file is deflated as a whole; write it uncompressed")  # and may inflate to any size
+            raise Fault("a file is deflated as a whole; write it uncompressed")
         return dcmread(path, stop_before_pixels=not pixels, specific_tags=list(tags))
     except InvalidDicomError as error:
-        raise Fault("one of its files is no DICOM file") from error
+        raise Fault("one of its files is not a DICOM file") from error
 
 
 def read_files(paths: Sequence[Path], what: str) -> list[FileDataset]:
-    """Headers with encoded pixels, of those of `files_of` that promise a volume that can be used.
+    """Headers and encoded pixels of the files of a case's `what`, after checks of what the headers declare.
 
     Raises:
-        Fault: too many voxels, no pixels, not one number a pixel, bits that lie elsewhere than all
-            readers look for them, no decoder.
+        Fault: too many voxels, no pixels, several numbers per pixel, a high bit that is not the last stored bit, no
+            decoder.
     """
     files = [read_header(path, _TAGS, pixels=True) for path in paths]
     voxels = 0
@@ -92,10 +91,10 @@ def read_files(paths: Sequence[Path], what: str) -> list[FileDataset]:
         if not all(name in file for name in _NEEDED):
             raise Fault(f"one of the {what}'s files has no pixel data, or is cut short")
         if file.get("SamplesPerPixel", 1) != 1 or file.get("PhotometricInterpretation") not in _GREY:
-            raise Fault(f"the {what} has colours, not one number a voxel")
+            raise Fault(f"the {what} has colours, not one number per voxel")
         stored = int(file.get("BitsStored", file.BitsAllocated))
-        if file.get("HighBit", stored - 1) != stored - 1:  # pydicom would take the wrong bits, in silence
-            raise Fault(f"the {what}'s highest bit is not that of its stored bits; write the files anew")
+        if file.get("HighBit", stored - 1) != stored - 1:  # pydicom would read other bits without an error
+            raise Fault(f"the {what}'s highest bit is not that of its stored bits; write the files again")
         voxels += math.prod((int(file.Rows), int(file.Columns), frame_count(file)))
         if voxels * 8 > MAX_BYTES:
             raise Fault(f"the {what} has more than {MAX_BYTES // 8} voxels")
@@ -109,37 +108,33 @@ def _need_decoder(file: FileDataset, what: str) -> None:
     except NotImplementedError:
         known = False
     if not known:
-        raise Fault(f"the {what}'s files are compressed in a way that no decoder here reads; {_DECODE}")
+        raise Fault(f"the {what}'s files are compressed, and no decoder for them is installed; {_DECODE}")
 
 
 def decode(file: FileDataset) -> Array:
-    """The planes of a file as stored, (frames, H, W).
-
-    Raises:
-        Whatever pydicom and its decoders raise for damaged pixels.
-    """
+    """The planes of a file as stored, (frames, H, W). pydicom and its decoders may raise any error."""
     pixels: Array = file.pixel_array
-    del file.PixelData  # decoded, the encoded ones are not needed
+    del file.PixelData  # frees the encoded pixels
     return pixels.reshape(frame_count(file), int(file.Rows), int(file.Columns))
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The planes of a volume by slice, where their files say that they lie, and their frame of reference, "" if
-    the files name none.
-    """
+    """The planes of a volume, by slice, at the positions in their files."""
 
     frames: tuple[Frame, ...]
-    reference: str
+    reference: str  # UID of the frame of reference; "" if the files have none
 
 
 def read_series(path: Path) -> tuple[Scan, Stack]:
-    """The volume of one series, voxels (row, column, slice) as float32, rescaled, slices along the normal of their
-    plane, on the even grid that fits them; and its planes.
+    """The volume of one series and its planes.
+
+    Voxels are (row, column, slice), float32, rescaled. Slices are ordered along the normal of their plane and placed on
+    an even grid.
 
     Raises:
         Fault: a file is missing, damaged, too large, not DICOM, without pixels, or cannot be decoded; several series,
-            sizes, orientations or spacings; slices that miss, or are there twice.
+            sizes, orientations or spacings; missing or duplicate slices.
     """
     with as_fault("volume"):
         files = read_files(files_of(path, "volume"), "volume")
@@ -155,13 +150,13 @@ def read_series(path: Path) -> tuple[Scan, Stack]:
 
 
 def _check_alike(files: Sequence[FileDataset], frames: Sequence[Frame]) -> None:
-    """See that files and planes may be of one volume."""
+    """Check that files and planes can be of one volume."""
     if len({file.get("SeriesInstanceUID") for file in files}) > 1:
         raise Fault("the folder holds files of several series; put one series in a case's folder")
     if len({(file.Rows, file.Columns) for file in files}) > 1:
         raise Fault("the slices differ in size")
     if any("ModalityLUTSequence" in file for file in files):
-        raise Fault("the volume's values go through a table of its own; write it with a rescale slope")
+        raise Fault("the volume's values are mapped by a lookup table; write it with a rescale slope")
     first = frames[0]
     if any(np.abs(frame.directions - first.directions).max() > SAME for frame in frames):
         raise Fault("the slices differ in orientation: a localizer, or several stacks, in one folder")
@@ -177,7 +172,7 @@ def _inverted(files: Sequence[FileDataset]) -> bool:
 
 
 def _step(files: Sequence[FileDataset], frames: Sequence[Frame]) -> NDArray[np.float64]:
-    """From one slice to the next (3,), DICOM's mm, of planes in order; a tilted gantry's is not along the normal.
+    """The vector (3,) from one slice to the next in DICOM's mm. With a tilted gantry, it is not along the normal.
 
     Raises:
         Fault: the planes are not evenly spaced along one line.
@@ -185,14 +180,15 @@ def _step(files: Sequence[FileDataset], frames: Sequence[Frame]) -> NDArray[np.f
     if len(frames) == 1:
         thickness = value_of(files[0], 0, "PixelMeasuresSequence", "SpacingBetweenSlices")
         thickness = thickness or value_of(files[0], 0, "PixelMeasuresSequence", "SliceThickness")
-        return frames[0].normal * float(thickness or 1.0)  # of one plane, it moves no voxel
+        return frames[0].normal * float(thickness or 1.0)  # with one plane, it moves no voxel
     positions = np.stack([frame.position for frame in frames])
     gaps = np.diff(positions @ frames[0].normal)
     usual = float(np.median(gaps))
     if gaps.min() < _EVEN * usual or usual <= SAME:
-        raise Fault("several slices lie at one place: several acquisitions, phases or echoes in one folder")
+        raise Fault("several slices have one position: several acquisitions, phases or echoes in one folder")
     if np.abs(gaps - usual).max() > _EVEN * usual + SAME:  # 1.1 - 1.0 > 0.1 * 1.0
-        raise Fault(f"slices are missing or not evenly spaced: the largest gap is {gaps.max() / usual:.2f} usual ones")
+        what = f"the largest gap is {gaps.max() / usual:.2f} times the median gap"
+        raise Fault(f"slices are missing or not evenly spaced: {what}")
     step = (positions[-1] - positions[0]) / (len(frames) - 1)
     straight = positions[0] + np.arange(len(frames))[:, None] * step
     if np.abs(positions - straight).max() > max(_EVEN * usual, SAME):
@@ -201,7 +197,7 @@ def _step(files: Sequence[FileDataset], frames: Sequence[Frame]) -> NDArray[np.f
 
 
 def _fill(files: Sequence[FileDataset], frames: Sequence[Frame]) -> tuple[NDArray[np.float32], Mask | None]:
-    """Voxels, rescaled, and which of them are padding; None if none is."""
+    """Rescaled voxels, and which of them are padding; None if no voxel is."""
     rows, columns = int(files[0].Rows), int(files[0].Columns)
     voxels = np.empty((rows, columns, len(frames)), dtype=np.float32)
     padding: Mask | None = None

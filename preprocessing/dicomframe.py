@@ -1,4 +1,4 @@
-"""The planes of DICOM files: where each lies in space, and what its stored values mean."""
+"""The planes of DICOM files: position in space, rescaling and padding of stored values."""
 
 from __future__ import annotations
 
@@ -14,26 +14,24 @@ from fedfms.data.intensity import Mask
 from fedfms.data.niftifile import Array
 from preprocessing.images import Fault
 
-SAME = 1e-3  # mm, and for direction cosines
-_TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM's x and y run to the patient's left and back, NIfTI's right and front
+SAME = 1e-3  # tolerance in mm, and for direction cosines
+_TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM: x to the patient's left, y to the back; NIfTI: right and front
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A plane of a file: where its first voxel lies, the directions (2, 3) in which columns and rows are counted,
-    the distances of rows and of columns in mm, and `value * slope + intercept` of what it stores.
-    """
+    """A plane of a file."""
 
-    file: int
-    index: int
-    position: NDArray[np.float64]
-    directions: NDArray[np.float64]
-    spacing: tuple[float, float]
+    file: int  # index of the file
+    index: int  # index of the plane in its file
+    position: NDArray[np.float64]  # (3,), of the first voxel
+    directions: NDArray[np.float64]  # (2, 3), in which columns and rows are counted
+    spacing: tuple[float, float]  # of rows and of columns, in mm
     slope: float = 1.0
-    intercept: float = 0.0
+    intercept: float = 0.0  # the rescaled value is stored value * slope + intercept
 
     def affine(self, step: NDArray[np.float64]) -> NDArray[np.float64]:
-        """NIfTI's matrix (4, 4) of (row, column, slice), of slices that are `step` (3,) of DICOM's mm apart."""
+        """NIfTI's matrix (4, 4) from (row, column, slice) to mm; `step` (3,), in DICOM's mm, is between slices."""
         along_columns, along_rows = self.directions
         columns = (along_rows * self.spacing[0], along_columns * self.spacing[1], step, self.position)
         affine = np.eye(4)
@@ -47,15 +45,15 @@ class Frame:
 
 
 def frame_count(file: FileDataset) -> int:
-    """How many planes a file has, at least 1."""
+    """The number of planes in a file, at least 1."""
     return max(1, int(file.get("NumberOfFrames") or 1))
 
 
 def frames_of(files: Sequence[FileDataset]) -> list[Frame]:
-    """All planes of files, in the files' order.
+    """All planes of files, in the order of the files.
 
     Raises:
-        Fault: a plane says not where it lies.
+        Fault: a plane has no position.
     """
     return [_frame(file, at, index) for at, file in enumerate(files) for index in range(frame_count(file))]
 
@@ -65,19 +63,19 @@ def _frame(file: FileDataset, at: int, index: int) -> Frame:
     cosines = value_of(file, index, "PlaneOrientationSequence", "ImageOrientationPatient")
     spacing = value_of(file, index, "PixelMeasuresSequence", "PixelSpacing")
     if not position or not cosines or not spacing:
-        raise Fault("a slice says not where it lies (position, orientation, pixel spacing); write flat images as PNG")
+        raise Fault("a slice has no position, orientation or pixel spacing; write flat images as PNG")
     slope = value_of(file, index, "PixelValueTransformationSequence", "RescaleSlope")
     intercept = value_of(file, index, "PixelValueTransformationSequence", "RescaleIntercept")
     directions = _numbers(cosines, 6).reshape(2, 3)
     if np.abs(directions @ directions.T - np.eye(2)).max() > SAME:
-        raise Fault("the orientation of a slice is none: its directions are not at right angles")
+        raise Fault("the orientation of a slice is invalid: its directions are not at right angles")
     rows, columns = _numbers(spacing, 2).tolist()
     scale = _numbers([1.0 if slope is None else slope, 0.0 if intercept is None else intercept], 2).tolist()
     return Frame(at, index, _numbers(position, 3), directions, (rows, columns), *scale)
 
 
 def value_of(file: FileDataset, index: int, group: str, name: str) -> Any:
-    """An element of a plane: its own, its file's functional group for all planes, or the file's itself."""
+    """An element of a plane: from its own functional groups, the shared ones, or the file itself, in this order."""
     own = file.get("PerFrameFunctionalGroupsSequence") or []
     shared = file.get("SharedFunctionalGroupsSequence") or []
     for groups in (own[index : index + 1], shared[:1]):
@@ -92,24 +90,24 @@ def value_of(file: FileDataset, index: int, group: str, name: str) -> Any:
 def _numbers(raw: Any, count: int) -> NDArray[np.float64]:
     numbers = np.array([float(number) for number in raw])
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise Fault("a slice's position, orientation, spacing or rescaling is no plain number")
+        raise Fault("a slice's position, orientation, spacing or rescaling is not a finite number")
     return numbers
 
 
 def padding_of(file: FileDataset, pixels: Array) -> Mask | None:
-    """Which of a file's pixels as stored, any shape, are padding (PS3.3 C.7.5.1.1.2); None if it names no value.
+    """Which stored pixels of a file, of any shape, are padding (PS3.3 C.7.5.1.1.2); None if no value is declared.
 
     Raises:
-        Fault: the value is not one that a pixel can have.
+        Fault: a pixel cannot have the declared value.
     """
     value = file.get("PixelPaddingValue")
     if value is None:
         return None
     limit = file.get("PixelPaddingRangeLimit")
     signed, stored = pixels.dtype.kind == "i", int(file.BitsStored)
-    # many a scanner writes -2000 as 63536, with the type of unsigned numbers
+    # some scanners write -2000 as 63536, with the type of unsigned numbers
     ends = np.array([int(value), int(value if limit is None else limit)]).astype(pixels.dtype).astype(np.int64)
     low, high = int(ends.min()), int(ends.max())
     if low < (-(1 << stored - 1) if signed else 0) or high >= 1 << (stored - signed):
-        raise Fault("the value of padding has more bits than a pixel")  # and such pixels have lost theirs
+        raise Fault("the padding value has more bits than a pixel")  # so the padding pixels cannot be recognised
     return np.asarray((pixels >= low) & (pixels <= high))

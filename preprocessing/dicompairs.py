@@ -1,4 +1,4 @@
-"""DICOM series and their segmentations: which belong together, whose they are, and how a pair is read."""
+"""DICOM series and their segmentations: list the cases, assign patients, read a pair."""
 
 from __future__ import annotations
 
@@ -13,44 +13,37 @@ from pydicom import FileDataset
 from pydicom.uid import SegmentationStorage
 
 from fedfms.data.niftifile import read_nifti, stem_of
-from fedfms.errors import DataError
 from preprocessing.dicomfile import INDEX, Stack, decode, files_of, read_files, read_header, read_series
 from preprocessing.dicomframe import Frame, frames_of
 from preprocessing.images import Fault, as_fault
 from preprocessing.pairfiles import Listing, PairFinder
-from preprocessing.raw import RIGHTS, is_folder, reason, refuse_outside
+from preprocessing.raw import is_folder, readable, reject_outside
 from preprocessing.recipe import Found, Pixels, RawCase
 from preprocessing.volumes import Scan, ValueRule
 
 _ENDING = ".dcm"
-_ON_GRID = 0.05  # of a voxel, by which a segmentation's planes may lie beside the volume's
+_ON_GRID = 0.05  # of a voxel: tolerance for the planes of a segmentation
 
 
 def list_series(folder: Path, site: str) -> Listing:
-    """What lies directly in a folder: each folder and each file is one case's; the disc's index is not. A pipe
-    or a device is one case's too, and `files_of` makes it a fault: it is neither opened nor passed over in silence.
+    """The cases directly in a folder: each folder and each file is one, except DICOMDIR.
+
+    A pipe or a device is a case too, so that `files_of` reports it unopened.
 
     Raises:
         DataError: the folder cannot be read.
     """
-    found: dict[str, Path] = {}
-    double: set[str] = set()
-    linked: list[str] = []
-    try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        for path in (path for path in paths if path.name.upper() != INDEX):
+    listing = Listing()
+    with readable(f"{folder.name}/", site=site):
+        for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+            if path.name.upper() == INDEX:
+                continue
             within = is_folder(path)
             if within and path.is_symlink():
-                linked.append(path.name)
-                continue
-            stem = path.name if within else _stem(path)
-            if stem in found:
-                double.add(stem)
-            found[stem] = path
-    except OSError as error:
-        what = f"{folder.name}/ cannot be read: {reason(error)}"
-        raise DataError(what, where=f"site {site}", do=RIGHTS) from error
-    return Listing(found, double, linked, 0)
+                listing.linked.append(path.name)
+            else:
+                listing.files[path.name if within else _stem(path)].append(path)
+    return listing
 
 
 def _stem(path: Path) -> str:
@@ -60,53 +53,46 @@ def _stem(path: Path) -> str:
 
 @dataclass(frozen=True)
 class ByPatientId:
-    """Cases of `find`, their patient being the PatientID of their files, of which only the keyed hash is written."""
+    """Cases of `find` with the PatientID of their files as patient; only its keyed hash is written."""
 
     find: PairFinder
 
     def __call__(self, raw: Path, site: str) -> Found:
-        """As `Recipe.find`; a case whose files name no patient, or several, is a fault.
+        """As `Recipe.find`; a case whose files name no patient, or several, is a fault."""
+        found, root = self.find(raw, site), raw.resolve()
 
-        Raises:
-            DataError: as `PairFinder`.
-        """
-        found = self.find(raw, site)
-        cases: dict[str, RawCase] = {}
-        faults = list(found.faults)
-        root = raw.resolve()
-        for name, case in found.cases.items():
+        def with_patient(case: RawCase) -> RawCase | str:
             try:
-                cases[name] = RawCase(name, _patient_id(root, case.files["image"]), case.files)
+                return RawCase(case.name, _patient_id(root, case.files["image"]), case.files)
             except Fault as fault:
-                faults.append((name, str(fault)))
-        return Found(cases, tuple(faults), found.ignored)
+                return str(fault)
+
+        entries = [*found.faults, *((name, with_patient(case)) for name, case in found.cases.items())]
+        return Found.collect(entries, found.ignored)
 
 
 def _patient_id(root: Path, path: Path) -> str:
-    refuse_outside(root, [path])  # before any of it is opened
+    reject_outside(root, [path])  # before a file is opened
     with as_fault("volume"):
         ids = {str(read_header(one, ["PatientID"]).get("PatientID") or "").strip() for one in files_of(path, "volume")}
     if len(ids) > 1:
         raise Fault("the files are of several patients")
     if ids == {""}:
-        raise Fault("the files name no patient (PatientID), so whose they are is not known")
+        raise Fault("the files name no patient (PatientID), so the patient is unknown")
     return ids.pop()
 
 
 @dataclass(frozen=True)
 class ReadDicom:
-    """Reads a series and its segmentation: DICOM SEG, or a NIfTI volume on the same grid.
+    """Reads a series and its segmentation: DICOM SEG, or a NIfTI volume on the same grid."""
 
-    Segments may overlap where `labels` gives them one label value.
-    """
-
-    labels: ValueRule
+    labels: ValueRule  # segments that it maps to one label value may overlap
 
     def __call__(self, files: Mapping[str, Path]) -> tuple[Scan, Scan]:
-        """The volume "image", and the segmentation "label" on the volume's grid, stored values or segment numbers.
+        """The volume "image", and the segmentation "label" on its grid, with stored values or segment numbers.
 
         Raises:
-            Fault: either cannot be read, or the segmentation lies on another grid.
+            Fault: a file cannot be read, or the segmentation lies on another grid.
         """
         scan, stack = read_series(files["image"])
         with as_fault("segmentation"):
@@ -120,26 +106,27 @@ class ReadDicom:
     def _segments(self, path: Path, scan: Scan, stack: Stack) -> Scan:
         (file,) = read_files([path], "segmentation")
         if file.get("SOPClassUID") != SegmentationStorage:
-            raise Fault("the segmentation is DICOM, but no DICOM SEG; write it as SEG or as NIfTI")
+            raise Fault("the segmentation is DICOM, but not a DICOM SEG; write it as SEG or as NIfTI")
         if file.get("SegmentationType") != "BINARY":
             raise Fault("the segmentation is fractional; write it as a binary SEG")
         if stack.reference and file.get("FrameOfReferenceUID") not in (None, "", stack.reference):
-            raise Fault("volume and segmentation are of different frames of reference")
+            raise Fault("volume and segmentation have different frames of reference")
         frames, planes = frames_of([file]), decode(file)
         if planes.shape[1:] != scan.voxels.shape[:2]:
             raise Fault("volume and segmentation differ in the size of their slices")
         stored = np.zeros(scan.voxels.shape, dtype=np.uint8)
-        same: dict[int, int] = {}
+        numbers: dict[int, int] = {}  # first segment number by label value
         for frame, plane in zip(frames, planes, strict=True):
             if plane.any():
                 number, slice_ = _segment(file, frame.index), _slice(frame, scan, stack)
                 value = int(self.labels.one(number))
                 if value:
-                    _draw(stored[:, :, slice_], plane > 0, same.setdefault(value, number))
+                    _draw(stored[:, :, slice_], plane > 0, numbers.setdefault(value, number))
         return Scan(stored, scan.affine)
 
 
 def _segment(file: FileDataset, index: int) -> int:
+    """The segment number of a plane."""
     for group in (file.PerFrameFunctionalGroupsSequence[index], *file.get("SharedFunctionalGroupsSequence", [])[:1]):
         if "SegmentIdentificationSequence" in group:
             return int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
@@ -147,12 +134,14 @@ def _segment(file: FileDataset, index: int) -> int:
 
 
 def _slice(frame: Frame, scan: Scan, stack: Stack) -> int:
-    """Which slice of the volume a plane of its segmentation lies on: where the slice's file says that it lies, or
-    where it lies on the volume's even grid. Positions in a series may be rounded, and then the two differ.
+    """The slice of the volume on which a plane of its segmentation lies.
+
+    The plane may lie at the position in the slice's file or on the volume's even grid; the two differ where positions
+    in the series are rounded.
     """
     to_index, still = np.linalg.inv(scan.affine), np.zeros(3)
     rows, columns = np.subtract(scan.voxels.shape[:2], 1)
-    # the plane's corners, in the volume's indices: only there would a small turn show
+    # the plane's corners in the volume's indices, because a small rotation shows at the corners only
     corners = np.array([[0, 0, 0, 1], [rows, 0, 0, 1], [0, columns, 0, 1]], dtype=np.float64)
     moved = corners @ (to_index @ frame.affine(still))[:3].T
     slice_ = int(np.rint(moved[0, 2]))
@@ -165,18 +154,19 @@ def _slice(frame: Frame, scan: Scan, stack: Stack) -> int:
 
 
 def _draw(into: Pixels, mask: NDArray[np.bool_], number: int) -> None:
-    there = into[mask]
-    if ((there != 0) & (there != number)).any():
-        raise Fault("segments of different label values overlap; let `values` give them one, or give one of them 0")
+    existing = into[mask]
+    if ((existing != 0) & (existing != number)).any():
+        raise Fault("segments of different label values overlap; give them one in `values`, or give one of them 0")
     into[mask] = number
 
 
 def reoriented(scan: Scan, affine: NDArray[np.float64]) -> Scan:
-    """A volume with its axes in the order and direction of another's, by the other's affine (4, 4): programs that
-    write NIfTI from DICOM flip rows.
+    """A volume with axes in the order and direction of another `affine` (4, 4).
+
+    Programs that write NIfTI from DICOM flip rows.
     """
     axes = io_orientation(np.linalg.inv(affine) @ scan.affine)
     if np.isnan(axes).any():
-        return scan  # of no common axes: that their affines differ is told later
+        return scan  # without common axes, the comparison of the affines reports it
     turned = scan.affine @ inv_ornt_aff(axes, scan.voxels.shape)
     return Scan(apply_orientation(scan.voxels, axes), turned)

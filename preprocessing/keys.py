@@ -1,8 +1,7 @@
-"""Pseudonyms: keyed hashes of original names, with the key and the table id -> file kept by the site, mode
-0600.
+"""Pseudonyms: keyed hashes of original names. The site stores the key and the table from ids to files, mode 0600.
 
-The file lies beside the raw data (`<raw>/.fedfms-keys/<dataset>-<site>.json`), or, where that is read-only,
-beside the output (`<out>.keys/...`), never inside it.
+The key file is `<raw>/.fedfms-keys/<dataset>-<site>.json`, or `<out>.keys/<dataset>-<site>.json` if the raw folder is
+read-only. It is never inside the output folder.
 """
 
 from __future__ import annotations
@@ -13,83 +12,86 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
 
 from fedfms.errors import DataError
 from fedfms.files import write_atomic
+from fedfms.schema import STRICT, parse_bytes
+from preprocessing.raw import reason
 
 FOLDER = ".fedfms-keys"
-_NOTE = "the raw folder is read-only: the key file is in {}.keys, beside the output"
+_NOTE = "the raw folder is read-only: the key file is in {}.keys, next to the output"
 _HEX = 16  # 64 bits: a million cases collide with probability below 1e-7
+
+Links = Mapping[str, Mapping[str, str]]  # role -> file name, by id
+
+
+@dataclass(frozen=True)
+class _KeyFile:
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    version: Literal[1]
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    links: Links
 
 
 @dataclass(frozen=True)
 class Keys:
-    """A site's secret key and where it is kept."""
+    """A site's secret key and the path of its key file."""
 
     path: Path
     key: bytes
-    links: Mapping[str, Mapping[str, str]]
-    note: str = ""  # a line to show when the file is not beside the raw data
+    links: Links
+    note: str = ""  # a line to show if the key file is not in the raw folder
 
     def case_id(self, stem: str) -> str:
-        """Pseudonym of an image's original relative stem."""
+        """Pseudonym of a case by its original name."""
         return hmac.new(self.key, stem.encode(), hashlib.sha256).hexdigest()[:_HEX]
 
     def patient_id(self, patient: str) -> str:
-        """Pseudonym of a patient; another one than a case of the same name has."""
+        """Pseudonym of a patient; it differs from that of a case of the same name."""
         return "p" + hmac.new(self.key, f"patient\0{patient}".encode(), hashlib.sha256).hexdigest()[:_HEX]
 
-    def save(self, links: Mapping[str, Mapping[str, str]]) -> None:
-        """Write the key and the table, the new links over the old ones."""
-        table = {"version": 1, "key": self.key.hex(), "links": {**self.links, **links}}
+    def save(self, links: Links) -> None:
+        """Write the key and the table; new links replace old ones of the same id."""
+        table = asdict(_KeyFile(1, self.key.hex(), {**self.links, **links}))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.parent.chmod(0o700)
         write_atomic(self.path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode(), mode=0o600)
 
 
 def open_keys(raw: Path, out: Path, dataset: str, site: str) -> Keys:
-    """The site's key: the one of an earlier run if there is one, otherwise a new random one.
+    """The site's key: from an earlier conversion, otherwise a new random one.
 
     Raises:
-        DataError: a key file or its place that cannot be read, or a place that would be inside the output.
+        DataError: a key file or its folder cannot be read, or it would be inside the output folder.
     """
     name = f"{dataset}-{site}.json"
-    beside_raw, beside_out = raw / FOLDER / name, out.parent / f"{out.name}.keys" / name
+    in_raw, next_to_out = raw / FOLDER / name, out.parent / f"{out.name}.keys" / name
+    where = f"{FOLDER}/{name}"
     try:
-        there = [path for path in (beside_raw, beside_out) if _exists(path)]
-        path = beside_raw if _writable(raw) and there != [beside_out] else beside_out
+        existing = [path for path in (in_raw, next_to_out) if _exists(path)]
+        path = in_raw if _writable(raw) and existing != [next_to_out] else next_to_out
+        text = existing[0].read_bytes() if existing else None
     except OSError as error:
-        raise DataError(
-            f"the key file's folder cannot be read: {error.strerror}", where=f"{FOLDER}/{name}",
-            do="run it as the user who converted first, or give this one the right to read it",
-        ) from error  # fmt: skip
+        do = "run the command as the user of the first conversion, or give this user the right to read it"
+        raise DataError(f"the key file cannot be read: {reason(error)}", where=where, do=do) from error
     if path.resolve().is_relative_to(out.resolve()):
-        raise DataError("the raw folder is inside the output folder", do="choose an output elsewhere")
-    note = "" if path == beside_raw else _NOTE.format(out.name)
-    if not there:
+        raise DataError("the raw folder is inside the output folder", do="choose another --out")
+    note = "" if path == in_raw else _NOTE.format(out.name)
+    if text is None:
         return Keys(path, secrets.token_bytes(32), {}, note)
-    key, links = _load(there[0])
-    return Keys(path, key, links, note)
-
-
-def _load(path: Path) -> tuple[bytes, dict[str, dict[str, str]]]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        key, links = bytes.fromhex(table["key"]), dict(table["links"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            "the key file cannot be read", where=f"{FOLDER}/{path.name}",
-            do="restore it: without it the cases get new ids",
-        ) from error  # fmt: skip
-    if len(key) != 32:
-        raise DataError("the key is not 32 bytes long", where=f"{FOLDER}/{path.name}", do="restore the file")
-    return key, links
+    do = "restore the key file; with a new key, all cases would get new ids"
+    stored = parse_bytes(_KeyFile, text, DataError, where=where, do=do, key="key file", machine_written=True)
+    return Keys(path, bytes.fromhex(stored.key), stored.links, note)
 
 
 def _exists(path: Path) -> bool:
-    """As `Path.is_file`, which says False on some Pythons where a look is forbidden: a new key would be made."""
+    """As `Path.is_file`, but missing rights raise an error; otherwise a new key would be made."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -98,8 +100,6 @@ def _exists(path: Path) -> bool:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether new files may be made: also false for an administrator where the folder's mode forbids it to
-    all.
-    """
+    """Whether new files may be made. False for root, too, if the folder's mode forbids it to everybody."""
     place = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     return os.access(place, os.W_OK) and bool(place.stat().st_mode & 0o222)

@@ -1,7 +1,7 @@
-"""One case, in a worker process: read by its data set's reader, checked, written.
+"""Conversion of one case, in a worker process: read it with the data set's reader, check it, write its slices.
 
-Whatever the reader raises is this case's fault; only the text of a `Fault` is passed on, for any other may hold
-a file's name or a header's field.
+Any exception of the reader becomes a fault of this case. Only the text of a `Fault` is shown, because other texts may
+hold a file name or a header field.
 """
 
 from __future__ import annotations
@@ -20,28 +20,26 @@ import numpy as np
 
 from fedfms.data.manifest import Slice, Volume, pixel_sha256
 from preprocessing.images import Fault
-from preprocessing.raw import refuse_outside
+from preprocessing.raw import reject_outside
 from preprocessing.recipe import Decoded, Pixels, RawCase
-from preprocessing.target import begin, ending, keep_or_write
+from preprocessing.target import ending, make_folders, write_if_changed
 
 
 @dataclass(frozen=True)
 class Task:
-    """A case under its pseudonym `id`: what to read and how, the resolved raw root, the label values that
-    structures have (and 0), and the site's output folder.
-    """
+    """A case to convert."""
 
-    id: str
+    id: str  # pseudonym
     case: RawCase
     read: Callable[[RawCase], Decoded]
-    root: Path
-    values: frozenset[int]
-    out: Path
+    root: Path  # the raw folder, resolved
+    values: frozenset[int]  # label values of the structures, and 0
+    out: Path  # the site's output folder
 
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a case: its slices, or a fault."""
+    """The slices of a converted case, or its fault."""
 
     id: str
     slices: tuple[Slice, ...] = ()
@@ -56,37 +54,38 @@ def convert_case(task: Task) -> Done:
         OSError: the output cannot be written.
     """
     try:
-        with quiet():
-            refuse_outside(task.root, task.case.files.values())
+        with silenced():
+            reject_outside(task.root, task.case.files.values())
             decoded = task.read(task.case)
-            volume = _plain(decoded.volume) if decoded.volume else None
+            volume = _python_numbers(decoded.volume) if decoded.volume else None
             _check(decoded, volume, task.values)
     except Fault as fault:
         return Done(task.id, fault=" ".join(str(fault).split()))
     except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything inside a library
         return Done(task.id, fault=f"the case cannot be read: damaged, or of another kind ({type(error).__name__})")
-    begin(task.out)
+    make_folders(task.out)
     slices = tuple(_write(task, number, *pair) for number, pair in enumerate(decoded.slices))
     return Done(task.id, slices, volume)
 
 
-def end_with_parent() -> None:
-    """In a worker process: end it when the process that started it does, be it by a kill. It would wait for ever,
-    and before that write beside the next run.
+def exit_with_parent() -> None:
+    """End this worker process when its parent ends, even by a kill.
+
+    Otherwise it would write at the same time as the next conversion, and then wait forever.
     """
-    threading.Thread(target=_await_parent, daemon=True).start()
 
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent:
+            parent.join()
+            os._exit(1)
 
-def _await_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No log line and no warning of a library, for they name files and header fields."""
+def silenced() -> Iterator[None]:
+    """Suppress log lines and warnings of libraries, which name files and header fields."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -97,41 +96,36 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _plain(volume: Volume) -> Volume:
-    """With Python's own numbers, for numpy's cannot be written as JSON."""
+def _python_numbers(volume: Volume) -> Volume:
+    """The volume without NumPy's numbers, which cannot be written as JSON."""
     first, second, third = map(int, volume.shape)
     affine, positions = tuple(map(float, volume.affine)), tuple(map(int, volume.positions))
     return Volume((first, second, third), affine, int(volume.axis), positions)
 
 
 def _check(decoded: Decoded, volume: Volume | None, values: frozenset[int]) -> None:
-    """See that a reader gave what the contract says."""
+    """Check that a reader's result keeps the contract of `Decoded`."""
     if not decoded.slices:
         raise Fault("it has no slices")
     for number, (image, label) in enumerate(decoded.slices):
-        if not _is_image(image) or label.dtype != np.uint8 or label.ndim != 2:
+        is_image = image.size and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3))
+        if not is_image or image.dtype != np.uint8 or label.dtype != np.uint8 or label.ndim != 2:
             raise Fault(f"slice {number} is not of 8 bits, or not (height, width) with 1 or 3 channels")
         if image.shape[:2] != label.shape:
             raise Fault(f"slice {number}: image and mask differ in size")
-        odd = sorted(set(np.unique(label).tolist()) - values)
-        if odd:
-            raise Fault(f"slice {number} has label values {odd[:8]} that no structure has")
+        unknown = sorted(set(np.unique(label).tolist()) - values)
+        if unknown:
+            raise Fault(f"slice {number} has label values {unknown[:8]} that no structure has")
     if volume:
         fault = volume.fault([label.shape for _, label in decoded.slices])
         if fault or not np.isfinite(volume.affine).all():
             raise Fault(fault or "the volume's affine is not finite")
 
 
-def _is_image(image: Pixels) -> bool:
-    return bool(
-        image.dtype == np.uint8 and image.size and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3))
-    )
-
-
 def _write(task: Task, number: int, image: Pixels, label: Pixels) -> Slice:
     names = f"images/{task.id}_{number}{ending(image)}", f"labels/{task.id}_{number}{ending(label)}"
     for name, pixels in zip(names, (image, label), strict=True):
-        keep_or_write(task.out / name, pixels)
+        write_if_changed(task.out / name, pixels)
     return Slice(
         *names,
         width_px=image.shape[1],

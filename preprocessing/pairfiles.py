@@ -1,64 +1,48 @@
-"""Folders of images and masks: which belong together, whose they are, and how a pair is read."""
+"""Folders of images and masks: match the files to pairs, assign patients, read a pair."""
 
 from __future__ import annotations
 
 import stat
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedfms.errors import DataError
-from preprocessing.images import ENDINGS, Fault, LabelRule, read_image, read_label
-from preprocessing.raw import RIGHTS, is_folder, need_folder, reason, split_by_access, walk
+from preprocessing.images import ENDINGS, LabelRule, check_size, read_image, read_label
+from preprocessing.raw import LINKED_FOLDER, is_folder, readable, require_folder, sites_where, walk
 from preprocessing.recipe import Decoded, Found, RawCase
+from preprocessing.sitefiles import SEVERAL, Paths
 
 IMAGES, LABELS = "images", "labels"
-PatientRule = Callable[[str, str], str | None]
-
-
-def own_patient(site: str, stem: str) -> str:
-    """The patient rule where nothing is known: each image is its own patient."""
-    return stem
+PatientRule = Callable[[str, str], str | None]  # patient by site and image stem; None if the rule does not match
 
 
 def pair_sites(raw: Path) -> list[str]:
-    """Sites of a raw folder `<site>/images`, `<site>/labels`, by name; a folder that is closed to this user is
-    none (`split_by_access` counts it).
-
-    Raises:
-        DataError: `raw` itself cannot be read.
-    """
-    return [path.name for path in split_by_access(raw)[0] if all(is_folder(path / part) for part in (IMAGES, LABELS))]
+    """Names of the folders directly below a raw folder that hold `images/` and `labels/`."""
+    return sites_where(raw, lambda folder: all(is_folder(folder / part) for part in (IMAGES, LABELS)))
 
 
 @dataclass(frozen=True)
 class OneSite:
-    """The site of a raw folder that holds `images/` and `labels/` itself."""
+    """The site of a raw folder that itself holds `images/` and `labels/`."""
 
     name: str
 
     def __call__(self, raw: Path) -> list[str]:
-        """Its name.
-
-        Raises:
-            DataError: a folder is not there or cannot be read.
-        """
+        """As `Recipe.sites`; a missing folder is an error."""
         for part in (IMAGES, LABELS):
-            need_folder(raw / part, f"{part}/ in --raw")
+            require_folder(raw / part, f"{part}/ in --raw")
         return [self.name]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Listing:
-    """Files by stem relative to the folder, stems that occur twice, names of links to folders, and how many
-    files of other kinds there are.
-    """
+    """Files of a folder by stem relative to it, links to folders, and the number of files of other kinds."""
 
-    files: dict[str, Path]
-    double: set[str]
-    linked: list[str]
-    ignored: int
+    files: Paths = field(default_factory=lambda: defaultdict(list))
+    linked: list[str] = field(default_factory=list)
+    ignored: int = 0
 
 
 def image_stem(path: Path) -> str:
@@ -72,148 +56,122 @@ def list_files(
     stem_of: Callable[[Path], str] = image_stem,
     foreign: Callable[[Path], str] | None = None,
 ) -> Listing:
-    """What lies below a folder: the files of which `stem_of` tells a stem; others are counted, unless `foreign`
-    tells a stem of one.
+    """The files below a folder.
+
+    Args:
+        stem_of: the stem of a file; "" for a file of another kind, which is counted.
+        foreign: not "" for a file whose presence is an error.
 
     Raises:
-        DataError: the folder cannot be read, or it holds a file that is foreign to it.
+        DataError: the folder cannot be read, or it holds a foreign file.
     """
-    found: dict[str, Path] = {}
-    double: set[str] = set()
-    linked: list[str] = []
-    ignored = 0
-    try:
+    listing = Listing()
+    with readable(f"a folder in {folder.name}/", site=site):
         for path in sorted(path for path in walk(folder) if not path.name.startswith(".")):
             mode, name = _mode(path), path.relative_to(folder)
             if stat.S_ISDIR(mode):
-                linked.append(name.as_posix())
+                listing.linked.append(name.as_posix())
             elif stat.S_ISREG(mode) and stem_of(path):
-                stem = (name.parent / stem_of(path)).as_posix()
-                if stem in found:
-                    double.add(stem)
-                found[stem] = path
+                listing.files[(name.parent / stem_of(path)).as_posix()].append(path)
             elif foreign and foreign(path):
-                what = f"{folder.name}/ holds files of another kind than the rule's `kind`"
-                raise DataError(what, where=f"site {site}", do="set `kind`, and put one kind only in a folder")
+                what = f"{folder.name}/ holds files of another kind than `kind` in the rule file"
+                raise DataError(what, where=f"site {site}", do="set `kind`, and put files of one kind only in a folder")
             else:
-                ignored += stat.S_ISREG(mode)
-    except OSError as error:
-        what = f"a folder in {folder.name}/ cannot be read: {reason(error)}"
-        raise DataError(what, where=f"site {site}", do=RIGHTS) from error
-    return Listing(found, double, linked, ignored)
+                listing.ignored += stat.S_ISREG(mode)
+    return listing
 
 
 def _mode(path: Path) -> int:
     try:
         return path.stat().st_mode
     except FileNotFoundError:
-        return stat.S_IFREG  # a link that leads nowhere: reading it says so
+        return stat.S_IFREG  # a broken link: reading the case reports it
 
 
 @dataclass(frozen=True)
 class PairFinder:
-    """Pairs of a site: the mask of `images/a.jpg` is `labels/a` + one of `mask_suffixes` + any ending.
+    """Pairs of a site: the mask of `images/a.jpg` is `labels/a` + one of `mask_suffixes` + any ending."""
 
-    `patient` maps a site and an image's stem to a name that images of one patient share; None, where its rule
-    does not say, is a fault of the image. With `site_folders` the two folders lie in `raw/<site>`, else in `raw`.
-    `listing(folder, site)` says what lies in one of the two folders.
-    """
-
-    mask_suffixes: tuple[str, ...] = ("", "_mask")
-    patient: PatientRule = own_patient
-    site_folders: bool = True
-    listing: Callable[[Path, str], Listing] = list_files
+    mask_suffixes: tuple[str, ...]
+    patient: PatientRule
+    listing: Callable[[Path, str], Listing]  # lists `images/` or `labels/` of a site
 
     def __call__(self, raw: Path, site: str) -> Found:
-        """Pairs by the image's stem relative to `images/`, as cases of the files "image" and "label".
+        """As `Recipe.find`: cases with the files "image" and "label", by the image's stem relative to `images/`.
 
-        Raises:
-            DataError: a folder cannot be read. Its images would be missed, and taken for withdrawn ones.
+        An unreadable folder is an error; otherwise the slices of its images would be removed as withdrawn.
         """
-        folder = raw / site if self.site_folders else raw
-        frames, masks = self.listing(folder / IMAGES, site), self.listing(folder / LABELS, site)
-        return match_pairs(site, frames, masks, self.mask_suffixes, self.patient)
+        images, masks = self.listing(raw / IMAGES, site), self.listing(raw / LABELS, site)
+        return match_pairs(site, images, masks, self.mask_suffixes, self.patient)
 
 
 def match_pairs(
-    site: str, frames: Listing, masks: Listing, suffixes: Sequence[str], patient: PatientRule, prefix: str = "",
+    site: str, images: Listing, masks: Listing, suffixes: Sequence[str], patient: PatientRule, prefix: str = "",
     odd_suffix: str = "",
 ) -> Found:  # fmt: skip
-    """Pairs of two folders: the mask of `a.jpg` is `prefix` + `a` + one of `suffixes` + any ending. `odd_suffix` is
-    for a stem that ends in `_` and has no such mask.
+    """Pairs of two folders: the mask of `a.jpg` is `prefix` + `a` + one of `suffixes` + any ending.
 
-    The cases have the files "image" and "label", and as names the image's stem relative to its folder.
+    Args:
+        odd_suffix: for an image whose stem ends in `_` and that has no such mask.
+
+    Returns:
+        Cases with the files "image" and "label", by the image's stem relative to its folder.
     """
-    claims = _claims(frames.files, masks.files, suffixes, prefix, odd_suffix)
-    matched, faults = _match(claims, masks.files, suffixes, prefix)
-    faults += [(name, "a link to a folder is not followed; put the folder itself there")
-               for name in frames.linked + masks.linked]  # fmt: skip
-    cases = {}
-    for stem, name in matched.items():
-        person = patient(site, stem)
-        if stem in frames.double or name in masks.double:
-            faults.append((stem, "several files of this name with different endings"))
-        elif person is None:
-            # as a patient of its own, one person's images would be trained on and validated on
-            faults.append((stem, "the patient rule does not match the image's name, so whose it is is not known"))
-        else:
-            cases[stem] = RawCase(stem, person, {"image": frames.files[stem], "label": masks.files[name]})
-    return Found(cases, tuple(faults), frames.ignored + masks.ignored)
+
+    def entries() -> Iterator[tuple[str, RawCase | str]]:
+        claims = _claims(images.files, masks.files, suffixes, prefix, odd_suffix)
+        claimed = Counter(mask for names in claims.values() for mask in names)
+        for stem, names in claims.items():
+            if len(names) != 1:
+                yield stem, "the image has several masks" if names else "the image has no mask"
+            elif claimed[names[0]] > 1:
+                # one of the images would be trained on the outline of another
+                yield stem, "the image's mask also matches another image by its name"
+            else:
+                yield stem, _case(site, stem, images.files[stem], masks.files[names[0]], patient)
+        for mask in sorted(masks.files.keys() - claimed.keys()):
+            folder, slash, name = mask.rpartition("/")
+            suffix = next((s for s in suffixes if s and name.endswith(s)), "")
+            yield f"{folder}{slash}{name.removeprefix(prefix).removesuffix(suffix)}", "the mask has no image"
+        for name in images.linked + masks.linked:
+            yield name, LINKED_FOLDER
+
+    return Found.collect(entries(), images.ignored + masks.ignored)
 
 
-@dataclass(frozen=True)
-class PairReader:
-    """Reads a pair: one slice, its label values by a rule."""
-
-    rule: LabelRule = LabelRule()
-
-    def __call__(self, case: RawCase) -> Decoded:
-        """The image and its label values.
-
-        Raises:
-            Fault: a file is damaged, sizes differ, or the rule does not foresee a stored value.
-        """
-        image, label = read_image(case.files["image"]), read_label(case.files["label"], self.rule)
-        if image.shape[:2] != label.shape:
-            sizes = [f"{pixels.shape[1]} x {pixels.shape[0]} px" for pixels in (image, label)]
-            raise Fault(f"image {sizes[0]} and mask {sizes[1]} differ")
-        return Decoded(((image, label),))
+def _case(site: str, stem: str, images: list[Path], masks: list[Path], patient: PatientRule) -> RawCase | str:
+    if len(images) > 1 or len(masks) > 1:
+        return f"{SEVERAL} with different endings"
+    person = patient(site, stem)
+    if person is None:
+        # as a separate patient, images of one person could be in training and in validation
+        return "the patient rule does not match the image's name, so the patient is unknown"
+    return RawCase(stem, person, {"image": images[0], "label": masks[0]})
 
 
-def _claims(
-    images: dict[str, Path], labels: dict[str, Path], suffixes: Sequence[str], prefix: str, odd_suffix: str
-) -> dict[str, list[str]]:
-    """Stems of the masks that an image may have, by the image's stem."""
+def _claims(images: Paths, masks: Paths, suffixes: Sequence[str], prefix: str, odd_suffix: str) -> dict[str, list[str]]:
+    """Stems of the masks that match an image by name, by the image's stem."""
     claims: dict[str, list[str]] = {}
     odd: set[str] = set()
     for stem in images:
         folder, slash, name = stem.rpartition("/")
         start = f"{folder}{slash}{prefix}{name}"
-        claims[stem] = [start + suffix for suffix in suffixes if start + suffix in labels]
-        if odd_suffix and not claims[stem] and name.endswith("_") and start + odd_suffix in labels:
+        claims[stem] = [start + suffix for suffix in suffixes if start + suffix in masks]
+        if odd_suffix and not claims[stem] and name.endswith("_") and start + odd_suffix in masks:
             claims[stem] = [start + odd_suffix]
             odd.add(start + odd_suffix)
-    # the odd one's mask is no second one of an image that has its own
+    # an image with a mask of its own does not claim the mask of the odd one
     return {stem: [mask for mask in names if mask not in odd] or names for stem, names in claims.items()}
 
 
-def _match(
-    claims: dict[str, list[str]], labels: dict[str, Path], suffixes: Sequence[str], prefix: str
-) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """The mask's stem by the image's stem; `(stem, fault)` of what has no partner, or not one of its own."""
-    matched, faults = {}, []
-    claimed = Counter(mask for names in claims.values() for mask in names)
-    for stem, names in claims.items():
-        if len(names) != 1:
-            faults.append((stem, "the image has several masks" if names else "the image has no mask"))
-        elif claimed[names[0]] > 1:
-            # which of them it shows cannot be known, and one of them would be trained on another's outline
-            faults.append((stem, "the image's mask is another image's too, by its name"))
-        else:
-            matched[stem] = names[0]
-    for mask in sorted(labels.keys() - claimed.keys()):
-        folder, slash, name = mask.rpartition("/")
-        suffix = next((s for s in suffixes if s and name.endswith(s)), "")
-        stem = f"{folder}{slash}{name.removeprefix(prefix).removesuffix(suffix)}"
-        faults.append((stem, "the mask has no image"))
-    return matched, faults
+@dataclass(frozen=True)
+class PairReader:
+    """Reads a pair as one slice, with label values by a rule."""
+
+    rule: LabelRule = LabelRule()
+
+    def __call__(self, case: RawCase) -> Decoded:
+        """As `Recipe.read`; a stored value that the rule does not cover is a fault."""
+        image, label = read_image(case.files["image"]), read_label(case.files["label"], self.rule)
+        check_size(image, label)
+        return Decoded(((image, label),))

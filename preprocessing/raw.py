@@ -1,6 +1,6 @@
-"""Looking into a raw folder: nothing is passed over in silence, and nothing outside of it is opened.
+"""Access to a raw folder: files are listed completely or an error is raised, and no file outside the folder is opened.
 
-What is said names no file and no folder below a site's, for such a name may be a patient's.
+Error messages name no file and no folder below a site's folder, because such names may identify a patient.
 """
 
 from __future__ import annotations
@@ -8,19 +8,36 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedfms.errors import DataError
 from preprocessing.images import Fault
 
-RIGHTS = "give this user the right to read it, then run it again"
+RIGHTS = "give this user the right to read it, then run the command again"
+LINKED_FOLDER = "a link to a folder is not followed; put the folder itself there"
+
+
+def reason(error: OSError) -> str:
+    """The system's message without the path."""
+    return error.strerror or type(error).__name__
+
+
+@contextmanager
+def readable(what: str, *, site: str = "") -> Iterator[None]:
+    """Turn an OSError into a `DataError`: `what` (for instance "the raw folder") cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        where = f"site {site}" if site else ""
+        raise DataError(f"{what} cannot be read: {reason(error)}", where=where, do=RIGHTS) from error
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there. `Path.is_dir` says False on some Pythons where a look is forbidden; this never.
+    """Whether `path` is a folder. Unlike `Path.is_dir`, it never returns False because of missing rights.
 
     Raises:
-        OSError: it cannot be known, for rights are missing.
+        OSError: rights are missing.
     """
     try:
         return stat.S_ISDIR(path.stat().st_mode)
@@ -28,61 +45,57 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def need_folder(path: Path, what: str) -> None:
-    """See that a folder is there, which an error calls `what`.
+def require_folder(path: Path, what: str) -> None:
+    """Check that a folder exists.
 
     Raises:
-        DataError: it is not, or it cannot be looked at.
+        DataError: `what` (as an error calls the path) is not a folder or cannot be read.
     """
-    try:
-        there = is_folder(path)
-    except OSError as error:
-        raise DataError(f"{what} cannot be read: {reason(error)}", do="give this user the right to") from error
-    if not there:
+    with readable(what):
+        exists = is_folder(path)
+    if not exists:
         raise DataError(f"{what} is not a folder", do="see `python -m preprocessing --help`")
 
 
 def split_by_access(raw: Path) -> tuple[list[Path], int]:
-    """Folders directly below `raw`, by name, and how many more could not be looked into.
+    """Readable folders directly below `raw`, sorted, and the number of folders without access.
 
     Raises:
         DataError: `raw` itself cannot be read.
     """
-    try:
+    with readable("the raw folder"):
         paths = sorted(path for path in raw.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"the raw folder cannot be read: {reason(error)}", do=RIGHTS) from error
     found, closed = [], 0
     for path in paths:
         try:
             if is_folder(path):
-                is_folder(path / "images")  # any name: what counts is whether the question is allowed
+                is_folder(path / "images")  # fails if the folder itself is closed, whatever the name
                 found.append(path)
         except OSError:
             closed += 1
     return found, closed
 
 
-def sites_where(raw: Path, holds: Callable[[Path], bool]) -> list[str]:
-    """Folders directly below `raw` of which `holds` is true, by name.
+def sites_where(raw: Path, holds_site: Callable[[Path], bool]) -> list[str]:
+    """Names of the folders directly below `raw` for which `holds_site` is true.
 
-    A folder in which something cannot be read may be a site: it is named, and looking for its cases says so.
+    A folder whose content cannot be read may be a site. It is listed, and the search for its cases reports the error.
 
     Raises:
         DataError: `raw` itself cannot be read.
     """
 
-    def may_be_one(folder: Path) -> bool:
+    def may_be_site(folder: Path) -> bool:
         try:
-            return holds(folder)
+            return holds_site(folder)
         except OSError:
             return True
 
-    return [folder.name for folder in split_by_access(raw)[0] if may_be_one(folder)]
+    return [folder.name for folder in split_by_access(raw)[0] if may_be_site(folder)]
 
 
-def shown(folder: Path) -> list[Path]:
-    """All files below a folder, in order, but those whose name, or a folder's on the way to them, begins with a dot.
+def visible_files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, without hidden files and the content of hidden folders.
 
     Raises:
         OSError: as `walk`.
@@ -92,10 +105,10 @@ def shown(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder. A link to a folder counts as a file: what is behind it may be anything.
+    """All files below a folder. A link to a folder counts as a file and is not followed.
 
     Raises:
-        OSError: a folder cannot be read (`Path.rglob` leaves it out).
+        OSError: a folder cannot be read (`Path.rglob` would skip it).
     """
 
     def stop(error: OSError) -> None:
@@ -106,24 +119,18 @@ def walk(folder: Path) -> Iterator[Path]:
         yield from (path for path in (Path(place, name) for name in folders) if path.is_symlink())
 
 
-def refuse_outside(root: Path, paths: Iterable[Path]) -> None:
-    """See that files, and those in folders among them, lie in `root` (resolved), whatever links and `..` they
-    go through: a name in a table or a link in an archive may lead anywhere.
+def reject_outside(root: Path, paths: Iterable[Path]) -> None:
+    """Check that files, and the files in folders among them, lie in `root` (resolved) after links and `..`.
 
     Raises:
-        Fault: one does not, or it cannot be known.
+        Fault: a path leads out of `root` or cannot be resolved.
     """
     for path in paths:
         try:
             inside = path.resolve().is_relative_to(root)
             if inside and is_folder(path):
                 inside = all(one.resolve().is_relative_to(root) for one in walk(path))
-        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-            raise Fault("one of its files cannot be looked at") from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: circular links
+            raise Fault("one of its files cannot be accessed") from error
         if not inside:
             raise Fault("a link or `..` leads out of the raw folder; put the file itself there")
-
-
-def reason(error: OSError) -> str:
-    """What the system says; the error's own text would name the path."""
-    return error.strerror or type(error).__name__

@@ -1,8 +1,13 @@
-"""The data sets, by name. A new one: a file here, and a line below.
+"""The registered data sets, by name.
 
-Its file has `NAME` (the subcommand, and the data set's name in a study), `HELP` (one line), a docstring (sites,
-expected layout, structures, label rule, licence, citations, where the raw data are asked for: it is the
-command's help), `add_options(parser)` (its own options, each with its default), and `recipe(arguments)`.
+To add a data set, write a module here and add it to the tuple below. The module defines:
+  NAME                  the command, and the name of the data set in a study
+  HELP                  one line for the list of commands
+  a docstring           the page of `NAME --help`: sites, expected layout, structures, label rule, patients, licence,
+                        citations, and where to request the raw data
+  add_options(parser)   adds the data set's own options, each with a default
+  recipe(arguments)     returns the `Recipe` under these options
+Then add its layout to tests/preprocessing/layouts.py; the tests over the registry cover it from there.
 """
 
 from __future__ import annotations
@@ -18,25 +23,20 @@ from preprocessing.recipe import Recipe
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set as the command line sees it: one line and a page of help, its options, its recipe of them."""
+    """A data set for the command line."""
 
     name: str
-    help: str
-    about: str
+    help: str  # one line
+    about: str  # the help page
     add_options: Callable[[argparse.ArgumentParser], None]
     recipe: Callable[[argparse.Namespace], Recipe]
 
 
 def of_module(module: ModuleType) -> DataSet:
-    """The data set that a file of this package describes."""
+    """The data set that a module of this package defines."""
     return DataSet(module.NAME, module.HELP, module.__doc__ or "", module.add_options, module.recipe)
 
 
 DATASETS: Mapping[str, DataSet] = {
-    brain.NAME: of_module(brain),
-    fundus.NAME: of_module(fundus),
-    hippocampus.NAME: of_module(hippocampus),
-    nuclei.NAME: of_module(nuclei),
-    polyp.NAME: of_module(polyp),
-    prostate.NAME: of_module(prostate),
+    module.NAME: of_module(module) for module in (brain, fundus, hippocampus, nuclei, polyp, prostate)
 }

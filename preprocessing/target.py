@@ -1,9 +1,8 @@
-"""The folder that a conversion fills. Only names that a conversion makes are ever deleted in it."""
+"""The output folder of a conversion: slices are encoded and written, stale slices are deleted, other files are not."""
 
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,20 +15,19 @@ from PIL import Image
 from fedfms.data.manifest import FILE_NAME, FORMATS, Manifest, metadata
 from fedfms.errors import DataError
 from fedfms.files import write_atomic
+from fedfms.schema import read_json
 from preprocessing.raw import walk
 
-_PARTS = ("images", "labels")
-_WEBP_MOST_PX = 16383  # a side, by the format
-# A quarter to two fifths smaller than PNG; more effort takes several times as long to write and saves little. The
-# numbers: docs/results/data.md
+_WEBP_MAX_PX = 16383  # per side, a limit of the format
+# a quarter to two fifths smaller than PNG; more effort takes several times as long to write and saves little
 _WEBP: Mapping[str, Any] = {"lossless": True, "exact": True, "method": 2, "quality": 30}
 _SLICE = re.compile(r"(images|labels)/[0-9a-f]{16}_[0-9]+\.(png|webp)")
-# what a kill in the middle of `write_atomic` leaves
+# temporary files of `write_atomic` that a killed process left
 _TEMPORARY = re.compile(r"((images|labels)/\.[0-9a-f]{16}_[0-9]+\.(png|webp)|\.manifest\.json)\.\w+\.tmp")
 
 
-def refuse_foreign(target: Path, site: str) -> None:
-    """See that the folder is empty, or a conversion's; nothing is touched.
+def reject_foreign_files(target: Path, site: str) -> None:
+    """Check that the folder is missing, empty, or the output of a conversion.
 
     Raises:
         DataError: it holds other files and no manifest of a conversion, so it is probably something else.
@@ -38,33 +36,30 @@ def refuse_foreign(target: Path, site: str) -> None:
     if not target.exists() or _is_manifest(target / FILE_NAME):
         return
     names = {path.relative_to(target).as_posix() for path in walk(target)}
-    foreign = {name for name in names if not _own(name)}
+    foreign = {name for name in names if not _is_own(name)}
     if foreign != names:
-        foreign.discard(FILE_NAME)  # a damaged one: it lies with slices of ours
+        foreign.discard(FILE_NAME)  # next to slices, it is a damaged manifest
     if foreign:
-        raise DataError(
-            f"the output folder holds {len(foreign)} files that no conversion made, and no manifest of one",
-            where=f"site {site}",
-            do="name another --out, or move them away; nothing was touched",
-        )
+        what = f"the output folder holds {len(foreign)} files that no conversion wrote, and no manifest of a conversion"
+        raise DataError(what, where=f"site {site}", do="choose another --out, or move the files; nothing was changed")
 
 
-def begin(target: Path) -> None:
-    """Before a slice is written: the folders are there."""
-    for part in _PARTS:
+def make_folders(target: Path) -> None:
+    """Make the folders for slices."""
+    for part in ("images", "labels"):
         (target / part).mkdir(parents=True, exist_ok=True)
 
 
 def ending(pixels: NDArray[np.uint8]) -> str:
-    """ ".webp" for colour, ".png" for grey and for what is too large for WebP.
+    """ ".webp" for colour; ".png" for grey and for images too large for WebP.
 
-    WebP stores grey as colour, and is read as such: three times the pixels to decode.
+    WebP stores grey as colour, which triples the pixels to decode.
     """
-    return ".webp" if pixels.ndim == 3 and max(pixels.shape) <= _WEBP_MOST_PX else ".png"
+    return ".webp" if pixels.ndim == 3 and max(pixels.shape) <= _WEBP_MAX_PX else ".png"
 
 
 def encode(pixels: NDArray[np.uint8], ending: str) -> bytes:
-    """A lossless file of nothing but pixels, (H, W) or (H, W, 3), of that ending's format."""
+    """A lossless file without metadata of pixels (H, W) or (H, W, 3), in the format of the ending."""
     content = io.BytesIO()
     image = Image.fromarray(pixels)
     if ending == ".webp":
@@ -74,42 +69,43 @@ def encode(pixels: NDArray[np.uint8], ending: str) -> bytes:
     return content.getvalue()
 
 
-def keep_or_write(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a file of nothing but pixels, of its ending's format, unless one with these pixels is there.
+def write_if_changed(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a file without metadata in the format of its ending, unless it exists with the same pixels.
 
-    Where another one is, the manifest goes first, for it no longer holds; a slice that is new takes nothing from it.
+    Replacing a file makes the manifest invalid, so the manifest is removed first.
     """
     try:
         with Image.open(path, formats=FORMATS) as opened:
             if not metadata(opened) and np.array_equal(np.asarray(opened), pixels):
                 return
-    except Exception:  # noqa: BLE001, SIM105 - not there, or damaged in whatever way: written below
+    except Exception:  # noqa: BLE001, SIM105 - missing, or damaged in any way: written below
         pass
     if path.exists():
         path.parent.with_name(FILE_NAME).unlink(missing_ok=True)
-    write_atomic(path, encode(pixels, path.suffix), sync=False)  # thousands; `convert` sees to the disk once
+    write_atomic(path, encode(pixels, path.suffix), sync=False)  # one of thousands; `convert` syncs the disk once
 
 
-def remove_strays(target: Path, manifest: Manifest) -> None:
-    """Delete slices of an earlier run whose raw files are gone, and what a kill left: a withdrawn image must not
-    live on in the copy.
+def remove_stale(target: Path, manifest: Manifest) -> None:
+    """Delete slices of earlier conversions that the manifest does not list, and temporary files.
+
+    An image that was withdrawn from the raw folder must not remain in the copy.
     """
     listed = {name for _, _, s in manifest.slices() for name in (s.image, s.label)}
     for path in sorted(walk(target)):
         name = path.relative_to(target).as_posix()
-        if _own(name) and name not in listed:
+        if _is_own(name) and name not in listed:
             path.unlink()
 
 
-def _own(name: str) -> bool:
-    """Whether a conversion makes such a name, relative to the site's folder."""
+def _is_own(name: str) -> bool:
+    """Whether a conversion writes such a name, relative to the site's folder."""
     return bool(_SLICE.fullmatch(name) or _TEMPORARY.fullmatch(name))
 
 
 def _is_manifest(path: Path) -> bool:
-    """Whether it is a conversion's, be it of another version, which a new conversion is to replace."""
+    """Whether a file is the manifest of a conversion, of any version."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        raw = read_json(path, DataError)
+    except DataError:
         return False
     return isinstance(raw, dict) and {"version", "dataset", "site", "cases"} <= raw.keys()

@@ -1,54 +1,50 @@
-"""NIfTI volumes and their segmentations -> slices in 8 bits: how a pair of files is found, checked and cut.
+"""NIfTI volumes and their segmentations -> 8-bit slices: find, read, check and cut pairs of files.
 
 Slices keep the array's orientation, order and size.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedfms.data.intensity import Mask, eight_bits
+from fedfms.data.manifest import LabelClass
 from fedfms.data.niftifile import Array, read_nifti, stem_of
 from fedfms.data.volume import DEPTHS, Volume, cut, depth_axis
-from fedfms.errors import DataError
 from preprocessing.images import Fault
 from preprocessing.pairfiles import IMAGES, LABELS
-from preprocessing.raw import RIGHTS, is_folder, reason, split_by_access, walk
-from preprocessing.recipe import Decoded, Found, Pixels, RawCase
+from preprocessing.raw import LINKED_FOLDER, is_folder, sites_where
+from preprocessing.recipe import Decoded, Found, Pixels, RawCase, Recipe, add_choice, chosen
+from preprocessing.sitefiles import SEVERAL, Paths, sort_files
 
-_AFFINE_TOLERANCE = 1e-3  # mm; two programs' float32 matrices of one scan differ by less
-_MOST_VALUES = 8  # above 0, in a segmentation; an image put in its place has hundreds
+_AFFINE_TOLERANCE = 1e-3  # mm; float32 matrices of one scan from two programs differ by less
+_MOST_VALUES = 8  # above 0, in a segmentation; an image in its place has hundreds
 _SUFFIX = "_segmentation"
 
 
 @dataclass(frozen=True)
 class ValueRule:
-    """How stored values of a segmentation become label values.
+    """How stored values of a segmentation become label values. 0 is background."""
 
-    0 is background. `values` maps other stored values to label values; `above_zero`, if given, is the label value
-    of all that it does not name, and without it they are a fault. `required`: a volume with no structure at all
-    is a fault.
-    """
-
-    values: Mapping[int, int]
-    above_zero: int | None = None
-    required: bool = True
+    values: Mapping[int, int]  # label value by stored value
+    above_zero: int | None = None  # label value of stored values that `values` does not name; None: they are a fault
+    required: bool = True  # a volume without any structure is a fault
 
     def __call__(self, stored: Array) -> Pixels:
-        """Label values, uint8, of stored values of any shape and kind of number.
+        """Label values, uint8, of stored values of any shape and numeric type.
 
         Raises:
-            Fault: values that are not whole, not within 0..255, not in the rule, or none of a structure.
+            Fault: values that are not whole, not within 0..255 or not in the rule; no structure.
         """
         if stored.dtype.kind == "f":
             whole = np.rint(stored)
-            if float(np.abs(stored - whole).max()) > 1e-3:  # a stored scale factor may leave 3.9999998
+            if float(np.abs(stored - whole).max()) > 1e-3:  # a scale factor in the header may yield 3.9999998
                 raise Fault("the segmentation has values that are not whole numbers")
             stored = whole
         low, high = int(stored.min()), int(stored.max())
@@ -57,78 +53,64 @@ class ValueRule:
         flat: Pixels = stored.astype(np.uint8)
         label = self._table(np.flatnonzero(np.bincount(flat.reshape(-1))).tolist())[flat]
         if self.required and not label.any():
-            raise Fault("the segmentation shows no structure, and every volume here has one")
+            raise Fault("the segmentation shows no structure, but every volume of this data set has one")
         return label
 
     def one(self, stored: int) -> int:
         """The label value of one stored value.
 
         Raises:
-            Fault: it is not within 0..255, or not in the rule.
+            Fault: the value is not within 0..255 or not in the rule.
         """
         if not 0 <= stored <= 255:
             raise Fault(f"the segmentation has the value {stored}, not within 0..255")
         return int(self._table([stored])[stored])
 
     def _table(self, present: list[int]) -> Pixels:
+        """Label value by stored value, uint8 (256,)."""
+        unknown = [value for value in present if value and value not in self.values]
+        if self.above_zero is None and unknown:
+            raise Fault(f"the segmentation has values {unknown[:8]} that the label rule does not name")
+        if len(unknown) > _MOST_VALUES:
+            raise Fault(f"the segmentation has {len(unknown)} different values above 0, so it is an image")
         table = np.zeros(256, dtype=np.uint8)
-        odd = [value for value in present if value and value not in self.values]
-        if self.above_zero is None and odd:
-            raise Fault(f"the segmentation has values {odd[:8]} that the label rule does not name")
-        if len(odd) > _MOST_VALUES:
-            raise Fault(f"the segmentation has {len(odd)} different values above 0, so it is an image")
-        table[odd] = self.above_zero or 0
-        for source, value in self.values.items():
-            table[source] = value
+        table[unknown] = self.above_zero or 0
+        table[list(self.values)] = list(self.values.values())
         return table
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Voxels (X, Y, Z), their affine (4, 4) from indices to mm as NIfTI has it, whether low values are bright, and
-    which voxels (X, Y, Z) are padding, None if none is: what a scanner wrote outside of what it has seen.
-    """
+    """Voxels and their position in space."""
 
-    voxels: Array
-    affine: NDArray[np.float64]
-    inverted: bool = False
-    padding: Mask | None = None
+    voxels: Array  # (X, Y, Z)
+    affine: NDArray[np.float64]  # NIfTI's matrix (4, 4) from voxel indices to mm
+    inverted: bool = False  # low values are bright
+    padding: Mask | None = None  # voxels (X, Y, Z) outside of the scanner's field of view; None: no such voxels
 
 
 def read_niftis(files: Mapping[str, Path]) -> tuple[Scan, Scan]:
-    """The volume and the segmentation, stored values, of the NIfTI files "image" and "label".
-
-    Raises:
-        Fault: as `read_nifti`.
-    """
+    """The volume "image" and the segmentation "label" with stored values; errors as in `read_nifti`."""
     return Scan(*read_nifti(files["image"], "volume")), Scan(*read_nifti(files["label"], "segmentation"))
 
 
 @dataclass(frozen=True)
 class VolumeReader:
-    """Reads a volume ("image") and its segmentation ("label"), and cuts both.
-
-    Args:
-        depth: the axis to cut across, as in `fedfms.data.volume.depth_axis`.
-        neighbours: an image is a position's slice and its two neighbours (`fedfms.data.volume.cut`).
-        empty_every: of slices with no structure, those whose position is a multiple of this are kept.
-        intensity: makes intensities 8 bits, by default `eight_bits`; padding is black whatever it makes of it.
-        read: reads both files.
-    """
+    """Reads a volume ("image") and its segmentation ("label") and cuts both into slices. Padding becomes black."""
 
     labels: ValueRule
-    depth: str = DEPTHS[0]
-    neighbours: bool = False
-    empty_every: int = 1
-    intensity: Callable[[Array, Mask | None], Pixels] = eight_bits
-    read: Callable[[Mapping[str, Path]], tuple[Scan, Scan]] = read_niftis
+    depth: str = DEPTHS[0]  # the axis to cut across, as in `fedfms.data.volume.depth_axis`
+    neighbours: bool = False  # an image is a slice with its two neighbours as channels (`fedfms.data.volume.cut`)
+    empty_every: int = 1  # slices without any structure are stored at positions that are a multiple of this
+    intensity: Callable[[Array, Mask | None], Pixels] = eight_bits  # intensities and padding -> 8 bits
+    read: Callable[[Mapping[str, Path]], tuple[Scan, Scan]] = read_niftis  # reads both files
 
     def __call__(self, case: RawCase) -> Decoded:
-        """Slices, and where they lie.
+        """The slices and their position in the volume.
 
         Raises:
-            Fault: a file is damaged, too large or no 3-D volume; sizes or places in space differ; NaN or infinite
-                voxels; hardly any contrast; stored label values that the rule does not foresee.
+            Fault: a file is damaged, too large or no 3-D volume; sizes or positions in space differ; NaN or infinite
+                voxels; hardly any contrast; stored label values that are not in the rule.
         """
         scan, segmentation = self.read(case.files)
         image, affine, stored = scan.voxels, scan.affine, segmentation.voxels
@@ -147,73 +129,58 @@ class VolumeReader:
         positions = tuple(i for i, plane in enumerate(planes) if plane.any() or i % self.empty_every == 0)
         slices = tuple((cut(pixels, i, axis, neighbours=self.neighbours), planes[i]) for i in positions)
         first, second, third = image.shape
-        place = Volume((first, second, third), tuple(map(float, affine.reshape(-1))), axis, positions)
-        return Decoded(slices, place)
+        return Decoded(slices, Volume((first, second, third), tuple(affine.ravel().tolist()), axis, positions))
+
+
+def add_depth_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--depth` to a command."""
+    add_choice(parser, "--depth", DEPTHS)
+
+
+def volume_recipe(
+    name: str, structures: tuple[LabelClass, ...], labels: ValueRule, arguments: argparse.Namespace
+) -> Recipe:
+    """The recipe of a data set of volumes in `RAW/<site>` with the option `--depth`."""
+    read = VolumeReader(labels, arguments.depth)
+    return Recipe(name, structures, volume_sites, find_volumes, read, chosen(arguments, "depth"))
 
 
 def volume_sites(raw: Path) -> list[str]:
-    """Folders directly below `raw` that hold volumes, in themselves or in `images/` or `labels/`, by name.
+    """As `Recipe.sites`: folders directly below `raw` with volumes in themselves, in `images/` or in `labels/`."""
 
-    Raises:
-        DataError: `raw` cannot be read; OSError: a folder in it.
+    def holds_volumes(folder: Path) -> bool:
+        parts = [folder / part for part in ("", IMAGES, LABELS)]
+        return any(is_folder(part) and any(map(stem_of, part.iterdir())) for part in parts)
+
+    # images/ and labels/ are not sites: with them, --raw names a site's folder and not the folder above
+    return [site for site in sites_where(raw, holds_volumes) if site not in (IMAGES, LABELS)]
+
+
+def find_volumes(raw: Path, site: str) -> Found:
+    """Volumes of a site `raw/<site>` ("image") and their segmentations ("label"), .nii or .nii.gz, by stem.
+
+    Layouts, either or both: `images/x` with `labels/x` or `labels/x_segmentation`; `x` next to `x_segmentation`. The
+    case of the suffix does not matter. Names do not identify patients, so each volume is a separate patient.
     """
-    # images/ and labels/ themselves are no sites: then --raw named a site's folder and not the one above
-    folders = [folder for folder in split_by_access(raw)[0] if folder.name not in (IMAGES, LABELS)]
-    return [folder.name for folder in folders if any(_holds_volumes(folder / part) for part in ("", IMAGES, LABELS))]
+    folder = raw / site
+    files = sort_files(folder, lambda name: ("", "") if is_folder(folder / name) else _role(name))
+    found, links = files.match(match_volume), [path for path in files.unused if is_folder(path)]
+    faults = tuple((path.relative_to(folder).as_posix(), LINKED_FOLDER) for path in links)
+    return replace(found, faults=found.faults + faults, ignored=found.ignored - len(links))
 
 
-def _holds_volumes(folder: Path) -> bool:
-    return is_folder(folder) and any(stem_of(path) for path in folder.iterdir())
-
-
-@dataclass(frozen=True)
-class VolumeFinder:
-    """Volumes of a site `raw/<site>` and their segmentations, .nii or .nii.gz, in either layout or both:
-    `images/x` + `labels/x` (or `labels/x_segmentation`), and `x` + `x_segmentation` beside each other. Upper and
-    lower case of the suffix are the same. No name tells whose volume it is: each is a patient of its own.
-    """
-
-    def __call__(self, raw: Path, site: str) -> Found:
-        """Cases by the volume's stem, of the files "image" and "label".
-
-        Raises:
-            DataError: a folder cannot be read.
-        """
-        roles: dict[str, dict[str, list[Path]]] = {"image": defaultdict(list), "label": defaultdict(list)}
-        cases: dict[str, RawCase] = {}
-        faults: list[tuple[str, str]] = []
-        ignored = 0
-        for name, path in _files(raw / site, site):
-            role, stem = ("", "") if is_folder(path) else _role(name)
-            if role:
-                roles[role][stem].append(path)
-            elif is_folder(path):
-                faults.append((name.as_posix(), "a link to a folder is not followed; put the folder itself there"))
-            else:
-                ignored += 1
-        for stem in sorted(roles["image"].keys() | roles["label"].keys()):
-            images, labels = roles["image"][stem], roles["label"][stem]
-            if len(images) == len(labels) == 1:
-                cases[stem] = RawCase(stem, stem, {"image": images[0], "label": labels[0]})
-            elif images and labels:
-                faults.append((stem, "several files of this name"))
-            else:
-                missing = "the volume has no segmentation" if images else "the segmentation has no volume"
-                faults.append((stem, missing))
-        return Found(cases, tuple(faults), ignored)
-
-
-def _files(folder: Path, site: str) -> list[tuple[Path, Path]]:
-    """Names relative to the folder, and paths, of all that lies below it and is not hidden, sorted."""
-    try:
-        found = [(path.relative_to(folder), path) for path in sorted(walk(folder))]
-    except OSError as error:
-        raise DataError(f"a folder cannot be read: {reason(error)}", where=f"site {site}", do=RIGHTS) from error
-    return [(name, path) for name, path in found if not any(part.startswith(".") for part in name.parts)]
+def match_volume(name: str, files: Paths) -> RawCase | str:
+    """The case of a volume ("image") and its segmentation ("label"), or why they make no case."""
+    images, labels = files.get("image", []), files.get("label", [])
+    if len(images) == len(labels) == 1:
+        return RawCase(name, name, {"image": images[0], "label": labels[0]})
+    if images and labels:
+        return SEVERAL
+    return "the volume has no segmentation" if images else "the segmentation has no volume"
 
 
 def _role(name: Path) -> tuple[str, str]:
-    """What a file of a site is, and the stem of its volume; "" for one that is neither."""
+    """Role of a file of a site and stem of its volume; ("", "") for other files."""
     stem = stem_of(name)
     top, inner = (name.parts[0], name.parent.parts[1:]) if len(name.parts) > 1 else ("", ())
     if not stem or top not in ("", IMAGES, LABELS):

@@ -137,3 +137,16 @@ def test_a_damaged_key_file_is_not_replaced(raw, out, capsys):
     assert convert_pairs(raw, out) == 1
     assert ".fedfms-keys/d-s.json: missing key 'key file.version'; restore the key file" in capsys.readouterr().out
     assert key.read_text() == "{}"
+
+
+@pytest.mark.parametrize("change", [{"links": {"a": {"name": ["ZZName"]}}}, {"key": "ab" * 31}, {"version": "ZZName"}])
+def test_errors_of_the_key_file_show_no_value(raw, out, capsys, change):
+    convert_pairs(raw, out)
+    path = raw / ".fedfms-keys" / "d-s.json"
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps({**table, **change}))
+    capsys.readouterr()
+    assert convert_pairs(raw, out) == 1
+    shown = "".join(capsys.readouterr())
+    assert "restore the key file" in shown
+    assert not any(value in shown for value in (table["key"], "ab" * 31, "ZZName"))
