@@ -8,8 +8,6 @@ examples:
   python -m benchmarks pages
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -4,8 +4,6 @@ Runs the in-process loop on the phantom. Dice is that of the final global model 
 train, so that the Byzantine site does not score itself.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

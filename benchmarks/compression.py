@@ -1,7 +1,5 @@
 """The codecs of an update: bytes, seconds to encode and decode, rounding error."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from typing import Any

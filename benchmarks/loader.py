@@ -1,7 +1,5 @@
 """Images per second that a site's loader delivers, by its settings, on the phantom."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from itertools import product

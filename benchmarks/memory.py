@@ -1,7 +1,5 @@
 """Live bytes of a training step by path, counted on torch's meta device (`fedfms.reporting.cost.step`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

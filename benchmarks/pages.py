@@ -3,8 +3,6 @@
 A table is between `<!-- table KIND LABEL=FILE ... -->` and `<!-- end -->`; files are relative to the page.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The command line of the benchmarks."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A picture of the phantom's sites for the docs; the phantom contains no patient data."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

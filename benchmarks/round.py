@@ -1,7 +1,5 @@
 """Seconds of federated rounds in NVFLARE's simulator by part, with one phantom image per site."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

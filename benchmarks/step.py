@@ -3,8 +3,6 @@
 Each measurement runs in its own process, and the paths alternate, so that a drift of the machine affects all of them.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

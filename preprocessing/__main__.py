@@ -1,7 +1,5 @@
 """`python -m preprocessing`."""
 
-from __future__ import annotations
-
 import sys
 
 from preprocessing.cli import main

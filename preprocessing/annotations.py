@@ -5,8 +5,6 @@ and MoNuSAC) and a drawing program's `Document/Layers/Layer/Shapes/Shape/Data` (
 declarations, and with them entities, are rejected as defusedxml does.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

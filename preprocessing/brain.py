@@ -39,8 +39,6 @@ Citations: Pati et al., The Federated Tumor Segmentation (FeTS) Challenge, arXiv
 arXiv 2105.06413, 2021 (OpenFL); Bakas et al., Sci Data 4:170117, 2017.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 from collections import Counter

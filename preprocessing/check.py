@@ -1,7 +1,5 @@
 """Validation of converted data against the manifest: every fault of a site, one line each, by case id."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The command line: `python -m preprocessing DATASET | pairs | check | look`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence

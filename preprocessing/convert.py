@@ -5,8 +5,6 @@ removed before the first of its slices changes, so an interrupted conversion lea
 case can be converted, an earlier conversion stays unchanged. Faults name a case by its pseudonym, never a file.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -5,8 +5,6 @@ files are rejected unread, because pydicom inflates them to any size. The engine
 pydicom quote header values.
 """
 
-from __future__ import annotations
-
 import math
 import stat
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The planes of DICOM files: position in space, rescaling and padding of stored values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

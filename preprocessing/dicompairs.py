@@ -1,7 +1,5 @@
 """DICOM series and their segmentations: list the cases, assign patients, read a pair."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

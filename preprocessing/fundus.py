@@ -45,8 +45,6 @@ Citations: Orlando et al., MedIA 59, 2020 (REFUGE); Zhang et al., EMBC 2010 (ORI
 Data 3, 2018 (IDRiD); Wang et al., TMI 38, 2019 (pOSAL, the crops).
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass
 from pathlib import Path

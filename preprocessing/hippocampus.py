@@ -32,8 +32,6 @@ use or share anything.
 Citations: Simpson et al., arXiv 1902.09063, 2019; Antonelli et al., Nat Commun 13:4128, 2022.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from fedfms.data.manifest import LabelClass

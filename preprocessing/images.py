@@ -1,7 +1,5 @@
 """Masks in image files -> label values. `fedfms.data.imagefile` reads the images and defines `Fault`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

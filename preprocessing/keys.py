@@ -4,8 +4,6 @@ The key file is `<raw>/.fedfms-keys/<dataset>-<site>.json`, or `<out>.keys/<data
 read-only. It is never inside the output folder.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json

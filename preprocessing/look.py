@@ -4,8 +4,6 @@ The page holds patients' pixels. It is a single file with mode 0600, without net
 the site.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Sequence

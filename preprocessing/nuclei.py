@@ -37,8 +37,6 @@ al., TMI 36, 2017 and 39, 2020 (MoNuSeg); Naylor et al., TMI 38, 2019 (TNBC); Zh
 (Emory, TCGA); Caicedo et al., Nat Methods 16, 2019 (DSB 2018).
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import warnings

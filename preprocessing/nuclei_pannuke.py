@@ -1,7 +1,5 @@
 """PanNuke's folds: arrays of patches whose tissue is their site. Arrays are memory-mapped: a fold takes 10 GB."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

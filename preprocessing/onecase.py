@@ -4,8 +4,6 @@ Any exception of the reader becomes a fault of this case. Only the text of a `Fa
 hold a file name or a header field.
 """
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Folders of images and masks: match the files to pairs, assign patients, read a pair."""
 
-from __future__ import annotations
-
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence

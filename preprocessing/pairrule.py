@@ -1,7 +1,5 @@
 """The rule file of `pairs`, typed and validated: one class for each kind of data."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import field

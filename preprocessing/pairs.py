@@ -56,8 +56,6 @@ slices. DICOMDIR files are ignored. Compressed files need a decoder of pydicom: 
 built in; `pip install python-gdcm` adds lossless JPEG and JPEG-LS.
 """
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import replace
 from functools import partial

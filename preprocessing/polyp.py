@@ -50,8 +50,6 @@ Citations: Ali et al., Sci Data 10:75, 2023 (PolypGen); Jha et al., MMM 2020 (Kv
 (ETIS-Larib).
 """
 
-from __future__ import annotations
-
 import argparse
 import bisect
 import re

@@ -40,8 +40,6 @@ Citations: Liu, Dou, Heng, MICCAI 2020 (SAML); Liu et al., TMI 39, 2020 (MS-Net)
 (PROMISE12); Lemaitre et al., Comput Biol Med 60, 2015 (I2CVB); Bloch et al., NCI-ISBI 2013, TCIA 2015.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from fedfms.data.manifest import LabelClass

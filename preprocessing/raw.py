@@ -3,8 +3,6 @@
 Error messages name no file and no folder below a site's folder, because such names may identify a patient.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator

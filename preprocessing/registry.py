@@ -10,8 +10,6 @@ To add a data set, write a module here and add it to the tuple below. The module
 Then add its layout to tests/preprocessing/layouts.py; the tests over the registry cover it from there.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Files of a site's folder, sorted by role and stem and matched into cases, for published layouts of any depth."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The output folder of a conversion: slices are encoded and written, stale slices are deleted, other files are not."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Mapping

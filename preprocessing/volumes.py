@@ -3,8 +3,6 @@
 Slices keep the array's orientation, order and size.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """`python -m provisioning`."""
 
-from __future__ import annotations
-
 import sys
 
 from provisioning.cli import main

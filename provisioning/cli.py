@@ -1,7 +1,5 @@
 """The command line: `python -m provisioning`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

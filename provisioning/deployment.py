@@ -8,8 +8,6 @@
 No private key of a participant stays here: a lost kit is replaced by one with a new key.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -7,8 +7,6 @@
 The two sides exchange the fingerprints by telephone. A mismatch reveals a file replaced in transit.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Iterable

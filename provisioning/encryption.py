@@ -6,8 +6,6 @@ read this file and open its kit with it alone::
     python encryption.py KIT FOLDER        # asks for the passphrase
 """
 
-from __future__ import annotations
-
 import getpass
 import io
 import os

@@ -1,7 +1,5 @@
 """Encrypt a startup kit with a list of its files, and open it; people compare the list's fingerprint by telephone."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

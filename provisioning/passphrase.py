@@ -3,8 +3,6 @@
 Never from the command line, which every process of the machine can read. Passphrases never appear in a log or message.
 """
 
-from __future__ import annotations
-
 import getpass
 import os
 import secrets

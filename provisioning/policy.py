@@ -5,8 +5,6 @@ list and a prefix `fedfms.` would be too wide: NVFLARE calls whatever a path nam
 default classes send a job's log to the server.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping

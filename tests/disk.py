@@ -1,7 +1,5 @@
 """A disk that a test can fill: a small tmpfs if this user may mount one, else a limit on file size."""
 
-from __future__ import annotations
-
 import resource
 import subprocess
 from collections.abc import Iterator

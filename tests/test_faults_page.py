@@ -1,7 +1,5 @@
 """The table of faults names existing tests."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Writes that survive a kill."""
 
-from __future__ import annotations
-
 import json
 import os
 import stat

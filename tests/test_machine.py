@@ -1,7 +1,5 @@
 """Free memory, also in a container; threads; and the number of a simulator's sites that fit at once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

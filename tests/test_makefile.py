@@ -1,7 +1,5 @@
 """The Makefile's demo."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 MAKEFILE = Path(__file__).parents[1] / "Makefile"

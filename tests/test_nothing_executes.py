@@ -1,7 +1,5 @@
 """No loader runs code from a file: planted .pt, .npy and YAML files do not create their sentinel."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Random streams: equal for equal names, independent of the global stream."""
 
-from __future__ import annotations
-
 import torch
 
 from fedfms.rng import rng, seeded, torch_rng

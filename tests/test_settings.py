@@ -1,7 +1,5 @@
 """Site settings: read from the named file, the workspace, or the defaults; errors are one line without a path."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every packaged study fits its converter's output, and runs on the phantom without data."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from pathlib import Path

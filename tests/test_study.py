@@ -1,7 +1,5 @@
 """Studies: valid ones load completely; invalid ones are an error in one line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Sizes with units."""
 
-from __future__ import annotations
-
 import pytest
 
 from fedfms.units import size_text

@@ -1,7 +1,5 @@
 """Writes that survive a kill: write a temporary file, fsync, rename. A reader sees the old file or the new one."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json

@@ -1,7 +1,5 @@
 """The machine that a process runs on: CPU, cores, threads, free memory and package versions."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

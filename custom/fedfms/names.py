@@ -1,7 +1,5 @@
 """The rule for names of sites and data sets."""
 
-from __future__ import annotations
-
 NAME_RULE = "a name has no blanks and no separators, and does not begin with a dot"
 
 

@@ -1,7 +1,5 @@
 """Random streams without global state: one per (seed, site, round, purpose), identical on every machine."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Typed parsing of JSON and YAML: pydantic checks the types, and a fault becomes one line for a person."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence

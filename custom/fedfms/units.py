@@ -1,7 +1,5 @@
 """Numbers with units, for people."""
 
-from __future__ import annotations
-
 
 def size_text(nbytes: float) -> str:
     """`44.1 MB`; below 100 kB `18.9 kB` or `12 bytes`; `0.0 MB` for zero."""

@@ -1,7 +1,5 @@
 """The attack benchmark: a site with inverted masks, and one with a negated update; a study for each rule."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

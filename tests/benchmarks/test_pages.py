@@ -1,7 +1,5 @@
 """The result pages: the committed tables are those that the command renders from the committed JSON."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

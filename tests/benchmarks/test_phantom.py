@@ -1,7 +1,5 @@
 """The committed picture of the phantom's sites equals the command's."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

@@ -1,7 +1,5 @@
 """The benchmarks run, and count correctly; no timing is asserted."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

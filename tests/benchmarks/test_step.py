@@ -1,7 +1,5 @@
 """A benchmark runs as a command and reports its machine; no timing is asserted."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

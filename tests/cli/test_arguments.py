@@ -1,7 +1,5 @@
 """Invalid numbers and missing paths on the command line; the help of every command."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

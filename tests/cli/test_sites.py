@@ -1,7 +1,5 @@
 """`fedfms sites`: with all data on one machine, and merged from the sites' files, with the same numbers."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command `fedfms submit`."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

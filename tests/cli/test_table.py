@@ -1,7 +1,5 @@
 """The command `fedfms table`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The codecs: rounding errors are bounded, and arrays have the planned layout."""
 
-from __future__ import annotations
-
 import math
 from typing import get_args, get_type_hints
 

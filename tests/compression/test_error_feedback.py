@@ -1,7 +1,5 @@
 """Error feedback in both directions: rounding errors do not accumulate, and each end decodes the same bits."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

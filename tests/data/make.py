@@ -1,7 +1,5 @@
 """A small converted site, as a converter would write it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

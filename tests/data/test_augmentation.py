@@ -1,7 +1,5 @@
 """nnU-Net's augmentation: valid model inputs, and masks that move with their image."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Damaged images: skipped up to the study's limit, counted, never named; all other images are unaffected."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

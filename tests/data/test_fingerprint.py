@@ -1,7 +1,5 @@
 """Fingerprints: computed by hand, merged, of few images, untrusted; and the commands from a site to a job."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

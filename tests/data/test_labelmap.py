@@ -1,7 +1,5 @@
 """Masks to one map of label values and back, for nested and exclusive structures, and for those without a map."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """The data contract: manifests round-trip through JSON; impossible ones are rejected, with the case."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Small masks resized to native size: exact if they were not shrunk, otherwise with a Dice of at least 0.97."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

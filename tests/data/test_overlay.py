@@ -1,7 +1,5 @@
 """Overlays: positions and colours of what is drawn, and no metadata in the file."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

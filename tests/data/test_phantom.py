@@ -1,7 +1,5 @@
 """The embedded phantom: a function of seed, site and label values, with a shift between sites."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

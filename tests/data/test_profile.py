@@ -1,7 +1,5 @@
 """Profiles of sites: computed by hand, of few patients, untrusted; no number is of fewer than min_cases patients."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Samples from a site's folder: parts, fidelity, augmentation, and every fault with site and case."""
 
-from __future__ import annotations
-
 import json
 import logging
 

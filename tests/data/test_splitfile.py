@@ -1,7 +1,5 @@
 """Files of splits: their content, what they do not reveal, and comparisons."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Splits: disjoint, complete, by content alone."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """Reassembly of slices into their volume."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, replace
 

@@ -1,7 +1,5 @@
 """An experiment whose runs take seconds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ def experiment(**values: Any) -> Experiment:
     return parse(Experiment, raw, StudyError)
 
 
-def execute(runs: list[Run], out: Path, engine: Engine = "reference", jobs: int = 2) -> dict[str, str]:
+def execute(runs: list[Run], out: Path, engine: Engine = "in-process", jobs: int = 2) -> dict[str, str]:
     """Execute runs as the command does, with one thread each."""
     settings = SiteSettings(cache=out / "cache", threads=1)
     return execute_runs(runs, out, settings, engine=engine, jobs=jobs, progress=lambda done: None)

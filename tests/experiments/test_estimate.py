@@ -1,7 +1,5 @@
 """The estimate of an experiment."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

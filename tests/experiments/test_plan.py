@@ -1,7 +1,5 @@
 """The runs of an experiment, and what each trains and scores."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

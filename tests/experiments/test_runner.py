@@ -1,7 +1,5 @@
 """Executing runs: resumed after a kill, never repeated, errors reported, equal to NVFLARE's simulator."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -24,7 +22,7 @@ from fedfms.settings import SiteSettings
 from .make import execute, experiment
 
 pytestmark = pytest.mark.slow
-ENGINES = ("reference", "simulator")
+ENGINES = ("in-process", "simulator")
 
 
 def _result(out: Path, name: str) -> dict[str, Any]:
@@ -45,7 +43,7 @@ def test_a_resumed_run_is_bit_equal_and_a_finished_run_is_not_repeated(tmp_path:
     runs = experiment(methods=("fedmsa",), held_out=("site-2",)).runs()
     name = runs[0].name
     assert execute(runs, tmp_path / "whole") == {}
-    prepare(runs[0], tmp_path / "cut", SiteSettings(cache=tmp_path / "cut" / "cache", threads=1), "reference")
+    prepare(runs[0], tmp_path / "cut", SiteSettings(cache=tmp_path / "cut" / "cache", threads=1), "in-process")
     folder = tmp_path / "cut" / RUNS / name
     _kill_after_a_round(folder)
     assert read_rounds(folder)
@@ -82,10 +80,10 @@ def test_a_run_of_the_same_name_with_another_study_or_engine_is_an_error(tmp_pat
     (run,) = experiment(methods=("fedmsa",), held_out=("site-1",)).runs()
     (other,) = experiment(methods=("fedmsa",), held_out=("site-1",), overrides=("train.rounds=9",)).runs()
     settings = SiteSettings(threads=1)
-    prepare(run, tmp_path, settings, "reference")
-    prepare(run, tmp_path, SiteSettings(threads=2), "reference")
+    prepare(run, tmp_path, settings, "in-process")
+    prepare(run, tmp_path, SiteSettings(threads=2), "in-process")
     with pytest.raises(StudyError, match="another study"):
-        prepare(other, tmp_path, settings, "reference")
+        prepare(other, tmp_path, settings, "in-process")
     with pytest.raises(StudyError, match="another --engine"):
         check_tasks([run], tmp_path, "simulator")
     task = json.loads((tmp_path / RUNS / run.name / TASK).read_text())
@@ -93,12 +91,12 @@ def test_a_run_of_the_same_name_with_another_study_or_engine_is_an_error(tmp_pat
     assert (tmp_path / RUNS / run.name / TASK).stat().st_mode & 0o777 == 0o600
     (tmp_path / RUNS / run.name / TASK).write_text("{")
     with pytest.raises(StudyError, match="damaged"):
-        check_tasks([run], tmp_path, "reference")
+        check_tasks([run], tmp_path, "in-process")
 
 
 def test_a_run_ends_when_its_parent_process_is_gone(tmp_path: Path) -> None:
     (run,) = experiment(methods=("fedmsa",), held_out=("site-1",)).runs()
-    prepare(run, tmp_path, SiteSettings(threads=1), "reference")
+    prepare(run, tmp_path, SiteSettings(threads=1), "in-process")
     folder = tmp_path / RUNS / run.name
     nobody = subprocess.Popen(["true"])
     nobody.wait()
@@ -118,7 +116,7 @@ def test_two_processes_cannot_use_one_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("method", "models"), [("fedmsa", {"final", "best"}), ("local", {"final"})])
 def test_the_simulator_gives_the_same_result(method: str, models: set[str], tmp_path: Path) -> None:
     runs = experiment(methods=(method,), held_out=("site-2",)).runs()
-    assert execute(runs, tmp_path / "reference") == {}
+    assert execute(runs, tmp_path / "in-process") == {}
     assert execute(runs, tmp_path / "simulator", engine="simulator") == {}
     one, other = (_result(tmp_path / name, runs[0].name) for name in ENGINES)
     assert [row["dice"] for row in one["curve"]] == [row["dice"] for row in other["curve"]]

@@ -1,7 +1,5 @@
 """A toy model, a round server for it, and messages about it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Memory-mapped updates: the same bits, no visible file, nothing left behind, no path in an error."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

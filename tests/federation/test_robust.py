@@ -1,7 +1,5 @@
 """Robust rules: against NumPy, in any order of arrival, and bounded for any f Byzantine updates."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
@@ -185,7 +183,11 @@ def test_only_a_method_that_averages_supports_another_rule(method: str) -> None:
 
 @pytest.mark.parametrize("method", sorted(name for name in METHODS if METHODS[name].aggregates_by_mean))
 def test_a_method_that_claims_to_average_does(method: str) -> None:
-    updates: Any = [Update(site, {"w": torch.randn(7)}, 3 + index) for index, site in enumerate("abc")]
-    after = make_method(method, {}).aggregate(updates, ServerState(ZERO))
-    assert torch.equal(after.shared["w"], weighted_mean(updates)["w"])
-    assert not after.per_site
+    """A second round shows a method whose server state, too, depends on more than the mean."""
+    made, several, single = make_method(method, {}), ServerState(ZERO), ServerState(ZERO)
+    for _ in range(2):
+        updates: Any = [Update(site, {"w": torch.randn(7)}, 3 + index) for index, site in enumerate("abc")]
+        several = made.aggregate(updates, several)
+        single = made.aggregate([Update("", weighted_mean(updates), 1)], single)
+        assert torch.equal(several.shared["w"], single.shared["w"])
+        assert not several.per_site

@@ -1,7 +1,5 @@
 """The round server: it accepts every valid message and no other, and limits lengths and shares."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from typing import Any

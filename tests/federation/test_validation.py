@@ -1,7 +1,5 @@
 """Validation before aggregation: every difference from the schema is rejected, everything that fits is accepted."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

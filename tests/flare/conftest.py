@@ -1,7 +1,5 @@
 """A minimal NVFLARE context of a site."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

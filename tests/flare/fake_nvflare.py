@@ -1,7 +1,5 @@
 """A stand-in for the `nvflare` command: a separate process that gives scripted answers."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

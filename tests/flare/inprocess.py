@@ -3,8 +3,6 @@
 A second `Job` on the same folders sees only what is on disk, as after a kill.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace

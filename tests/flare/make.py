@@ -1,7 +1,5 @@
 """A minimal server around the aggregator, updates to send to it, and tasks for an executor."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace

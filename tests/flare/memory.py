@@ -1,7 +1,5 @@
 """Program: prints, as JSON, the memory that a server's process needs for rounds with many sites."""
 
-from __future__ import annotations
-
 import json
 import sys
 import threading

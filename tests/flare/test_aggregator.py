@@ -1,7 +1,5 @@
 """The aggregator on real shareables: it rejects every invalid update, whatever arrived before."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The limit on arrays applies to their declared size, before they are allocated."""
 
-from __future__ import annotations
-
 import io
 import json
 import tracemalloc

@@ -1,7 +1,5 @@
 """Starting a kit logs that its certificate has expired or will soon."""
 
-from __future__ import annotations
-
 import logging
 from datetime import datetime, timedelta, timezone
 from pathlib import Path

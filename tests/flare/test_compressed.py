@@ -1,7 +1,5 @@
 """Compression in NVFLARE's components: what the server sends and rejects, and what a site declares to hold."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the server sends each site: its own part or mixture, the same however often and however late it asks."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable

@@ -1,7 +1,5 @@
 """The executor on real shareables, without a federation: its replies, and what its error log may hold."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 from pathlib import Path

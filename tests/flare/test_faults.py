@@ -1,7 +1,5 @@
 """A site's replies to an abort, a full disk, too little memory and unreadable images."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

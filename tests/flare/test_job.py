@@ -1,7 +1,5 @@
 """Job folders: the committed ones equal the builder's, and NVFLARE's own validator accepts them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

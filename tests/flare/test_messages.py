@@ -1,7 +1,5 @@
 """The text of an error reply, which leaves the site."""
 
-from __future__ import annotations
-
 import pytest
 
 from fedfms.errors import DataError

@@ -3,8 +3,6 @@
 tests/simulator runs the components in NVFLARE's simulator, for one method of each kind.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

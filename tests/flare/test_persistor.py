@@ -1,7 +1,5 @@
 """The server's model: the method starts with the checkpoint that the job names."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """The site's privacy filter: what may leave and what may not, however it is nested."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The recorder's files: a round that failed leaves its rows, and nothing of the round before."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

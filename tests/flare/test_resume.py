@@ -1,7 +1,5 @@
 """A job that resumes others ends with the same bits, wherever they were cut, and rejects state of other studies."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

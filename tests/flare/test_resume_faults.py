@@ -1,7 +1,5 @@
 """Resuming under faults: foreign checkpoints, unknown ids, interrupted copies, a full disk, failed starts."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

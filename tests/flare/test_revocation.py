@@ -1,7 +1,5 @@
 """Certificate revocation, with NVFLARE's own verifier and client manager."""
 
-from __future__ import annotations
-
 import datetime
 import json
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Each test replaces the class by one with other rules, and shows that both follow it.
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterable
 from dataclasses import replace

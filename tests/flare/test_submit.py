@@ -1,7 +1,5 @@
 """Submitting a staged copy of a job, watching it, and its result."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

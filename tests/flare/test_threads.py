@@ -1,7 +1,5 @@
 """Sites on one machine share its cores, unless the settings or the environment set the threads."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import textwrap

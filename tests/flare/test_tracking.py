@@ -1,7 +1,5 @@
 """Live curves bypass filters of task results: their sender sends only numbers, whatever a job asks for."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

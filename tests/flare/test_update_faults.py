@@ -4,8 +4,6 @@ Each passes through the aggregator as a shareable that a site's executor would m
 changes.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable

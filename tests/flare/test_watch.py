@@ -1,7 +1,5 @@
 """The output for a running job."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

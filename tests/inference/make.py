@@ -1,7 +1,5 @@
 """Model files as a run writes them, of tiny models; and images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

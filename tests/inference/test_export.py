@@ -1,7 +1,5 @@
 """Safetensors, ONNX and bundle give the numbers of the model, and name no site."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

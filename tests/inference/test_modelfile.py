@@ -1,7 +1,5 @@
 """Every model file of a run identifies its model; an invalid one is a one-line error and runs no code."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Masks of images and volumes, in their native size, orientation and affine, from the slices that training uses."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Real frames and volumes: predicted, exported, and predicted again with ONNX and MONAI."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Helpers for tests of methods: a tiny federation on the phantom, and parameter counts of ViT-B."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from itertools import islice

@@ -1,7 +1,5 @@
 """Every method has a card with commands; the figures of methods without their own test file."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """One test matrix over all registered methods, in process: registering a method tests it."""
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
 from typing import Any

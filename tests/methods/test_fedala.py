@@ -1,7 +1,5 @@
 """FedALA: steps of w by hand on a quadratic, its convergence, what is mixed, and a tiny federation."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Sample-weighted averaging by hand, and its independence of order and dtype."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

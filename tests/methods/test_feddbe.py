@@ -1,7 +1,5 @@
 """FedDBE: running mean and penalty by hand, aggregation, what is sent in which round, and a tiny federation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """FedHEAL: masks, distances, weights and steps by hand; absent and new sites; the server's state."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """FednnU-Net: loss, schedule and optimizer by hand; plan and augmentation at a site; a resumed run."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

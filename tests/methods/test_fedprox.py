@@ -1,7 +1,5 @@
 """FedProx: the proximal term by hand, and the two methods that it equals without it."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """FedRA: the draw of blocks; what a site receives, trains and sends; aggregation of three sites' parts."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

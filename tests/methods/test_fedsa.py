@@ -1,7 +1,5 @@
 """FedSA: down-projections and decoder are shared, up-projections are private."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """FedSCA and its ablations: the partition, equality with FedAvg, resumed runs, the cards."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

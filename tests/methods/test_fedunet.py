@@ -1,7 +1,5 @@
 """FedU-Net: statistics are trained, averaged and used; the method's own backbone; a resumed run."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Combined optimizers: each steps its own parameters, one learning rate applies to all, the state is stored."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

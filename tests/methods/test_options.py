@@ -1,7 +1,5 @@
 """Options of methods are checked against their annotations, also without the registry."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

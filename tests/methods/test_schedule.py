@@ -1,7 +1,5 @@
 """The learning rate by round, and in a site's optimizer."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """SGCA: the projection against cvxpy, W and the mixtures by hand, absent sites, the penalty, speed."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

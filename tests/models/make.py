@@ -1,7 +1,5 @@
 """Helpers of the tests of networks: images, a training step, checks of gradients; one case for each backbone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial

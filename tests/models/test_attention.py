@@ -1,7 +1,5 @@
 """The fast attention against segment-anything's: outputs, every gradient, bytes stored for the backward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

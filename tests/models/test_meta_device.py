@@ -1,7 +1,5 @@
 """Meta-device models, and imports that a server and the command line do not need."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

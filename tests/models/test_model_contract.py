@@ -5,8 +5,6 @@ With values, it is tested at a small input size; above `MAX_PARAMETERS` a ViT ha
 (`tests.models.make.shallow`), so vit_l and vit_h differ from vit_b in width and number of heads.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """nnU-Net's rules, against its own planner and by hand; a network built from a plan."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The registry: families name their default and small backbone; a new backbone changes nothing for existing methods."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Windows of a grid, heads first, against segment-anything's partition; gradients, including the padding's."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

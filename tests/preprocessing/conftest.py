@@ -1,7 +1,5 @@
 """Fixtures for the tests of preprocessing."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.preprocessing.make import make_raw

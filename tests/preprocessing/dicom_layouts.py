@@ -1,7 +1,5 @@
 """DICOM series and segmentations for tests, with the canary in every element that may hold a name."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """A fake data set of text files: the text of a file selects what its reader returns or raises."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from pathlib import Path

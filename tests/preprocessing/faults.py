@@ -1,7 +1,5 @@
 """Defects of one case in a raw folder: how to make each of them in its two files, and its expected message."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import os

@@ -1,7 +1,5 @@
 """Imitations of the layout of each fundus data set: each makes a site's folder and returns its number of cases."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 from scipy.io import savemat

@@ -4,8 +4,6 @@ For a new data set, add a function that makes its layout with at least two cases
 `LAYOUTS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Raw folders for tests, generated or copied from real data; recipes and conversions as from the command line."""
 
-from __future__ import annotations
-
 import argparse
 import pickle
 import shutil

@@ -2,8 +2,6 @@
 patients, and its number of unused files.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

@@ -2,8 +2,6 @@
 pairs and of patients.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

@@ -1,7 +1,5 @@
 """Outlines in XML and masks in the formats of published data sets."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,7 +1,5 @@
 """The brain data set, on an imitation of the layout of FeTS 2022."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

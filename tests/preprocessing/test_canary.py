@@ -1,7 +1,5 @@
 """Raw files carry a canary wherever they may hold a patient's name: it must not appear in any output."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

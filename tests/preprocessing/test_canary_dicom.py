@@ -1,7 +1,5 @@
 """DICOM files carry a canary in every element that may hold a name: it must not appear in any output."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

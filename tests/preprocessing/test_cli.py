@@ -1,7 +1,5 @@
 """The command line: `check` finds planted faults, wrong usage is one line, help has examples."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

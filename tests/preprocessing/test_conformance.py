@@ -3,8 +3,6 @@
 A newly registered data set needs an entry in `layouts.py`. Without it, only the tests of this data set fail.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """DICOM series: voxels, positions and segmentations are exact, and each defect is a fault of its case."""
 
-from __future__ import annotations
-
 import nibabel as nib
 import numpy as np
 import pytest

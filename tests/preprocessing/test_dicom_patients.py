@@ -1,7 +1,5 @@
 """DICOM series: patients by PatientID, and the error without pydicom."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -1,7 +1,5 @@
 """DICOM series: where planes lie, in any direction, what their stored values mean, and which files are opened."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

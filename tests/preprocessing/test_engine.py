@@ -1,7 +1,5 @@
 """The conversion engine on a fake data set: volumes, failing readers, leaks of names, links out of the raw folder."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The fundus data set: imitations of each published layout, and the real images if they are available."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

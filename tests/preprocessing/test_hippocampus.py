@@ -1,7 +1,5 @@
 """The hippocampus: an imitation of the layout, and the real volumes of three strata if they are available."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel as nib

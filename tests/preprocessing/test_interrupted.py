@@ -1,7 +1,5 @@
 """Failed and stopped conversions (full disk, no rights, kill, Ctrl-C): one line, and the next run completes them."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The page of pictures: choice of slices, outlines, texts, and privacy."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Reading a NIfTI file: supported files, and faults."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 

@@ -1,7 +1,5 @@
 """PanNuke: an imitation of its folds, whose tissues are the sites."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

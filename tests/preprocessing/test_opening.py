@@ -1,7 +1,5 @@
 """Files that Pillow does not open: unusual TIFFs and arrays; alpha channels, and images that are not of 8 bits."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`pairs` on generated folders: converted pixels, faults, rule files, and no leak of names."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """`pairs` with NIfTI volumes, generated and real."""
 
-from __future__ import annotations
-
 import json
 
 import nibabel as nib

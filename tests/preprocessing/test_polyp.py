@@ -1,7 +1,5 @@
 """The polyp data set: its patient rule, and the real images of seven hospitals if they are available."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np

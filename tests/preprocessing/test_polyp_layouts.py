@@ -1,7 +1,5 @@
 """Published layouts of polyp data: imitations of each, faults in them, and ids that do not depend on the layout."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

@@ -1,7 +1,5 @@
 """The prostate data set, on an imitation of the layout of the public collection."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

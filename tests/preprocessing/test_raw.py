@@ -1,7 +1,5 @@
 """Raw folders that are damaged, closed or incomplete: each problem is reported in one line."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

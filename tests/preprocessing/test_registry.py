@@ -1,7 +1,5 @@
 """Conformance of every registered data set: recipe, help page, options, errors."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The output folder: other files are not deleted, stale slices are; formats and metadata."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

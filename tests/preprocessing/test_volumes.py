@@ -1,7 +1,5 @@
 """Volumes: find, check and cut them."""
 
-from __future__ import annotations
-
 import gzip
 import pickle
 

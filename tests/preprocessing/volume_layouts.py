@@ -1,7 +1,5 @@
 """Generated NIfTI volumes for tests, in the layouts in which data sets are published."""
 
-from __future__ import annotations
-
 import nibabel as nib
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Test objects: a project file for this machine, and opened kits."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

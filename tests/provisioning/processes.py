@@ -1,7 +1,5 @@
 """Helpers of the tests with processes: small studies, logs, and submission of several jobs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A component that a test installs at a site: training on the marked data raises errors that contain the marker."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

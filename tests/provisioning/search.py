@@ -1,7 +1,5 @@
 """Search a folder for a marker: in names, in bytes, and in nested archives."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import io

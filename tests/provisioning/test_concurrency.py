@@ -1,7 +1,5 @@
 """Concurrent commands in one federation folder do not undo each other's changes."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import shutil

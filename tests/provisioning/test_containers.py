@@ -3,8 +3,6 @@
 No daemon or cluster is needed: NVFLARE copies the kit and replaces its start scripts.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os

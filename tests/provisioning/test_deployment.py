@@ -1,7 +1,5 @@
 """A federation's kits: what is in them, who reads them, and what one command changes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

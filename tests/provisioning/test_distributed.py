@@ -1,7 +1,5 @@
 """Kits whose private key never leaves the site."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile

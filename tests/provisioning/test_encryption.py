@@ -1,7 +1,5 @@
 """Encrypted files and kits."""
 
-from __future__ import annotations
-
 import io
 import stat
 import struct

@@ -1,7 +1,5 @@
 """Processes that die or hang in the middle of a study, with mutual TLS: what is lost, and how the run resumes."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Iterator

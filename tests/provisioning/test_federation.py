@@ -1,7 +1,5 @@
 """A server and three sites as processes, with mutual TLS: what works, and what is rejected where."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import socket

@@ -1,7 +1,5 @@
 """Processes of kits, with stand-ins for NVFLARE's scripts: what is started is terminated."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import stat

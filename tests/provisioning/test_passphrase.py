@@ -1,7 +1,5 @@
 """Sources of passphrases."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

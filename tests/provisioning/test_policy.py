@@ -1,7 +1,5 @@
 """A site's policy, as NVFLARE's own classes read it from the kit."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

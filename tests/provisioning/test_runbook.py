@@ -1,7 +1,5 @@
 """The commands, files and links in the runbook exist."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from contextlib import nullcontext

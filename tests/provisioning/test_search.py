@@ -1,7 +1,5 @@
 """The search for a marker finds it in every container and encoding."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import io

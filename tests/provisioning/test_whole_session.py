@@ -2,8 +2,6 @@
 marker in every byte at the server and its people. It shuts the shared federation down.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ Three rounds of two training sites (a, b) and a held-out one (c), two structures
 1, and it does not answer in round 2.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Reports of interrupted runs, of damaged records, and of sites that report invalid values."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How far layers move, by hand."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

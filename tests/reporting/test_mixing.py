@@ -1,7 +1,5 @@
 """Mixing weights of personal models: read back, summarised in a sentence, drawn."""
 
-from __future__ import annotations
-
 import copy
 import io
 import json

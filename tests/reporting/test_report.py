@@ -1,7 +1,5 @@
 """The report of a run that was written by hand, against numbers computed by hand."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Validity of a run: by hand, and as an exit code."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

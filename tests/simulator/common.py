@@ -1,7 +1,5 @@
 """Compares a method in NVFLARE's simulator with the in-process loop, and checks its records and live curves."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

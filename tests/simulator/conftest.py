@@ -1,7 +1,5 @@
 """Runs NVFLARE's simulator as users do: as a process, with a job folder and a workspace."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

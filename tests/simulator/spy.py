@@ -1,7 +1,5 @@
 """A filter for tests, behind a site's executor, that records what leaves the site."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

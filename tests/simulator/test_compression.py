@@ -1,7 +1,5 @@
 """As test_simulator, with each codec: one global model, parts of it, a mixture for each site."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

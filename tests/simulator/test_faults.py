@@ -1,7 +1,5 @@
 """A site with an error replies with its name and advice, and the job never hangs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

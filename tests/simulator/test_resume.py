@@ -1,7 +1,5 @@
 """A run in NVFLARE's simulator that is killed at a random moment is resumed with bit-equal numbers."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """A federation in NVFLARE's simulator gives the numbers of the in-process loop."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """As test_simulator, for methods that give each site a personal model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Resuming a simulator's run waits for orphaned workers of a killed simulator, and for no other process."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Inputs for the tests of metrics, and a small study with a batch for its model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

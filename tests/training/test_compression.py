@@ -1,7 +1,5 @@
 """Compression in the in-process loop: bit-equal resume, the planned bytes, the Dice of float32."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

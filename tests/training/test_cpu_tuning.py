@@ -1,7 +1,5 @@
 """CPU tuning: retained memory and oneDNN's products; exact, and restored afterwards."""
 
-from __future__ import annotations
-
 import resource
 import subprocess
 import sys

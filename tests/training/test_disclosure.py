@@ -1,7 +1,5 @@
 """Small-cell suppression: which scores leave a site, and which do not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Faults at a site: killed during a write, a truncated file, a full disk; what is lost and what is not."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

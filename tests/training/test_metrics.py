@@ -1,7 +1,5 @@
 """The metrics against MONAI, loops over pixels, and numbers computed by hand."""
 
-from __future__ import annotations
-
 import math
 import statistics
 

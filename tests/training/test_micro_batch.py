@@ -1,7 +1,5 @@
 """Out of memory: smaller micro-batches give the same numbers; if they do not help, an error says what to do."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

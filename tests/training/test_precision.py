@@ -1,7 +1,5 @@
 """Micro-batches and lower precision: equal or close numbers; unsupported precision is an error."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

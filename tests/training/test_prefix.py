@@ -1,7 +1,5 @@
 """The cached prefix: equal to the whole network, for this network only, as private as the images."""
 
-from __future__ import annotations
-
 import stat
 from pathlib import Path
 

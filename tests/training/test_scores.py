@@ -1,7 +1,5 @@
 """Scores of many images: means and deviations by hand, volumes, and merged parts against the whole."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

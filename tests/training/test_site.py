@@ -1,7 +1,5 @@
 """A site on the phantom: what a round returns, stores and leaves unchanged; the in-process loop over sites."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Twenty sites of a toy model for thirty rounds in the in-process loop, with faults drawn from a seed."""
 
-from __future__ import annotations
-
 import dataclasses
 import tracemalloc
 from collections import Counter

@@ -1,7 +1,5 @@
 """A site's stored state: written atomically, the state before a repeated round, no code execution."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import resource

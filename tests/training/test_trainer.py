@@ -1,7 +1,5 @@
 """Errors while loading a batch are one line, in this process and in loader processes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

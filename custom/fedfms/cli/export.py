@@ -1,7 +1,5 @@
 """`fedfms export`: a trained model as files that are independent of its run."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

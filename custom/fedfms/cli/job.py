@@ -1,7 +1,5 @@
 """`fedfms job build`: NVFLARE job folders of a study, one per method."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

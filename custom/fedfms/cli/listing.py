@@ -1,7 +1,5 @@
 """`fedfms list`: methods, backbones, presets, studies and tables."""
 
-from __future__ import annotations
-
 import argparse
 
 from rich.console import Console

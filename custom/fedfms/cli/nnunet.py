@@ -1,7 +1,5 @@
 """`fedfms fingerprint`, run at each site, and `fedfms plan`, run by the lead: federated nnU-Net planning."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

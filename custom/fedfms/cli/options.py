@@ -1,7 +1,5 @@
 """How commands declare their options: one helper, one table of shared options, and parsers of option values."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable, Mapping

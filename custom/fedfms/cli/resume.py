@@ -1,7 +1,5 @@
 """`fedfms resume`: resume an interrupted run after the last round that it finished."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

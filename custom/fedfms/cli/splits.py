@@ -1,7 +1,5 @@
 """`fedfms splits`: which images are in which part, as counts and digests without any id."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

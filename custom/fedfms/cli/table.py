@@ -48,8 +48,8 @@ def add_commands(commands: Commands) -> None:
     table.add_argument("--held-out", type=comma, metavar="A,B", help="sites to hold out, one at a time (default: each)")
     add_shared(table, "--seeds", "--sites", "--backbone", "--rounds", "--preset", "--checkpoint", "--set", "--root")
     table.add_argument(
-        "--engine", choices=("reference", "simulator"), default="reference",
-        help="reference: in process, fast; simulator: NVFLARE's, same scores, without the movement of layers",
+        "--engine", choices=("in-process", "simulator"), default="in-process",
+        help="in-process: fast; simulator: NVFLARE's, same scores, without the movement of layers",
     )  # fmt: skip
     table.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs in parallel (default: 1)")
     table.add_argument("--dry-run", action="store_true", help="print the number of runs, bytes and hours, and stop")

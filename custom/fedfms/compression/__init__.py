@@ -5,8 +5,6 @@ server by sending differences to what a site holds rather than to the last targe
 `CODECS`.
 """
 
-from __future__ import annotations
-
 from fedfms.compression.codecs import CODECS, Arrays, ArrayStore, Codec, Layout, Tensors, in_memory, layout, nbytes
 from fedfms.compression.digests import digest
 from fedfms.compression.download import DownlinkCompressor, Download, read_download

@@ -5,8 +5,6 @@ that rounding takes below 0 makes every output NaN. An array has its tensor's ow
 filters by name see what they expect.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Digests of tensors, by which server and site check that they hold the same bits."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 

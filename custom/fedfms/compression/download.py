@@ -1,10 +1,9 @@
-"""From the server to its sites: differences to what each site holds, or whole tensors where it holds something else.
+"""The server's end of compression: it sends a site the difference from the tensors that the site holds.
 
-The server has a mirror of what each site holds. What rounding loses in a round stays in the difference between the
-mirror and the next target, and so is sent then. A site holds the same bits after either form.
+The server has a mirror of what each site holds. Each round it encodes the difference between the tensors that a site is
+to get (its target) and the mirror, and moves the mirror by the decoded difference. Rounding errors thus remain in the
+next difference (error feedback). A site that holds something else gets whole tensors, and then holds the same bits.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +35,7 @@ class Download:
 
 @dataclass
 class _Line:
-    """A site's part in the current round."""
+    """A site's target and download in the current round."""
 
     target: Tensors
     arrays: Arrays
@@ -45,7 +44,7 @@ class _Line:
 
 @dataclass
 class DownlinkCompressor:
-    """The server's end.
+    """The mirrors of all sites, and the downloads of the current round.
 
     Sites in the same state share the tensors of their mirrors, as objects: a method that sends one model to all costs
     one mirror and one payload for any number of sites.
@@ -68,8 +67,8 @@ class DownlinkCompressor:
         site returns, it counts as new.
 
         Args:
-            start: the global model, whose names include each target's. A new site is taken to hold it (in the first
-                round it does), or what a site with the same target holds.
+            start: the global model, whose names include each target's. The mirror of a new site starts there (which
+                is right in the first round), or at the mirror of a site with the same target.
         """
         for site in self.mirrors.keys() - targets.keys():
             del self.mirrors[site]
@@ -102,7 +101,7 @@ class DownlinkCompressor:
     def _step(self, sites: Sequence[str]) -> None:
         """Encode each change of one tensor into another once, for all sites that make it.
 
-        Tensors that do not change are stored again as well: one of them would keep the whole old file alive.
+        Tensors that do not change are stored again as well; otherwise one of them would keep the old file open.
         """
         changes: dict[_Change, tuple[str, torch.Tensor | None, torch.Tensor]] = {}
         for site in sites:

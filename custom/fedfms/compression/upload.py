@@ -1,7 +1,5 @@
 """From a site to the server: what training changed, plus the error-feedback residual of earlier rounds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple

@@ -5,8 +5,6 @@ supplementary note 4) is for images of s.d. 1. Here images are in 0..1 and the n
 (`models/nnunet.py`), so the s.d. of its noise is scaled by a typical image's s.d., 0.2. Values are clipped to 0..1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping
 from typing import Any

@@ -5,8 +5,6 @@ first, so no patient changes sides because of a damaged file. A run that has ski
 round, even if the file is repaired, and records this at the site: the training set stays the same in all rounds.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Distances between sites' profiles: of their grey values and of their structures' sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Every defect of a file becomes a `Fault`, which names neither file nor folder.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

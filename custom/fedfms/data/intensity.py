@@ -5,8 +5,6 @@ The lower end is the minimum, not 0, as in FedFMS's and FedDG's own code: this p
 stored offset moved below 0, and for a magnitude image surrounded by air, the minimum is 0.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

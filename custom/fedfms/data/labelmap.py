@@ -5,8 +5,6 @@ has, around the inner structure, the value that only the outer one has. Needs Nu
 a copy of this file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -11,8 +11,6 @@ Ids of cases and patients are pseudonyms. No original name, path or header field
 and affine of a volume (`Volume`), which place a prediction on the original.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

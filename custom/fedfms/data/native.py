@@ -9,8 +9,6 @@ an image that is not larger than the small masks are restored exactly. For shrun
 Needs NumPy alone: an exported bundle contains a copy of this file.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

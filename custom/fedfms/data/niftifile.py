@@ -1,7 +1,5 @@
 """Reads voxels and affine of a NIfTI file; every defect is a `Fault`, which names neither file nor header field."""
 
-from __future__ import annotations
-
 import gzip
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Draws an image, its ground truth and a prediction side by side. The picture is patient data and stays at the site."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 

@@ -10,8 +10,6 @@ Computed in float64, except the noise: processors differ in the last digits of a
 would round some pixels to other grey levels and change their hashes, on which splits depend.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """Pooled data of several sites: what the centralised counterparts train on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

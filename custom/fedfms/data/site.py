@@ -1,7 +1,5 @@
 """A site's data for a study: the slices of each part, and datasets of them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass

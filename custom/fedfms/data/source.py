@@ -1,7 +1,5 @@
 """Sources of slices: a site's folder, or arrays in memory. Both give native uint8 pixels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol

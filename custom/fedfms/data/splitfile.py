@@ -10,8 +10,6 @@ which anyone can guess, do not count. Other parts are compared by their numbers 
 is known only where both "all" and the one other part have a digest. A comparison notes this.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import defaultdict

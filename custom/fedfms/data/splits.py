@@ -1,10 +1,8 @@
-"""Assigns patients to training or to validation and test, from pixels and the seed alone.
+"""Assigns patients to training or to validation (test), by protocol, seed and the hashes of their images.
 
 Names, case ids and directory order play no part: case ids are keyed by a secret of the site, so they differ from
 machine to machine. Two machines with the same images make the same split.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections import Counter

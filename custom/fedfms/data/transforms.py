@@ -8,8 +8,6 @@ The arithmetic uses NumPy's and torch's uint8 kernels on one thread: on a machin
 pipeline on all threads took 30 to 60 times as long.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 

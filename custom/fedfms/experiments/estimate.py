@@ -1,7 +1,5 @@
 """The cost of an experiment before it starts: bytes from the methods' rules, hours from a step timed here."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The folder of an experiment: `table.json`, which records what was asked for, and the tables of its finished runs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 It can be killed at any point and started again: an unfinished round is repeated, with bit-equal numbers.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The runs of an experiment: method x variant x held-out site x seed, each with its own study."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

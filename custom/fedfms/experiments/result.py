@@ -1,7 +1,5 @@
 """The result of a run, `result.json`, as both engines write it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """All runs of an experiment: one process each, several in parallel. A finished run is not executed again."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -30,7 +28,7 @@ from fedfms.study import Study
 TASK, ERROR, LOG = "task.json", "error.txt", "log.txt"
 _POLL_S = 0.2
 
-Engine = Literal["reference", "simulator"]
+Engine = Literal["in-process", "simulator"]
 Progress = Callable[[Mapping[str, int]], None]
 
 
@@ -41,7 +39,7 @@ class Task:
     run: Key
     study: Study
     engine: Engine
-    """reference: the in-process loop; simulator: NVFLARE's."""
+    """in-process: the loop of `fedfms.federation.inprocess`. simulator: NVFLARE's."""
     settings: SiteSettings
     format: Literal[1] = 1
 

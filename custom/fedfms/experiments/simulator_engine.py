@@ -1,7 +1,5 @@
 """One run in NVFLARE's simulator, with a result like that of the in-process loop."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

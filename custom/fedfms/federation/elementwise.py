@@ -3,8 +3,6 @@
 Updates may be memory-mapped (`fedfms.federation.memory_mapped`); each is read once, in float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

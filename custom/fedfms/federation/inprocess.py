@@ -3,8 +3,6 @@
 A run under NVFLARE must equal it to 1e-6.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

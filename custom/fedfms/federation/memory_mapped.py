@@ -1,7 +1,5 @@
 """Memory-mapped updates: a round's accepted updates lie on disk, so that memory does not grow with the sites."""
 
-from __future__ import annotations
-
 import mmap
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """What passes between a site and the server in a round, before and after validation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

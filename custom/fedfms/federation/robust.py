@@ -1,12 +1,10 @@
-"""Robust aggregation: limits on an update's length and sample share, and rules that tolerate Byzantine sites.
+"""Robust aggregation: limits on an update's norm and sample share, and rules that tolerate Byzantine sites.
 
-A rule stands in for the mean: it makes new updates from a round's, and the method averages those. Only `norm_clip`
+A rule replaces a round's updates, and the method averages the new ones. Only `norm_clip`
 looks at sample counts, because a Byzantine site may claim any. Rules work on whole tensors in the order of the sites'
 names, so that the order of arrival changes no bit. `fedfms.study.AGGREGATION_RULES` has the number of updates that each
 needs.
 """
-
-from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence

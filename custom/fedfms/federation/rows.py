@@ -1,7 +1,5 @@
 """Rows of a round's records at the server: a site's numbers, and its rejection reason."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

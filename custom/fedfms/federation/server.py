@@ -1,7 +1,5 @@
 """The server's side of a run: dispatch, validation and aggregation, round by round."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -31,7 +29,7 @@ class RoundServer:
         sites: returns the sites that train, asked once a round.
         min_updates: updates that a round needs.
         job: id of the job, which each message must name.
-        mirrors: what each site holds, of a resumed run with compression.
+        mirrors: of a resumed run with compression, the shared tensors that each site holds.
         store: where decoded updates are put until aggregation.
 
     Attributes:
@@ -65,7 +63,7 @@ class RoundServer:
             return {} if self._compressor is None else {s: dict(m) for s, m in self._compressor.mirrors.items()}
 
     def declare(self, site: str, samples: Any) -> None:
-        """Record the sample count that a site declares at its start; a later declaration does not raise it."""
+        """Record the sample count that a site declares at its start; a later declaration changes nothing."""
         with self._lock:
             if check_samples(samples) is None:
                 self._declared.setdefault(site, int(samples))
@@ -80,7 +78,7 @@ class RoundServer:
             return self._rejections.get(site, "")
 
     def mixture(self, site: str) -> Tensors | None:
-        """The shared tensors of a site's own final model, where the method has a mixture for the site."""
+        """The shared tensors that the method mixed for a site (`ServerState.per_site`), if it did."""
         with self._lock:
             return self.state.per_site.get(site)
 
@@ -112,7 +110,7 @@ class RoundServer:
             return Dispatch(self._compressor.received(site), self._compressor.download(site, held))
 
     def _target(self, site: str) -> Tensors:
-        """What the method has for a site; computed once a round for all sites, which a method may draw for together."""
+        """What the method sends to a site. A method may draw for all sites together, so it is asked once a round."""
         if self._sent is None:
             sites = sorted(self._sites())
             self._sent = self._method.dispatch(self.state, sites)
@@ -187,7 +185,7 @@ class RoundServer:
     def close(self) -> ServerState:
         """Aggregate the round's updates; returns the server state before the next round.
 
-        The order: limits on length and sample share, the study's aggregation rule, the method. Messages that arrive
+        The order: limits on norm and sample share, the study's aggregation rule, the method. Messages that arrive
         from here on are late. The next round opens with `open_round`.
 
         Raises:

@@ -1,7 +1,5 @@
 """The server state on disk: written whole after each round, and loaded without running code."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

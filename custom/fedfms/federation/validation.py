@@ -3,8 +3,6 @@
 NVFLARE's own aggregators accept NaN, shapes that broadcast, missing names and negative sample counts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

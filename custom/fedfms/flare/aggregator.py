@@ -1,7 +1,5 @@
 """NVFLARE's aggregator as an adapter: it translates messages and events for `fedfms.federation.RoundServer`."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable
 from functools import partial

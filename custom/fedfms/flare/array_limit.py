@@ -8,8 +8,6 @@ decoder for torch tensors. No message of this package has any, so they are rejec
 texts or numbers; NVFLARE's `streaming_max_blob_size` limits the bytes of a message.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import zipfile

@@ -5,8 +5,6 @@ A server rejects an expired certificate during the TLS handshake, and neither si
 and before it opens its log files, so its messages appear on the process's standard error (systemd's journal).
 """
 
-from __future__ import annotations
-
 from datetime import datetime, timezone
 from pathlib import Path
 

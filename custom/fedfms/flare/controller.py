@@ -1,7 +1,5 @@
 """NVFLARE's ScatterAndGather for a job that resumes an earlier one: it runs the remaining rounds."""
 
-from __future__ import annotations
-
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 

@@ -3,8 +3,6 @@
 NVFLARE's other way, one task for each site, hangs a job for ever when a site asks twice.
 """
 
-from __future__ import annotations
-
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_constant import FLContextKey

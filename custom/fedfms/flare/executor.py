@@ -1,7 +1,5 @@
 """NVFLARE's executor at a site: the tasks train, validate and submit_model."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Sequence
 from pathlib import Path

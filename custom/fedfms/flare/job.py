@@ -3,8 +3,6 @@
 A job contains the whole study, resolved, but no path of a site (`fedfms.settings`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

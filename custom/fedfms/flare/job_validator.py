@@ -5,8 +5,6 @@ site's environment; a secret could then leave in the site's next error message. 
 braces.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

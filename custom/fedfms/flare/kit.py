@@ -4,8 +4,6 @@
 the kit is missing or damaged.
 """
 
-from __future__ import annotations
-
 import hashlib
 from datetime import datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Translates between NVFLARE's shareables and this package's messages; names of what travels beside the tensors."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

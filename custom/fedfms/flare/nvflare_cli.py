@@ -3,8 +3,6 @@
 NVFLARE is not imported here.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The server's model: NVFLARE's PyTorch persistor over the shared tensors, with a resume checkpoint."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,13 +1,11 @@
 """A site's privacy filter: it blocks every task result that holds more than the tensors on the site's allow-list.
 
-`local/privacy.json` of the site's kit names it; a job cannot change it. The filter walks through the whole reply.
-Each array must lie under the name of an allowed tensor and take at most the bytes of that tensor (no compressed form
-takes more). The number and total bytes of arrays are limited. Apart from arrays, only a limited number of numbers and
-short words may leave. Any other reply is blocked as a whole. The reason goes to the site's log, its audit log and the
-server.
+The site's kit configures the filter in `local/privacy.json`; a job cannot change it. The filter walks through the whole
+reply. Each array must lie under the name of an allowed tensor and take at most the bytes of that tensor (no compressed
+form takes more). The number and total bytes of arrays are limited. Apart from arrays, only a limited number of numbers
+and short words may leave. Any other reply is blocked as a whole. The reason goes to the site's log, its audit log and
+the server.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """A run's records at the server: a row per round and site, the final scores, and the report."""
 
-from __future__ import annotations
-
 import json
 import platform
 from datetime import datetime, timezone

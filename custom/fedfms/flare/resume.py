@@ -5,8 +5,6 @@ checkpoint in a folder beside the runs, because NVFLARE removes a run's folder w
 State of another study is rejected.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The job that resumes an interrupted one: the same study, and the id of the earlier job."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fedfms.errors import StudyError

@@ -9,8 +9,6 @@ shown a valid one.
 The revocation list is read at each check: a change takes effect without a restart.
 """
 
-from __future__ import annotations
-
 import functools
 import threading
 from pathlib import Path

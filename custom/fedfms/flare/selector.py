@@ -1,7 +1,5 @@
 """NVFLARE's selection of the best model, by accepted updates only."""
 
-from __future__ import annotations
-
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType

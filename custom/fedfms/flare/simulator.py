@@ -5,8 +5,6 @@ next to the workspace, and back once the job's app is deployed, where a job that
 between the two moves loses nothing: the next start moves the state back.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

@@ -1,6 +1,4 @@
-"""Runs in NVFLARE's simulator: the job of a federation, with all sites on this machine, and resuming it."""
-
-from __future__ import annotations
+"""Starts a job in NVFLARE's simulator, with all sites on this machine, and resumes an interrupted run."""
 
 import itertools
 import json
@@ -40,7 +38,7 @@ def sites_at_once(study: Study, settings: SiteSettings, sites: int) -> int:
     """Number of sites to run in parallel.
 
     All of them, each in one process for the whole run, if they fit into the run's share of memory. Otherwise one per
-    core, with a new process for each task, which imports and builds everything again.
+    core (always so on a GPU), with a new process for each task, which imports and builds everything again.
     """
     cores = min(sites, usable_cores())
     if sites == cores or settings.torch_device.type != "cpu":

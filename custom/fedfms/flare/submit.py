@@ -1,7 +1,5 @@
 """Run a study with a lead's kit: check, submit, watch and download a job; resume it if a process died."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

@@ -4,8 +4,6 @@ By default each process uses every core. Three sites on two cores then wait for 
 networks train at least ten times slower.
 """
 
-from __future__ import annotations
-
 import os
 
 import psutil

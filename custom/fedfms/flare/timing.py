@@ -1,7 +1,5 @@
 """Record when the phases of a round start and end, for benchmarks; a job has this component only on request."""
 
-from __future__ import annotations
-
 import json
 import time
 from typing import Any

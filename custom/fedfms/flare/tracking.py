@@ -7,8 +7,6 @@ them and not NVFLARE's `ConvertToFedEvent`: there, the job chooses which events 
 its paths, are events too.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any

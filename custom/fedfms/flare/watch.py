@@ -3,8 +3,6 @@
 One `nvflare job monitor` with one login reports all of it; it is restarted when the server does not answer.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """A MONAI bundle that runs without this package: the network as TorchScript, its pre- and post-processing."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

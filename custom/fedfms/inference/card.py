@@ -1,7 +1,5 @@
 """The model card of an export: origin, scores and intended use, without names of sites."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jinja2 import StrictUndefined, Template

@@ -1,7 +1,5 @@
 """Exports a model: a folder with its tensors, metadata and model card, and on request ONNX and a MONAI bundle."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Images, volumes and folders of them, as the slices that training would have used."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From a model file to the network, with every tensor in place."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

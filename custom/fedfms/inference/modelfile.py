@@ -9,8 +9,6 @@
 | an export's folder, or `model.safetensors` | as exported | all |
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

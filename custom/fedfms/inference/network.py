@@ -1,7 +1,5 @@
 """A network as a file that runs without this package: TorchScript for MONAI, ONNX for other software."""
 
-from __future__ import annotations
-
 import io
 import logging
 import warnings

@@ -1,7 +1,5 @@
 """The folder of predicted masks: files in the input's format and size, and a record of the files written."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

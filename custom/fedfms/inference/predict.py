@@ -1,7 +1,5 @@
 """Predicts the masks of inputs, one after another; an unreadable input does not stop the others."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

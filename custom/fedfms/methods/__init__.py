@@ -1,7 +1,5 @@
 """The registry of methods. A new method is a file with a `Method` subclass, and a line here."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

@@ -2,11 +2,15 @@
 
 A method is pure: dicts of tensors and numbers in, dicts out; no files, no NVFLARE. The same object runs in the
 in-process loop (`fedfms.federation.inprocess`) and under NVFLARE (`fedfms.flare`), which is why both give the same
-numbers. A new method is a subclass in a file of its own, a line in the registry and a card in `docs/methods/`. What it
-does not override is FedAvg over all that it trains.
+numbers.
 
-The hooks, in the order of a round. Server: `dispatch`. Site: `on_receive`, scoring, `before_training`, per step `loss`
-and `penalty`, `after_training`, `outgoing`. Server: `aggregate`.
+The hooks, in the order of a round. Server: `dispatch`. Site: `on_receive` (the received model is then scored),
+`before_training`, per step `loss` and `penalty`, `after_training`, `outgoing`. Server: `aggregate`.
+
+To add a method: subclass `FedAvg`, or `FedMSA` to train adapters and decoder, in a file of its own (`fedprox.py` is an
+example with an option); import it in `fedfms.methods` and add it to the registry there; write its card in
+`docs/methods/` (copy one) and its row in README.md; build its job with `make jobs`. The tests over the registry then
+run it; add a test of its arithmetic.
 """
 
 from __future__ import annotations
@@ -78,9 +82,10 @@ class ServerState:
 
     Attributes:
         shared: the global model's shared tensors.
-        per_site: each site's own mixture, of methods that make one.
-        state: the method's own: tensors, numbers, texts, and lists and dicts of them.
-        notes: what this round's aggregation decided (SGCA's W), for people; JSON.
+        per_site: by site, the shared tensors that the method mixed for it; empty for most methods.
+        state: what the method stores at the server: tensors of any dtype, numbers, texts, and lists and dicts of them;
+            empty before the first round.
+        notes: what this round's aggregation decided (SGCA's W), for people; JSON. `aggregate` must replace them.
     """
 
     shared: Tensors
@@ -127,16 +132,19 @@ class LocalInit:
 
 
 class Method:
-    """Base of all methods: trains by roles, shares all that it trains, has no private tensors.
+    """Base of all methods. It trains by roles and shares all that it trains; subclasses aggregate.
 
-    Class attributes describe a method; its options are keyword arguments of `__init__` with defaults.
+    Class attributes describe a method. Its options are keyword-only arguments of `__init__` with defaults, whose types
+    and ranges `fedfms.methods.options.checked` checks.
 
     Attributes:
+        name: in studies, on the command line and in `jobs/`.
+        paper: name and venue, as in "FedProx, MLSys 2020".
         family: of the backbones that it trains.
         personal: every site ends with a personal model.
         sends_parts: a site may receive a part of the shared tensors.
-        aggregates_by_mean: `aggregate` is the sample-weighted mean of whole updates, so that a robust rule may stand in
-            for it (`fedfms.federation.robust`).
+        aggregates_by_mean: `aggregate` depends on the updates only through their sample-weighted mean, so that a robust
+            rule may replace the updates (`fedfms.federation.robust`). A subclass that overrides `aggregate` states it.
         centralised: the data of all sites are pooled in one process; a baseline, not a federation.
         trained_roles: roles of the tensors that it trains.
         adapters: the model has adapters (MSA) or none (SAM).
@@ -232,5 +240,8 @@ class Method:
         return {site: server.per_site.get(site, server.shared) for site in sites}
 
     def aggregate(self, updates: Sequence[Update], server: ServerState) -> ServerState:
-        """The server state after this round's accepted updates, in any order; its round is one higher."""
+        """The server state after this round's accepted updates, in any order; its round is one higher.
+
+        Each update has the tensors of `server.shared`, or a part of them where the method sends parts.
+        """
         raise NotImplementedError

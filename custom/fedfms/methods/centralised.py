@@ -4,8 +4,6 @@ They are the upper reference of a federation, with its model, trainer, schedule 
 be in one place.
 """
 
-from __future__ import annotations
-
 from fedfms.methods.fedmsa import FedMSA
 from fedfms.methods.fedsam import FedSAM
 from fedfms.methods.fedunet import FedUNet

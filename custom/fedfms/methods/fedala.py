@@ -1,7 +1,5 @@
 """FedALA (Zhang et al., AAAI 2023): before training, a site mixes the global model into its own, element by element."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from typing import Annotated

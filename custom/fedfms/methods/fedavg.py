@@ -1,7 +1,5 @@
 """FedAvg's aggregation (McMahan et al., AISTATS 2017): the mean of the updates, weighted by sample count."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

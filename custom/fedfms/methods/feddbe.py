@@ -1,7 +1,5 @@
 """FedDBE (Zhang et al., NeurIPS 2023): a private shift of the embeddings absorbs what is specific to a site."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import cast

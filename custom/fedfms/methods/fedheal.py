@@ -4,8 +4,6 @@ The paper's names: Delta_i = theta_global - theta_i (a step subtracts it), p_i a
 growth, b = beta, tau = threshold.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any

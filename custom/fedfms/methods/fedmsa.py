@@ -1,7 +1,5 @@
 """FedMSA (FedFMS, MICCAI 2024): adapters and mask decoder of the Medical SAM Adapter, averaged by sample count."""
 
-from __future__ import annotations
-
 from fedfms.methods.fedavg import FedAvg
 
 

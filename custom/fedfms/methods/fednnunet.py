@@ -1,7 +1,5 @@
 """FednnU-Net: nnU-Net's 2D network and its training (Isensee et al., Nature Methods 2021), averaged by sample count."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """FedProx (Li et al., MLSys 2020): FedAvg with a proximal term that pulls each site towards the received model."""
 
-from __future__ import annotations
-
 import torch
 
 from fedfms.methods.base import Tensors

@@ -1,7 +1,5 @@
 """FedRA (Su et al., ECCV 2024): in every round each site trains the adapters of a random subset of blocks."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """FedSA (FedSA-LoRA, ICLR 2025) on adapters: down-projections are shared, up-projections are private."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from fedfms.methods.base import Layout

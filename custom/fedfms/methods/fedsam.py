@@ -1,7 +1,5 @@
 """FedSAM (FedFMS, MICCAI 2024): all of SAM's image encoder and mask decoder, averaged by sample count."""
 
-from __future__ import annotations
-
 from fedfms.methods.fedavg import FedAvg
 
 

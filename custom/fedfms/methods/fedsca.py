@@ -1,7 +1,5 @@
 """FedSCA (ICML 2025): SGCA over the lowest adapters; all other trained tensors are private."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from fedfms.errors import StudyError

@@ -1,7 +1,5 @@
 """FedU-Net (FedFMS's baseline): a U-Net with batch normalisation, averaged by sample count with its statistics."""
 
-from __future__ import annotations
-
 from fedfms.methods.fedavg import FedAvg
 
 

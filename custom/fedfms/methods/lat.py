@@ -1,7 +1,5 @@
 """LAT (ablation of FedSCA, ICML 2025): the lowest adapters are averaged; all other trained tensors are private."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from fedfms.methods.base import Layout

@@ -1,7 +1,5 @@
 """Local training without federation: the lower reference."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from fedfms.methods.base import Layout

@@ -1,7 +1,5 @@
 """Losses on logits. FedFMS's reference code trains with BCE and a weight of 2 for positives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

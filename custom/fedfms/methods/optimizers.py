@@ -1,7 +1,5 @@
 """Optimizers made of others: different ones for different parameters, and one with loss scaling for float16."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

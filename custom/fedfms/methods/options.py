@@ -1,7 +1,5 @@
 """Checks a method's keyword options: the annotations of `__init__` declare their types and ranges."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_type_hints
@@ -17,7 +15,7 @@ P = ParamSpec("P")
 
 NonNegative = Annotated[Float, Field(ge=0)]
 Positive = Annotated[Float, Field(gt=0)]
-Fraction = Annotated[Float, Field(gt=0, le=1)]
+Fraction = Annotated[Float, Field(gt=0, le=1)]  # 0 is excluded
 
 
 def checked(init: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:

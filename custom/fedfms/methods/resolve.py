@@ -1,7 +1,5 @@
 """Resolves a study for its method: the one place where a method of another family gets its own backbone."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from fedfms.errors import StudyError

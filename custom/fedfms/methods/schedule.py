@@ -1,7 +1,5 @@
 """Learning rate schedules: the factor of the learning rate by the fraction of a study's rounds that is done."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 

@@ -1,7 +1,5 @@
 """SGCA (aggregation of FedSCA, ICML 2025): all trained tensors are shared, and each site gets its own mixture."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Pairwise similarity d(S_i, S_j) of the sites' tensors (FedSCA's Eq. 7), and its scaling."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 

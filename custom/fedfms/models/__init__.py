@@ -1,7 +1,5 @@
 """Networks: `BACKBONES` names them, `build_model` builds them; independent of sites and data."""
 
-from __future__ import annotations
-
 from fedfms.models.base import ROLES, SegmentationModel
 from fedfms.models.registry import BACKBONES, FAMILIES, build_model, family_of, meta_model, replacement_backbone
 

@@ -1,7 +1,5 @@
 """Adapters in the blocks of a frozen image encoder (MSA: Wu et al., 2023; FedFMS, section 3.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -11,8 +11,6 @@ biases for each head. The implementation depends on the device:
   and column, so the fused kernels of `scaled_dot_product_attention` apply.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

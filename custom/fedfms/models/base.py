@@ -1,7 +1,5 @@
 """Base classes of the networks: the interface that training and methods use."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar

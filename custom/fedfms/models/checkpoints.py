@@ -1,7 +1,5 @@
 """Pre-trained weights: read without executing code, verified against published hashes, loaded strictly."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import zipfile

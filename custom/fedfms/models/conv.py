@@ -1,7 +1,5 @@
 """Base class of convolutional networks: all parameters train from scratch; masks have their own size."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from torch import Tensor, nn

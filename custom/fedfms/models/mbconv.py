@@ -1,7 +1,5 @@
 """TinyViT's convolutional parts: stem, inverted bottleneck, merging, all with fixed batch statistics."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -3,8 +3,6 @@
 Some of torch's operators for this device import its compiler, which takes two seconds per process; they are skipped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """nnU-Net's 2D network (MONAI's DynUNet) with deep supervision, built from a plan."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Registry of backbones, in families that different methods train; a new backbone is a file and a line here."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial

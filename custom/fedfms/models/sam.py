@@ -1,7 +1,5 @@
 """SAM without prompts: image encoder, SAM's mask decoder on a batch of images, structure head."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ sub-package `modeling` needs torch alone, so it is loaded from its file under a 
 installed, absent or broken torchvision, and with a half-imported `segment_anything`.
 """
 
-from __future__ import annotations
-
 import importlib.machinery
 import importlib.util
 import sys

@@ -3,8 +3,6 @@
 State names and tensor layouts are those of their checkpoints.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, cast
 
 import torch

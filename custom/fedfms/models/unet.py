@@ -1,7 +1,5 @@
 """The U-Net with batch normalisation, trained from scratch: the baseline of the federated SAM."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """SAM's image encoder (ViT) from segment-anything's modules, with adapters, for any input size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Partitions the tokens of a grid into windows, separated by head, and back, with one copy each way."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Reports: of one run (this module), tables of many runs (`tables`), and the cost of methods (`cost`)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

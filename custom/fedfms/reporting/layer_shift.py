@@ -1,7 +1,5 @@
 """How far local training moves each layer of the model in a round (FedFMS, Fig. 3)."""
 
-from __future__ import annotations
-
 import math
 import re
 import statistics

@@ -3,8 +3,6 @@
 An entry is {"round", "sites": those that answered, "rows": {site: {site: weight}}}; see `fedfms.reporting.records`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

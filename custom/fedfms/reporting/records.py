@@ -15,8 +15,6 @@ What the server wrote must be valid, or the file is damaged; only an incomplete 
 What a site reported (scores, loss, seconds) is dropped with a note if it is not valid.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Compute the numbers of a run's report from its records: plain dicts, for programs."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Validation of a site's scores and numbers before they enter a report: an invalid value must not spoil the report."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """How different the sites are (`fedfms sites`): tables for a terminal and as Markdown, and a figure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

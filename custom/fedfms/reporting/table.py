@@ -1,7 +1,5 @@
 """The table of a run's report, for a terminal and as Markdown, and the report's first line, on participation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any

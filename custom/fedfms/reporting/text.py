@@ -1,7 +1,5 @@
 """Tables as text: for a terminal, for a log, and as Markdown."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The number of updates that each aggregation rule needs; the rules are in `fedfms.federation.robust`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

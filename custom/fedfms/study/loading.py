@@ -1,7 +1,5 @@
 """Loads study files, packaged ones by name, and applies presets and overrides."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence

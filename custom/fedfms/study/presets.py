@@ -1,7 +1,5 @@
 """Presets: a training schedule with its backbone, which replaces the study's."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

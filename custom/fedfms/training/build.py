@@ -1,7 +1,5 @@
 """Builds a study's model together with its method: the same at the server and at every site."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path

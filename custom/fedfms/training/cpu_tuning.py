@@ -3,8 +3,6 @@
 Results are equal up to the order of sums. A site can turn it off (`cpu_tuning: false`).
 """
 
-from __future__ import annotations
-
 import ctypes
 import platform
 import threading

@@ -6,8 +6,6 @@ image (the case for `volume`), not the patient: a site with many slices of few p
 Every score that leaves a site passes through here. Scores that stay at the site are not suppressed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +15,12 @@ MIN_CASES = "min_cases"  # key of the threshold that was applied
 
 
 def suppress_small_cells(scores: Mapping[str, Any], min_cases: int) -> dict[str, Any]:
-    """`Scores.result()` with every value of a row None, its counts too, if the row is over fewer than `min_cases`.
+    """`Scores.result()` in which all values of a row are None if the row is over fewer than `min_cases` images.
 
-    The structure must also be present in the truth of `min_cases` images (cases for `volume`). A false positive in
-    an image without the structure counts as 0, so a mean over seven of them and one image with the structure is an
-    eighth of that one's score. A structure in too few images is suppressed in all modes: `fedfms` counts empty images
-    as 1, so its mean would reveal the same few.
+    The structure must also be present in the truth of `min_cases` images (cases for `volume`). An image without the
+    structure may count as a known 0 (a false positive): the mean over seven of them and one image with the structure
+    then reveals that one's score. A structure in too few images is suppressed in all modes: the mode `fedfms` counts
+    empty images as a known 1, so its mean would reveal the same.
 
     The number of all scored images is not suppressed, since a site reports it anyway. "dice" becomes the mean over the
     remaining structures, None if none remains. The result holds `min_cases` and no longer the counts of "present".

@@ -1,7 +1,5 @@
 """Adds the place (site, round) to errors, and turns a full disk or a lack of memory into one-line errors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

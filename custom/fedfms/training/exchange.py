@@ -3,8 +3,6 @@
 All that compression needs between rounds is in the site's stored states, so that a repeated round sends the same bits.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 

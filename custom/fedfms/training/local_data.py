@@ -1,7 +1,5 @@
 """A site's training data, as methods see them before a round's training begins (`fedfms.methods.LocalData`)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Splits a batch into micro-batches, and retries with smaller ones when memory runs out."""
 
-from __future__ import annotations
-
 import gc
 import logging
 from collections.abc import Callable

@@ -5,8 +5,6 @@ without it (up to the last bits where convolutions of small images depend on the
 take 100 times as long for convolutions in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

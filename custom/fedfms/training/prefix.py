@@ -5,8 +5,6 @@ In TinyViT that is the whole convolutional stage, at the highest resolution. The
 hold features of images and are as private as the images (mode 0600).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """The result of a site's round."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,8 +4,6 @@ The in-process loop and the NVFLARE executor use the same class. All that a roun
 (`StateStore`): NVFLARE's simulator starts a new process for every task when it has fewer threads than sites.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Writes outputs that stay in the site's run folder: scores of every image, and overlays of a few."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

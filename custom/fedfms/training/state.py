@@ -4,8 +4,6 @@ There is one file per round in the run's folder, so that a round that is repeate
 before it; the two newest are retained.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pickle
 import re

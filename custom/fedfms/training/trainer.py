@@ -1,7 +1,5 @@
 """Trains and scores a model on batches, independently of sites, rounds and NVFLARE."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -38,7 +36,7 @@ def never() -> bool:
 def batches(
     dataset: Dataset[Any], batch_size: int, *, workers: int = 0, shuffle: torch.Generator | None = None
 ) -> DataLoader[Any]:
-    """Batches of `dataset`, in its order or shuffled by a generator. An expected error comes as an item, not raised."""
+    """Batches of `dataset`, in its order or shuffled by a generator. A `FedfmsError` takes the place of a batch."""
     return DataLoader(
         _ErrorsAsItems(dataset), batch_size=batch_size, shuffle=shuffle is not None, generator=shuffle,
         num_workers=workers, collate_fn=_collate,

@@ -1,7 +1,5 @@
 """Test objects for preflights: certificates, a TLS server in a thread, and a site's kit."""
 
-from __future__ import annotations
-
 import json
 import socket
 import ssl

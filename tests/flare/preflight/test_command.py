@@ -1,7 +1,5 @@
 """`fedfms preflight`: exit code, JSON, table, and what its help does not import."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Each check of a preflight, passing and failing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import socket

@@ -1,7 +1,5 @@
 """`fedfms cost`: golden numbers, the papers' units, every method on the phantom, and timing in a subprocess."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """FLOPs and memory of a step, against numbers computed by hand and against a step that runs."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """Finished runs as `fedfms table` leaves them, with numbers that follow simple rules."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

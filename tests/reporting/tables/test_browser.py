@@ -1,7 +1,5 @@
 """The page in a real browser: only its own script runs. Skipped without Chromium."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Figures: which points they hold, and the same bytes every time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from xml.etree import ElementTree
 

@@ -1,7 +1,5 @@
 """The papers' figures: complete, mapped from our names, and compared only with ours of the same quantity."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

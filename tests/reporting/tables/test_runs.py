@@ -1,7 +1,5 @@
 """Finished runs are read back, and an invalid file is an error of one line."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Wilcoxon's test and Holm's correction, against all orders of signs counted one by one."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Means, deviations and averages of a table, against numbers computed by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

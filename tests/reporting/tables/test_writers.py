@@ -1,7 +1,5 @@
 """Files of `write_tables`: the same bytes every time, well-formed, and safe against names with markup."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """Checks that a site runs before a study. Each check is independent, so that one fault never hides another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 

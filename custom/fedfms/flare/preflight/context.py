@@ -1,7 +1,5 @@
 """The input of the checks: a site's kit and optionally a job, each part read once when first needed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path

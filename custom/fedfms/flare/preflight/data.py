@@ -1,7 +1,5 @@
 """Checks of the site's images and weights. No row shows a case, a file or a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from fedfms.data.source import FolderSource, Item

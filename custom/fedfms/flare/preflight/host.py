@@ -1,7 +1,5 @@
 """Checks of the machine: the installed package, disk space, and memory of the card and the host."""
 
-from __future__ import annotations
-
 import hashlib
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """Checks of a job against the site's policy, by the same classes of NVFLARE and of this package that enforce it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of the kit: the site's settings, the kit's files and permissions, and its certificates."""
 
-from __future__ import annotations
-
 import os
 from datetime import datetime, timezone
 from pathlib import Path

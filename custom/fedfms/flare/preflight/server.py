@@ -1,7 +1,5 @@
 """Checks of the connection to the server: port, TLS, clock, and the time to transfer a round's tensors."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from datetime import datetime, timezone

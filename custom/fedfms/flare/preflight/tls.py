@@ -4,8 +4,6 @@ NVFLARE's `http` scheme is HTTP over mutual TLS: the server answers a request fo
 not log it. With any other scheme only the handshake is checked.
 """
 
-from __future__ import annotations
-
 import http.client
 import socket
 import ssl

@@ -1,7 +1,5 @@
 """The cost of methods before they run: parameters, bytes, FLOPs, memory and seconds, with the papers' figures."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Sequence

@@ -8,8 +8,6 @@ trained layers: this gives 13.34 and 5.53 for SAM and MSA, where the paper print
 the padded tokens of its code would add to that.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache

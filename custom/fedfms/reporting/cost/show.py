@@ -1,7 +1,5 @@
 """The tables of `fedfms cost`, for a terminal and as Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

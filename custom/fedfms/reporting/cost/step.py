@@ -1,7 +1,5 @@
 """FLOPs and memory of a training step, counted from shapes on torch's meta device: the same on every machine."""
 
-from __future__ import annotations
-
 import statistics
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Seconds and memory of one training step and one prediction on this machine, by the trainer of a site."""
 
-from __future__ import annotations
-
 import json
 import re
 import resource

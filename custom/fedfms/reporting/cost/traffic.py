@@ -1,7 +1,5 @@
 """The traffic of a study before it runs: the method's own rules applied to the model's shapes, round by round."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 
 from fedfms.compression import CODECS, layout, nbytes

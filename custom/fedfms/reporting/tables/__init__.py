@@ -4,8 +4,6 @@
 The same runs give the same bytes: dates and paths appear only if a run or the command line contains them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The HTML page of a table: one file that loads nothing, for screens, phones, print and screen readers."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

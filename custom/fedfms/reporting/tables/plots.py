@@ -1,7 +1,5 @@
 """Figures of a table as PNG and SVG: curves by round, ablations (scores against a variant's number), layer shifts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Figures and the mapping of names are in `fedfms/reporting/published`. A site, st
 has no figure. Averages are compared only if they are over the same sites.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ A run is a method (in a variant) with a seed and, in the protocol `held-out`, a 
 An invalid file is an error: tables are made of valid runs only.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sheets of a table: the texts of all cells, independent of the output format."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence

@@ -6,8 +6,6 @@ up to 50 differences without ties, otherwise the normal approximation, with the 
 a continuity correction. Holm's correction is over the compared methods, by model, mode and site.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence

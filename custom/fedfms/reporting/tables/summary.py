@@ -4,8 +4,6 @@ Protocol `held-out`: a column's score is that of the model on the site held out 
 from other runs. Protocol `personal`: a column's score is that of the site's personal model on its own test part.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Sheets for a terminal, as Markdown, LaTeX and JSON; the numbers of all runs as CSV."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io
