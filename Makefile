@@ -31,8 +31,8 @@ test: $(READY)  ## all tests except those of test-federation, two files in paral
 test-federation: $(READY)  ## tests with server and sites as processes on this machine
 	$(BIN)/python -m pytest -m processes
 
-test-fast: $(READY)  ## fast tests, under a minute in total
-	$(BIN)/python -m pytest -m "not slow and not federation"
+test-fast: $(READY)  ## the tests that take under a minute together, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not federation and not processes"
 
 lint: $(READY)  ## ruff, its formatter, mypy and the import contracts
 	@$(BIN)/python -c "import ruff, mypy, importlinter" 2>/dev/null || \

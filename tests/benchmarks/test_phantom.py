@@ -1,6 +1,7 @@
 """The committed picture of the phantom's sites equals the command's."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from benchmarks.pages import PAGES
@@ -9,6 +10,7 @@ from benchmarks.phantom import picture
 COMMITTED = PAGES / "phantom-sites.png"
 
 
+@pytest.mark.slow
 def test_the_committed_picture_equals_the_drawn_one() -> None:
     made, committed = (np.asarray(image, dtype=int) for image in (picture(), Image.open(COMMITTED)))
     assert made.shape == committed.shape == (128, 512, 3)

@@ -29,6 +29,7 @@ def test_live_bytes_of_a_product() -> None:
         assert live.now == 0
 
 
+@pytest.mark.slow
 def test_the_memory_count_is_reproducible_and_grows_with_the_batch() -> None:
     one = memory.measure("fedmsa", "vit_tiny", 64, 1, ["plain", "fast"])
     assert one == memory.measure("fedmsa", "vit_tiny", 64, 1, ["plain", "fast"])
@@ -68,6 +69,7 @@ def test_updates_in_memory_and_on_disk_are_aggregated() -> None:
     assert all(row["read_s"] >= 0 and row["aggregate_s"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_loader_delivers_every_image_with_each_setting() -> None:
     rows = loader.measure(64, images=6, batch=4, workers=[0, 1])
     assert [(row["workers"], row["cache"]) for row in rows] == [(0, True), (0, False), (1, True), (1, False)]
@@ -100,6 +102,7 @@ def test_a_command_line_is_parsed() -> None:
     assert args.json == Path("out.json")
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line() -> None:
     command = [sys.executable, "-m", "benchmarks", "step", "--method", "nosuch"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)

@@ -6,9 +6,12 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import pytest
+
 PATHS = ("plain", "fast")
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_step_as_json(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     command = "step --method fedmsa,fedsam --backbone vit_tiny --size 64 --paths plain,fast --dtypes float32 --steps 1"

@@ -42,6 +42,7 @@ def test_lines_are_not_wrapped_outside_a_terminal(tmp_path: Path, capsys: pytest
         assert len([line for line in lines if name in line]) > 1, "in each table"
 
 
+@pytest.mark.slow
 def test_merged_files_give_the_same_numbers(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _here(study, tmp_path, "--out", str(tmp_path / "report"), "--json", str(tmp_path / "one.json")) == 0
     together = json.loads((tmp_path / "one.json").read_text())
@@ -91,6 +92,7 @@ def test_the_phantom_needs_no_data(tmp_path: Path) -> None:
     assert all(matrix[i][i] == 0 and matrix[i][j] == matrix[j][i] > 0 for i in range(4) for j in range(i))
 
 
+@pytest.mark.slow
 def test_errors_are_one_line(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few, odd = tmp_path / "few.json", tmp_path / "odd.json"
     odd.write_text("[1]")

@@ -75,6 +75,7 @@ def test_a_run_with_unreadable_records_is_not_a_success(
     assert "no table: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_time_limit_prints_how_to_continue(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake.answers("job monitor", [{"sleep": 60}])
     assert _submit(fake, tmp_path, str(JOB), "--limit", str(2 / 3600)) == 1
@@ -95,6 +96,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_prints_how_to_continue(fake: Fake, tmp_path: Path) -> None:
     fake.answers("job monitor", [state("RUNNING"), {"sleep": 600}])
     arguments = ["submit", str(JOB), "--kit", str(fake.kit), "--out", str(tmp_path / "out")]

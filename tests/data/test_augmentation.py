@@ -22,6 +22,7 @@ def _sample(channels: int = 3) -> dict[str, torch.Tensor]:
     return {"image": torch.from_numpy(image), "label": torch.from_numpy(label)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_samples_are_valid_model_inputs_and_depend_on_the_seed_alone(channels: int) -> None:
     transforms = make_transforms(SPEC, input_px=32, mask_px=16, augment=True)

@@ -123,6 +123,7 @@ def _study(limit: int) -> Study:
     })  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_site_skips_the_same_images_in_every_round_and_reports_their_number(root: Path, tmp_path: Path) -> None:
     """Each round in a new `Site`, even after the damaged file is repaired."""
     settings, received = SiteSettings(data_root=root), build(_study(2), SiteSettings()).shared()
@@ -145,6 +146,7 @@ def test_a_site_skips_the_same_images_in_every_round_and_reports_their_number(ro
     assert data.parts["train"][3].case not in json.dumps(report)
 
 
+@pytest.mark.slow
 def test_an_image_damaged_during_a_run_costs_one_round(root: Path, tmp_path: Path) -> None:
     """In a running process: the round that detects it fails, later rounds skip the image."""
     site = Site(_study(1), "a", SiteSettings(data_root=root), tmp_path / "run")

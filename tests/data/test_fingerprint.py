@@ -139,6 +139,7 @@ def test_an_untrusted_fingerprint_is_validated(change: dict[str, Any]) -> None:
         Fingerprint.from_dict({**good, **change})
 
 
+@pytest.mark.slow
 def test_from_sites_to_a_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = []
     for site in ("a", "b"):

@@ -55,6 +55,7 @@ def manifests(draw):
     return Manifest(VERSION, draw(names), draw(names), structures, listed, make_splits(listed), options)
 
 
+@pytest.mark.slow
 @given(manifests())
 def test_round_trip(manifest):
     assert parse_manifest(json.dumps(asdict(manifest))) == manifest
@@ -157,6 +158,7 @@ def test_positions_are_strictly_increasing(positions):
     assert volume.fault([(12, 20)] * 2) == "the positions are not strictly increasing"
 
 
+@pytest.mark.slow
 def test_a_manifest_of_20000_slices_loads_fast(tmp_path):
     """The time is linear in the number of patients; it was quadratic, minutes for a large site."""
     cases = tuple(

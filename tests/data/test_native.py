@@ -31,6 +31,7 @@ def dice(one, two):
     return 2 * (one & two).sum() / (one.sum() + two.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "radius"), [(384, 15), (512, 15), (640, 24), (768, 28), (1024, 32)])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())

@@ -107,6 +107,7 @@ def test_augmentation_depends_on_item_and_round_not_on_order(root):
     assert {type(forward[0][key]) for key in ("image", "label")} == {torch.Tensor}
 
 
+@pytest.mark.slow
 def test_image_and_masks_are_flipped_together(tmp_path):
     study = Study.from_dict(
         {

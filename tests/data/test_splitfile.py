@@ -194,6 +194,7 @@ def test_a_faulty_file_of_splits_is_rejected(tmp_path, root, change, says):
         _edited(made, tmp_path / "f.json", lambda raw: raw.update(change))
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     file, arguments = tmp_path / "f.json", ["splits", "phantom", "--sites", "site-1", "--seeds", "0"]
     assert main([*arguments, "--of", "a phantom", "--out", str(file)]) == 0
@@ -214,6 +215,7 @@ def test_the_command(tmp_path, capsys):
     assert str(tmp_path) not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_committed_phantom_splits_are_up_to_date():
     """After an intended change of rule or phantom, run `fedfms splits phantom --out` and note it in CHANGELOG."""
     content = load_splits(COMMITTED / "phantom.json")
@@ -238,6 +240,7 @@ def test_the_committed_splits_of_real_data(module, folder, tmp_path):
     _compare_converted(module, folder, tmp_path, content, sorted(content.splits["personal"]["0"]))
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_committed_splits_of_polyps(tmp_path):
     """One site with small frames: all seven take minutes."""

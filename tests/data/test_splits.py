@@ -18,6 +18,7 @@ protocols = st.sampled_from(sorted(PROTOCOLS))
 seeds = st.integers(0, 5)
 
 
+@pytest.mark.slow
 @given(patients, protocols, seeds)
 def test_parts_are_disjoint_complete_and_not_empty(patients, protocol, seed):
     parts = assign(patients, protocol, seed)

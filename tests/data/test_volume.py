@@ -83,6 +83,7 @@ def test_a_reassembled_file_is_aligned_with_the_original(tmp_path, axis):
     assert nib.aff2axcodes(back.affine) == nib.aff2axcodes(original.affine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [((384, 384, 20), 0.985), ((384, 320, 20), 0.985), ((256, 256, 6), 1), ((250, 311, 12), 0.985),

@@ -113,6 +113,7 @@ def test_the_command_line_overrides_a_table(tmp_path: Path) -> None:
         load_experiment(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_every_packaged_table_has_valid_runs(path: Path) -> None:
     made = load_experiment(str(path))

@@ -48,6 +48,7 @@ def test_the_file_has_no_name_and_writing_to_a_tensor_changes_no_other(tmp_path:
     assert torch.equal(second["w"], torch.from_numpy(ARRAYS["w"]))
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
     code = (
         "import os, sys, signal, pathlib, numpy as np\n"

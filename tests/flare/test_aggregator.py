@@ -91,6 +91,7 @@ def test_a_server_without_disk_space_for_the_mirrors_ends_the_job() -> None:
     assert not server.send("b", update())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux reports a process's anonymous memory")
 @pytest.mark.parametrize(("codec", "sites"), [("none", 32), ("bfloat16", 16), ("int8", 16)])
 def test_memory_does_not_grow_with_the_sites(codec: str, sites: int) -> None:

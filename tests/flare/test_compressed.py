@@ -189,6 +189,7 @@ def _round(
     return executor.execute(TRAIN, task, context, Signal())
 
 
+@pytest.mark.slow
 @EACH
 def test_a_site_declares_what_it_holds_before_each_request(codec: str, context: FLContext, tmp_path: Path) -> None:
     study, compressor = _study(codec), DownlinkCompressor(CODECS[codec])

@@ -43,6 +43,7 @@ def _stopped_in(task: str, batch: int, executor: SiteExecutor, context: FLContex
     return str(reply.get_return_code()), done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "held_out", "batch"),
     [(TRAIN, "[]", 1), (TRAIN, "[]", 4), (VALIDATE, "[]", 1), (VALIDATE, "[]", 3), (TRAIN, "[a]", 2)],

@@ -111,6 +111,7 @@ def test_a_note_warns_of_scores_that_will_be_suppressed(
     assert all(expected in note for note in notes)
 
 
+@pytest.mark.slow
 def test_jobs_of_one_study_print_the_note_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = f"job build all --study phantom --set data.max_images=24 --out {tmp_path}"
     assert main(command.split()) == 0

@@ -171,6 +171,7 @@ def test_the_simulator_preserves_its_state_wherever_it_is_cut(tmp_path: Path) ->
         assert not (state_folder(root) / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_before_the_job_is_deployed_loses_nothing(tmp_path: Path) -> None:
     root = tmp_path / "ws"
     files = _workspace_of_a_simulator(root)

@@ -92,6 +92,7 @@ def test_both_reject_what_the_round_server_rejects(tmp_path: Path, monkeypatch: 
     assert error.value.line() == f"round 0: {reasons}"
 
 
+@pytest.mark.slow
 def test_both_accept_and_aggregate_what_the_round_server_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _replace(AcceptsAll, monkeypatch)
     server = Server()

@@ -152,6 +152,7 @@ def test_results_of_a_completed_job_that_cannot_be_downloaded_are_an_error(fake:
         watch_job(ID, fake.kit, tmp_path, timeout_s=60)
 
 
+@pytest.mark.slow
 def test_only_a_job_whose_process_died_is_resumed(
     fake: Fake, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_watched_job_is_resumed_too(fake: Fake, job: Path, tmp_path: Path) -> 
     assert len(fake.calls("job submit")) == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_died_before_it_started_is_submitted_again_unchanged(
     fake: Fake, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def test_settings_and_environment_take_precedence(monkeypatch: pytest.MonkeyPatc
     assert threads.share_cores(3) == 3
 
 
+@pytest.mark.slow
 def test_processes_with_the_same_module_are_counted(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(
         textwrap.dedent(

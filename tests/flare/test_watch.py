@@ -93,6 +93,7 @@ def test_what_a_job_waits_for_is_printed(fake: Fake, monkeypatch: pytest.MonkeyP
     assert _watched(fake) == ("FINISHED:ABORTED", ["the job waits: connected sites (1) < min_sites (2)"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("events", [[{"sleep": 60}], [runs(*BOTH), {"sleep": 60}], [error("CONNECTION_FAILED")]])
 def test_watching_stops_at_the_time_limit_whatever_the_server_does(fake: Fake, events: list[Any]) -> None:
     fake.answers("job monitor", events)
@@ -114,6 +115,7 @@ def test_a_job_that_this_kit_may_not_view_is_an_error_at_once(fake: Fake) -> Non
         _watched(fake)
 
 
+@pytest.mark.slow
 def test_watching_a_job_that_the_server_has_lost_ends(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "LOST_S", 0.5)
     silent = [state("RUNNING"), {"sleep": 0.2}]
@@ -155,6 +157,7 @@ def test_the_server_reports_means_only() -> None:
     assert second["reason"].startswith("no [2J room left xxx") and len(second["reason"]) == 300
 
 
+@pytest.mark.slow
 def test_the_progress_of_a_long_run_is_limited_in_size() -> None:
     progress = Progress()
     progress.start(make_study(train={"rounds": 5000}))

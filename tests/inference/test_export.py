@@ -62,6 +62,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, Pat
     return own, folder / "out"
 
 
+@pytest.mark.slow
 def test_safetensors_contain_the_whole_model(exported: tuple[LoadedModel, Path]) -> None:
     own, out = exported
     for path in (out, out / "model.safetensors"):

@@ -201,6 +201,7 @@ def test_aggregation_of_three_sites_by_hand() -> None:
     assert (after.round, after.shared["d"].item()) == (5, pytest.approx(3.1))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_same_bits_and_w_is_not_sent(tmp_path: Path) -> None:
     whole = assert_extended_run_is_identical("fedala", tmp_path)
     msa = run(study("fedmsa", rounds=2), tmp_path / "fedmsa")

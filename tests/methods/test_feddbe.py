@@ -152,6 +152,7 @@ def _shift_of(folder: Path, site: str) -> Tensors:
     return {name: state.trained[name] for name in (SHIFT, MEAN)}
 
 
+@pytest.mark.slow
 def test_a_federation_of_three_rounds(tmp_path: Path) -> None:
     whole = assert_extended_run_is_identical("feddbe", tmp_path, ENOUGH)
     msa = run(study("fedmsa", ENOUGH, rounds=2), tmp_path / "fedmsa")
@@ -177,6 +178,7 @@ def test_a_federation_of_three_rounds(tmp_path: Path) -> None:
     assert not torch.equal(shifts["a"], shifts["b"])
 
 
+@pytest.mark.slow
 def test_the_shift_is_zero_in_round_0_and_private_afterwards(tmp_path: Path) -> None:
     of = study("feddbe", ENOUGH, rounds=3)
     site = Site(of, "a", SiteSettings(), tmp_path / "one")

@@ -136,6 +136,7 @@ def test_no_updates_and_options_out_of_range_are_errors() -> None:
             make_method("fedheal", options)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_history(tmp_path: Path) -> None:
     last = assert_extended_run_is_identical("fedheal", tmp_path)[-1]
     assert {site: one["rounds"] for site, one in last.server.state["sites"].items()} == {"a": 3, "b": 3}

@@ -101,6 +101,7 @@ def test_everything_is_shared_once() -> None:
     assert len(set(pointers)) == len(pointers) == len(built.partition.shared)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
     whole = assert_resumed_run_is_identical(study("fednnunet", rounds=3, options={"plan": PLAN}), tmp_path)
     assert not same(whole[-1].server.shared, whole[-1].received["a"])

@@ -45,6 +45,7 @@ def test_aggregation_of_three_sites_by_sample_count() -> None:
     assert after.round == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "equal"), [([], "fedmsa"), (["method_options.full=true"], "fedsam")])
 def test_with_mu_0_it_equals_fedmsa_or_fedsam(options: list[str], equal: str, tmp_path: Path) -> None:
     ours = run(study("fedprox", "method_options.mu=0", *options), tmp_path / "ours")
@@ -52,6 +53,7 @@ def test_with_mu_0_it_equals_fedmsa_or_fedsam(options: list[str], equal: str, tm
     assert same(ours[-1].server.shared, theirs[-1].server.shared)
 
 
+@pytest.mark.slow
 def test_a_large_mu_keeps_a_site_near_the_received_model(tmp_path: Path) -> None:
     def moved(mu: float) -> float:
         only = run(study("fedprox", f"method_options.mu={mu}", "train.local_epochs=3", rounds=1), tmp_path / str(mu))
@@ -61,6 +63,7 @@ def test_a_large_mu_keeps_a_site_near_the_received_model(tmp_path: Path) -> None
     assert moved(1000.0) < 0.7 * moved(0.0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
     assert_extended_run_is_identical("fedprox", tmp_path)
 

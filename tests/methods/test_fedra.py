@@ -102,12 +102,14 @@ def test_the_plain_mean_of_three_sites_by_hand() -> None:
     assert same(two.shared, _tensors(b0_a=4.0, b0_m=0.0, b1_a=9.0, b1_m=8.0, d=3.0))
 
 
+@pytest.mark.slow
 def test_with_all_blocks_it_equals_fedmsa(tmp_path: Path) -> None:
     ours = run(study("fedra", "method_options.fraction=1"), tmp_path / "ours")
     theirs = run(study("fedmsa"), tmp_path / "theirs")
     assert same(ours[-1].server.shared, theirs[-1].server.shared)
 
 
+@pytest.mark.slow
 def test_a_site_trains_and_sends_what_it_received_and_the_rest_is_unchanged(tmp_path: Path) -> None:
     each = assert_extended_run_is_identical("fedra", tmp_path, "method_options.fraction=0.5")
     for now in each:
@@ -121,6 +123,7 @@ def test_a_site_trains_and_sends_what_it_received_and_the_rest_is_unchanged(tmp_
         assert torch.equal(before[name], after[name])
 
 
+@pytest.mark.slow
 def test_skipped_and_frozen_blocks_give_different_numbers(tmp_path: Path) -> None:
     skipped = run(study("fedra", rounds=1), tmp_path / "skipped")[0]
     frozen = run(study("fedra", "method_options.skip_unallocated=false", rounds=1), tmp_path / "frozen")[0]
@@ -147,6 +150,7 @@ def test_an_interrupted_training_skips_no_block_afterwards(tmp_path: Path) -> No
     assert all(site.built.model.get_parameter(name).requires_grad for name in site.built.partition.trained)
 
 
+@pytest.mark.slow
 def test_the_first_block_can_be_skipped_with_the_prefix_cache(tmp_path: Path) -> None:
     updates = []
     for cached in (True, False):

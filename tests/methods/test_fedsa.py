@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from fedfms.methods import METHODS, Layout, ServerState, Update, make_method
@@ -47,6 +48,7 @@ def test_received_tensors_replace_shared_ones_only() -> None:
     assert same(method.personal_model(own, {}, {"down": torch.tensor([5.0])}), own | {"down": torch.tensor([5.0])})
 
 
+@pytest.mark.slow
 def test_private_tensors_are_trained_stored_and_not_sent(tmp_path: Path) -> None:
     for each in assert_extended_run_is_identical("fedsa", tmp_path):
         for tensors in (each.server.shared, *(result.update.tensors for result in each.results.values())):
@@ -57,6 +59,7 @@ def test_private_tensors_are_trained_stored_and_not_sent(tmp_path: Path) -> None
     assert all(not torch.equal(ups[0][name], ups[1][name]) for name in ups[0])
 
 
+@pytest.mark.slow
 def test_the_result_differs_from_fedmsas(tmp_path: Path) -> None:
     ours, theirs = run(study("fedsa"), tmp_path / "sa")[-1], run(study("fedmsa"), tmp_path / "msa")[-1]
     assert not same(ours.server.shared, {name: theirs.server.shared[name] for name in ours.server.shared})

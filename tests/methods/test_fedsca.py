@@ -71,6 +71,7 @@ def test_with_alpha_0_a_mixture_equals_the_mean() -> None:
         torch.testing.assert_close(after.per_site[site], mean, rtol=one_step, atol=0)
 
 
+@pytest.mark.slow
 def test_sharing_all_with_alpha_and_beta_0_equals_fedmsa(tmp_path: Path) -> None:
     everything = {"layers": 8, "share_decoder": True, "alpha": 0, "beta": 0}  # vit_tiny: 4 blocks
     fedsca = run(study("fedsca", "sites=[a, b, c]", options=everything, rounds=1), tmp_path / "fedsca")[0]
@@ -81,6 +82,7 @@ def test_sharing_all_with_alpha_and_beta_0_equals_fedmsa(tmp_path: Path) -> None
         torch.testing.assert_close(fedsca.server.per_site[site], fedmsa.server.shared, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "options"), [("fedsca", {"layers": 2}), ("sgca", {}), ("lat", {})])
 def test_a_resumed_run_gives_the_same_bits(method: str, options: Mapping[str, Any], tmp_path: Path) -> None:
     made = study(method, "sites=[a, b, c]", options=options)

@@ -86,6 +86,7 @@ def test_scoring_after_an_interrupted_epoch_is_in_evaluation_mode(tmp_path: Path
     assert site.evaluate(received)["scores"] == scores
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
     assert_resumed_run_is_identical(study("fedunet", rounds=3), tmp_path)
 

@@ -43,6 +43,7 @@ def test_a_study_accepts_the_schedules() -> None:
         load_study(path, overrides=["train.lr_schedule=step"])
 
 
+@pytest.mark.slow
 def test_a_sites_optimizer_has_the_rounds_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[tuple[int, float]] = []
     fit = Site._fit

@@ -47,6 +47,7 @@ def _solved(d: list[float], m: list[float], alpha: float) -> Any:
     return weights.value
 
 
+@pytest.mark.slow
 def test_w_equals_a_solvers_result() -> None:
     draw = random.Random(5)
     for _ in range(200):
@@ -245,6 +246,7 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     assert caught.value.line() == message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hundred_sites_take_seconds(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -204,6 +204,7 @@ def test_bfloat16_is_near_float32() -> None:
     assert worst(near, exact) < 1.25 * worst(plain, exact)  # over all tensors, as much error as the plain code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [ModelSpec(backbone="vit_tiny", input_px=64), ModelSpec("tiny_vit", input_px=32)])
 @pytest.mark.parametrize("adapters", [False, True])
 def test_gradient_checkpointing_gives_the_same_numbers(spec: ModelSpec, adapters: bool) -> None:

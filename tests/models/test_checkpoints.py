@@ -82,6 +82,7 @@ def _vit_l(state: State) -> None:
     state["image_encoder.patch_embed.proj.weight"] = torch.zeros(1024, 3, 16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -158,6 +159,7 @@ def test_anything_but_named_tensors_is_rejected(tmp_path: Path, content: object)
     assert "does not contain tensors by name; save a state dict" in rejected(file)
 
 
+@pytest.mark.slow
 @needs_lite
 @pytest.mark.shared
 def test_lite_medsam_loads_strictly_and_predicts() -> None:

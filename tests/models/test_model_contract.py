@@ -35,6 +35,7 @@ SAM = [name for name in ALL if name in VARIANTS or family_of(name) == "sam"]
 SCRATCH = [name for name in ALL if name not in SAM]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("n_structures", [1, 2])
 def test_shapes_and_roles_in_full_size_on_meta(name: str, n_structures: int) -> None:
@@ -55,6 +56,7 @@ def test_shapes_and_roles_in_full_size_on_meta(name: str, n_structures: int) -> 
     assert set(model.moving_buffers()) <= dict(model.named_buffers()).keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [True, False])
 @pytest.mark.parametrize("name", BACKBONES)
 def test_gradients_in_full_size_on_meta(name: str, adapters: bool) -> None:
@@ -68,6 +70,7 @@ def test_gradients_in_full_size_on_meta(name: str, adapters: bool) -> None:
     assert has_adapters == (adapters and family_of(name) == "sam")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "input_px", "mask_px", "blocks"),
     [
@@ -112,6 +115,7 @@ def test_parameter_counts(backbone: str, adapters: bool, roles: tuple[str, ...],
     assert sum(p.numel() for name, p in model.named_parameters() if of[name] in roles) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("n_structures", [1, 2])
 def test_all_trained_parameters_learn_and_only_moving_buffers_change(name: str, n_structures: int) -> None:
@@ -145,6 +149,7 @@ def test_zero_adapters_have_gradients_from_the_first_step(name: str) -> None:
             assert ".up." not in parameter_name or parameter.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAM)
 @torch.no_grad()
 def test_zero_adapters_do_not_change_the_function(name: str) -> None:
@@ -172,6 +177,7 @@ def _check_prefix(case: Case) -> None:
             state[name].sub_(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_prefix_then_rest_is_forward(name: str) -> None:
@@ -199,6 +205,7 @@ def test_nothing_is_stored_before_the_first_trained_tensor(name: str) -> None:
     assert not saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_random_values_depend_on_the_seed_alone(name: str) -> None:
     case = case_of(name)
@@ -212,6 +219,7 @@ def test_random_values_depend_on_the_seed_alone(name: str) -> None:
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAM)
 def test_adapters_and_structures_do_not_change_other_random_values(name: str) -> None:
     case = case_of(name)
@@ -234,6 +242,7 @@ def test_an_image_does_not_depend_on_its_batch_in_evaluation(name: str) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAM)
 @torch.no_grad()
 def test_training_mode_changes_no_output_and_no_buffer_of_a_sam(name: str) -> None:
@@ -299,6 +308,7 @@ def _replace_block_by_identity(model: PromptFreeSam, index: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAM)
 @torch.no_grad()
 def test_a_skipped_block_is_an_identity_and_none_skipped_changes_no_bit(name: str) -> None:

@@ -55,6 +55,7 @@ def test_fused_convolution_and_norm_with_every_gradient() -> None:
         torch.testing.assert_close(b, a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("stem", "input_px"), [("lite_medsam", 12), ("lite_medsam", 28), ("mobile_sam", 48), ("mobile_sam", 224)]

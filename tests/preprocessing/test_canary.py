@@ -96,6 +96,7 @@ def everything(folder):
     return "\n".join(shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_canary_does_not_leak(marked, out, capfd, caplog, workers):
     arguments = ["--dataset", "d", "--site", "s", "--workers", str(workers)]
@@ -114,6 +115,7 @@ def test_the_canary_does_not_leak(marked, out, capfd, caplog, workers):
     assert check_site(folder) == []
 
 
+@pytest.mark.slow
 def test_the_canary_does_not_leak_from_a_process(marked, out):
     """Neither in what libraries write without Python's streams, nor in a traceback."""
     command = [sys.executable, "-X", "dev", "-m", "preprocessing", "pairs", "--raw", str(marked), "--out", str(out)]

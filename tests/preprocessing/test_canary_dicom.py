@@ -51,6 +51,7 @@ def marked(tmp_path):
     return raw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patient", ["dicom", f"^{CANARY}_(.*)$"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_canary_does_not_leak(marked, tmp_path, out, patient, workers):

@@ -82,6 +82,7 @@ def test_every_data_set_has_a_test_layout(name):
     assert layout_of(name).make
 
 
+@pytest.mark.slow
 def test_a_data_set_without_a_test_layout_fails_alone(tmp_path):
     """The tests are collected and run for all other data sets; the message says what to add."""
     (tmp_path / "new_data_set.py").write_text(
@@ -103,6 +104,7 @@ def test_a_data_set_without_a_test_layout_fails_alone(tmp_path):
     assert "add a Layout 'aaa' to LAYOUTS in tests/preprocessing/layouts.py" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "fault", "workers"), MATRIX + PROCESSES)
 def test_a_fault_and_its_correction_affect_one_case(
     converted, tmp_path, monkeypatch, capfd, caplog, name, fault, workers

@@ -33,6 +33,7 @@ def _convert(raw, out, workers=0, **changes):
     return convert_site(raw, out, "s", dataclasses.replace(fake.RECIPE, **changes), workers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_slices_of_volumes_can_be_reassembled(volumes, out, workers):
     summary = _convert(volumes, out, workers)
@@ -91,6 +92,7 @@ def test_an_error_of_a_reader_is_a_fault_of_one_case(volumes, out, capfd, caplog
     assert check_site(out / "fake" / "s") == []
 
 
+@pytest.mark.slow
 def test_worker_processes_report_the_same_faults(volumes, out, capfd):
     for number, kind in enumerate(["fault", "crash", "memory"]):
         (volumes / f"{CANARY}{number}-{number}.txt").write_text(kind)

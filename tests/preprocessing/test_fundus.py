@@ -184,6 +184,7 @@ def _real(site):
         pytest.skip(f"needs shared/data/fundus/{site} next to the checkout")
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize(("site", "count"), [("refuge_zeiss", 30), ("drishti_aravind_in", 30)])
 def test_real_crops(site, count):
@@ -199,6 +200,7 @@ def test_real_crops(site, count):
         assert image[cup].mean() > image[~disc].mean()  # the cup is the brightest part: nothing is inverted
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_real_disc_only():
     _real("idrid_nanded_in_disc_only")

@@ -59,6 +59,7 @@ def test_depth_is_an_option():
         options(hippocampus, "--depth", "first")
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("site", hippocampus.SITES)
 def test_every_real_volume(real, site):

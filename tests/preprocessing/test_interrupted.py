@@ -202,6 +202,7 @@ def _stopped(command, out, by):
     return shown, children, process.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
 @pytest.mark.parametrize("by", ["kill", "Ctrl-C"])
 def test_a_conversion_resumes_after_a_kill_or_ctrl_c(many, out, by):

@@ -108,6 +108,7 @@ REAL = {  # cases, patients, measured share of nuclei
 }
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("site", REAL)
 def test_real_sites(site):

@@ -119,6 +119,7 @@ def test_each_rule_in_the_help_is_valid(tmp_path):
         assert len(recipe.structures) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_real_volumes(tmp_path, out):
     site = "msd_uint8"

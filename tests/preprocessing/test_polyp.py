@@ -83,6 +83,7 @@ def test_every_pair_of_every_real_site_is_found(shared_polyp):
     assert [(len(site.cases), site.faults) for site in found] == [(56, ())] * 7
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_conversion_of_a_real_site_in_worker_processes(shared_polyp, tmp_path):
     site, root = "cvc_clinicdb_barcelona_es", tmp_path / "DATA"
@@ -98,6 +99,7 @@ def test_conversion_of_a_real_site_in_worker_processes(shared_polyp, tmp_path):
     assert 4 <= data.counts()["val"] <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_masks_match_the_originals(first_frames):
     """Converted masks against a direct reading of the raw files."""
@@ -111,6 +113,7 @@ def test_masks_match_the_originals(first_frames):
         assert (np.asarray(Image.open(out / "polyp" / site / slice_.label)) == mask).all()
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_frames_of_every_real_site(first_frames, capsys):
     _, out = first_frames
@@ -121,6 +124,7 @@ def test_frames_of_every_real_site(first_frames, capsys):
     assert main(["check", str(out)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_real_defects(shared_polyp, tmp_path, capsys):
     """ClinicDB's TIFFs, which Pillow cannot open, have the pixels of the PNG copies; empty masks are converted."""

@@ -179,6 +179,7 @@ def test_the_canary_does_not_leak(tmp_path):
         assert CANARY.encode()[:15] not in data
 
 
+@pytest.mark.slow
 def test_the_canary_does_not_leak_from_a_conversion(tmp_path, capfd, caplog):
     """With a case of each defect, in worker processes."""
     raw, out = tmp_path / "raw", tmp_path / "out"

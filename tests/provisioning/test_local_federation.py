@@ -30,6 +30,7 @@ def _children() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
+@pytest.mark.slow
 def test_started_processes_and_their_children_are_terminated_after_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_federation_that_gets_a_signal_to_end_leaves_no_process(
     assert not [one for one in started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_started_processes_do_not_get_the_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, "a passphrase of tests")
     with LocalFederation({"a": _kit(tmp_path / "a", "env; echo done")}) as running:
@@ -124,6 +126,7 @@ def test_started_processes_do_not_get_the_passphrase(tmp_path: Path, monkeypatch
     assert "PATH" in environment and PASSPHRASE_VARIABLE not in environment
 
 
+@pytest.mark.slow
 def test_waiting_stops_when_a_process_has_ended(tmp_path: Path) -> None:
     with LocalFederation({"a": _kit(tmp_path / "a", "exit 3")}) as running:
         running.start("a")

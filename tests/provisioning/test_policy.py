@@ -151,6 +151,7 @@ def test_a_site_can_allow_another_job(kit: Path) -> None:
         allow(kit, [kit])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_a_studys_update_leaves_with_each_compression(compression: str) -> None:
     job = REPO / "jobs" / "fedmsa"

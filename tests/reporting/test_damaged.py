@@ -134,6 +134,7 @@ def test_invalid_values_of_a_site_are_dropped_with_a_note(scores: Any, tmp_path:
     assert "Note: b, round 0: seconds is not a finite number" in report.paths[1].read_text()
 
 
+@pytest.mark.slow
 def test_names_and_reasons_do_not_break_the_table(tmp_path: Path) -> None:
     rows = [make_row(0, "x|y [/bold]", make_scores(0.5, 0.5)), make_row(0, "z", None, reason="[/no]\n| # <b>" * 100)]
     make_run(tmp_path, study=make_study(sites=[], held_out=[]), rows=rows, models={})

@@ -72,6 +72,7 @@ def test_the_picture_shows_weights_as_colours_and_missing_ones_as_grey() -> None
     assert _near(all_of_it, absent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sites", "rounds"), [(1, 1), (8, 100), (30, 3)])
 def test_pictures_of_few_and_many_sites(sites: int, rounds: int) -> None:
     names = [f"_hospital ${index}$ x^" for index in range(sites)]

@@ -118,6 +118,7 @@ def test_participation_by_hand(report: Report) -> None:
     )
 
 
+@pytest.mark.slow
 def test_rounds_missed_for_the_same_reason_are_grouped(tmp_path: Path) -> None:
     rows = [make_row(r, "a", None) for r in range(7)]
     rows += [make_row(r, "b", None, reason="late") for r in (1, 2, 3, 5)] + [make_row(0, "b", None)]

@@ -62,6 +62,7 @@ def test_a_study_without_named_sites_may_require_any_site_that_is_not_held_out()
         Study.from_dict({"name": "x", "held_out": ["d"], "federation": {"required_sites": ["d"]}})
 
 
+@pytest.mark.slow
 def test_a_missing_required_site_is_on_the_first_line_and_gives_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_run_resumed_after_any_round_gives_the_same_bits(method: str, codec: s
     assert _nbytes(whole) == pytest.approx(plan_traffic(of).up_mb * 1e6 * 3 * len(SITES))
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_an_error_with_the_site_and_the_round(tmp_path: Path) -> None:
     """With compression, the site reads its state before it asks for the round."""
     of = study("fedmsa", "federation.compression=int8", rounds=2)
@@ -89,6 +90,7 @@ def test_a_centralised_method_is_not_compressed() -> None:
         assert resolve_study(of, make_method(method, {})).federation.compression == codec
 
 
+@pytest.mark.slow
 @ANY
 def test_a_compressed_round_equals_float32_up_to_rounding(codec: str, tmp_path: Path) -> None:
     plain, coded = study("fedmsa", rounds=1), study("fedmsa", f"federation.compression={codec}", rounds=1)

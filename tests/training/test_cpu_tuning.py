@@ -179,6 +179,7 @@ print(default, retained, touched(64))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not cpu_tuning._glibc(), reason="memory is retained on glibc only")
 def test_a_freed_block_is_reused_without_page_faults() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)

@@ -44,6 +44,7 @@ def _killed_at(number: int, renamed: bool, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "replace", replace)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_write_of_a_round_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each site's and the server's state, before and after the rename, a resumed run gives the same bits."""
     of, first = study("fedmsa", "model.input_px=32", "data.phantom_px=32"), tmp_path / "first"
@@ -111,6 +112,7 @@ def test_a_truncated_cached_feature_is_recomputed(tiny_vit: Study, tmp_path: Pat
         assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_prefix_cache_costs_only_time(
     tiny_vit: Study, disk: SmallDisk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_full_disk_under_the_prefix_cache_costs_only_time(
     assert same(*updates)
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_a_sites_state_is_reported_and_loses_nothing(disk: SmallDisk, tmp_path: Path) -> None:
     of = study("fedmsa")
     site, other = (Site(of, "a", SiteSettings(), place / "run") for place in (disk.folder, tmp_path))

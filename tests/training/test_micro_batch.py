@@ -62,6 +62,7 @@ def _two_rounds(folder: Path, of: Study, most: int, micro_batch: int = 0) -> tup
     return updates, asked
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_training_gives_the_numbers_of_a_smaller_micro_batch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -76,6 +77,7 @@ def test_out_of_memory_in_training_gives_the_numbers_of_a_smaller_micro_batch(
     assert all(same(one, other) for one, other in zip(short, configured, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("method", ["fedmsa", "fedprox"])
 def test_nothing_of_a_failed_step_remains(method: str, fault: str) -> None:
@@ -103,6 +105,7 @@ def test_nothing_of_a_failed_step_remains(method: str, fault: str) -> None:
         assert float((grad - steps[1][1][name]).norm()) <= 1e-6 * float(grad.norm()) + 1e-8, name  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_scoring_gives_the_same_scores() -> None:
     of, found = study_of(), []
     for most in (9, 1):
@@ -113,6 +116,7 @@ def test_out_of_memory_in_scoring_gives_the_same_scores() -> None:
     assert found[0]["dice"] == pytest.approx(found[1]["dice"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_out_of_memory_with_one_slice_is_an_error(tmp_path: Path) -> None:
     of = study("fedmsa")
     site = _site(tmp_path, of)
@@ -126,6 +130,7 @@ def test_out_of_memory_with_one_slice_is_an_error(tmp_path: Path) -> None:
     assert StateStore(tmp_path / "state").load() is None
 
 
+@pytest.mark.slow
 def test_out_of_memory_of_a_model_that_cannot_be_split_is_an_error() -> None:
     of = study_of("fedunet", "unet_tiny")
     built = build(of, SiteSettings())

@@ -22,6 +22,7 @@ def _built(method: str = "fedmsa", seed: int = 0, attention: str = "auto", **mod
     return build(study, SiteSettings(attention=attention))
 
 
+@pytest.mark.slow
 def test_the_cached_path_equals_the_whole_network(tmp_path: Path) -> None:
     model = _built()
     cache = PrefixCache(model, tmp_path)
@@ -57,6 +58,7 @@ def test_a_trained_or_cheap_prefix_is_not_cached() -> None:
     assert not PrefixCache.applies(_built(backbone="vit_tiny"))
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_numbers_with_and_without_the_cache(tmp_path: Path) -> None:
     updates = []
     for cached in (True, False):

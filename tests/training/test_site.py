@@ -34,6 +34,7 @@ def _shared(study: Study) -> Tensors:
     return build(study, SiteSettings()).shared()
 
 
+@pytest.mark.slow
 def test_a_round_scores_what_it_received_and_trains_it(tmp_path: Path) -> None:
     study = _study()
     received = _shared(study)
@@ -47,6 +48,7 @@ def test_a_round_scores_what_it_received_and_trains_it(tmp_path: Path) -> None:
     assert torch.isfinite(torch.tensor(result.train_loss))
 
 
+@pytest.mark.slow
 def test_a_task_releases_memory_and_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released: list[str] = []
     monkeypatch.setattr(cpu_tuning, "release_memory", lambda: released.append("memory"))
@@ -57,6 +59,7 @@ def test_a_task_releases_memory_and_gradients(tmp_path: Path, monkeypatch: pytes
     assert all(parameter.grad is None for parameter in site.built.model.parameters())
 
 
+@pytest.mark.slow
 def test_a_new_process_for_every_round_gives_the_same_bits(tmp_path: Path) -> None:
     study = _study()
     received = _shared(study)
@@ -71,6 +74,7 @@ def test_a_new_process_for_every_round_gives_the_same_bits(tmp_path: Path) -> No
     assert all(torch.equal(second[name], repeated[name]) for name in second)
 
 
+@pytest.mark.slow
 def test_the_optimizer_state_persists_and_matters(tmp_path: Path) -> None:
     study = _study()
     received = _shared(study)
@@ -80,6 +84,7 @@ def test_the_optimizer_state_persists_and_matters(tmp_path: Path) -> None:
     assert any(not torch.equal(with_state[name], without[name]) for name in with_state)
 
 
+@pytest.mark.slow
 def test_the_order_of_sites_does_not_matter(tmp_path: Path) -> None:
     study = _study()
     *_, one = rounds(study, ["a", "b", "unseen"], SiteSettings(), tmp_path / "one")
@@ -96,6 +101,7 @@ def test_a_held_out_site_scores_all_its_images_and_writes_overlays(tmp_path: Pat
     assert len(list((tmp_path / "overlays").glob("final_*.png"))) == 4
 
 
+@pytest.mark.slow
 def test_scores_of_single_images_stay_at_the_site(tmp_path: Path) -> None:
     site = Site(_study(), "unseen", SiteSettings(), tmp_path)
     shared = _shared(_study())
@@ -119,6 +125,7 @@ def test_scores_of_single_images_stay_at_the_site(tmp_path: Path) -> None:
     assert sorted(file.name for file in (tmp_path / "scores").iterdir()) == ["final.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("study_asks", "site_asks"), [(3, 0), (1, 3), (3, 1)])
 def test_scores_over_too_few_images_are_suppressed_but_stored_at_the_site(
     study_asks: int, site_asks: int, tmp_path: Path

@@ -39,6 +39,7 @@ def test_an_error_in_a_batch_is_one_line_without_a_path(workers: int) -> None:
     assert caught.value.at("round 0").line() == "round 0, site a, case 0a: the image is missing; run the check"
 
 
+@pytest.mark.slow
 def test_a_stop_is_honoured_before_the_next_batch() -> None:
     with pytest.raises(Aborted):
         _trainer(stop=True).score(batches(_Damaged(), 2))

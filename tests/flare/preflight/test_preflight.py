@@ -107,6 +107,7 @@ def world(base: tuple[Path, Signed, int], tmp_path: Path, monkeypatch: pytest.Mo
     return world
 
 
+@pytest.mark.slow
 def test_a_correct_site_passes_each_check(world: World) -> None:
     rows = world.rows(full=True, mbit=100.0)
     assert {name: row.state for name, row in rows.items()} == {check.name: "pass" for check in CHECKS}, rows
@@ -243,6 +244,7 @@ FAILING: list[tuple[str, Break, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "break_", "says"), FAILING, ids=[f"{name}-{index}" for index, (name, *_) in enumerate(FAILING)]
 )
@@ -311,6 +313,7 @@ def test_a_pool_needs_the_data_of_all_its_sites(world: World) -> None:
     assert rows["job"].state == "pass", rows["job"]
 
 
+@pytest.mark.slow
 def test_the_phantom_needs_no_data(world: World) -> None:
     world.settings(data_root=None)
     world.study(**{"data.dataset": PHANTOM})
@@ -369,6 +372,7 @@ def test_an_accepted_certificate_may_still_be_revoked(world: World) -> None:
     assert "checks for revocation only at registration" in world.rows(job=None)["TLS"].seen
 
 
+@pytest.mark.slow
 def test_another_scheme_than_http_is_checked_by_handshake(world: World) -> None:
     world.edit("startup/fed_client.json", lambda c: c["servers"][0]["service"].update(scheme="tcp"))
     assert world.rows(job=None)["TLS"].state == "pass"

@@ -150,6 +150,7 @@ def test_what_cannot_be_timed_is_a_note(monkeypatch: pytest.MonkeyPatch, no_coun
     assert "a step may take 1,649,267,442,064 MiB" in make_cost([made], Timed(device="cpu"))["notes"][0]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_subprocess_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingError, match="starts from gone.pth, but this site names no checkpoint folder"):
         timing.measure_in_subprocess(study("fedmsa", "model.checkpoint=gone.pth"), _CPU, 1, 100)
@@ -158,6 +159,7 @@ def test_an_error_of_the_subprocess_is_one_line(monkeypatch: pytest.MonkeyPatch)
         timing.measure_in_subprocess(study("fedmsa"), _CPU, 1, 100)
 
 
+@pytest.mark.slow
 def test_errors_of_the_command_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "file"
     file.write_text("")

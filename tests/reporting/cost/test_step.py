@@ -69,6 +69,7 @@ def test_by_hand_the_last_layer_trained() -> None:
     assert work.by_layers == 2 * (CONV + LINEAR) + 2 * 2 * LINEAR
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_a_step_that_runs() -> None:
     """On the CPU, with values and a loss, the counter gives the same."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -85,6 +86,7 @@ def test_flops_are_those_of_a_step_that_runs() -> None:
     assert (work.forward, work.backward) == (forward.get_total_flops(), backward.get_total_flops())
 
 
+@pytest.mark.slow
 def test_counting_leaves_the_method_unchanged() -> None:
     """FedRA skips blocks in a step: fewer products than FedMSA, and the whole network afterwards."""
     made = study("fedra")
@@ -117,6 +119,7 @@ def test_every_method_is_counted(method: str) -> None:
 TINY = Study("test", method="fedmsa", model=ModelSpec(backbone="vit_tiny", input_px=64), train=TrainSpec(batch_size=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [SiteSettings(), SiteSettings(attention="plain")], ids=["fast", "plain"])
 def test_an_estimate_is_close_to_the_count_of_the_whole_batch(settings: SiteSettings) -> None:
     live = live_bytes(TINY, settings)
@@ -125,6 +128,7 @@ def test_an_estimate_is_close_to_the_count_of_the_whole_batch(settings: SiteSett
     assert 0.8 * whole < estimate(TINY, settings) < 1.6 * whole
 
 
+@pytest.mark.slow
 def test_micro_batches_and_predictions_need_less_memory() -> None:
     whole = estimate(TINY, SiteSettings())
     assert estimate(TINY, SiteSettings(micro_batch=1)) < estimate(TINY, SiteSettings(micro_batch=2)) < whole

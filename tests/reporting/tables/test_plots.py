@@ -96,6 +96,7 @@ def test_names_are_read_neither_as_formulas_nor_as_markup() -> None:
     assert any("_hidden" in text for text in shown)
 
 
+@pytest.mark.slow
 def test_many_lines_have_distinct_marks_and_the_same_bytes() -> None:
     series = [Series(f"method {i}", (0.0, 1.0, 2.0), (0.1, 0.2, 0.01 * i)) for i in range(14)]
     first, second = (line_plot("f", "t", [("p", series)], "x", "y") for _ in range(2))
@@ -116,6 +117,7 @@ def test_layer_shifts_are_a_figure_if_runs_record_them(tmp_path: Path) -> None:
     assert "fedmsa from 0.500 at 1 to 0.500 at 2" in figure.description
 
 
+@pytest.mark.slow
 def test_the_labels_of_every_committed_table_can_be_drawn_and_written(tmp_path: Path) -> None:
     labels = {label for path in TABLES for label in load_experiment(str(path)).variants}
     assert {"", "-PT", "L=4", "decoder shared", "l2"} <= labels

@@ -80,6 +80,7 @@ def check_latex(text: str) -> None:
     assert (depth, begun) == (0, [])
 
 
+@pytest.mark.slow
 def test_the_files_and_the_terminals_text(tmp_path: Path) -> None:
     table = write_tables(fill(tmp_path, without=[("msa", 1, "UCL")]), COMMAND)
     names = ["table.csv", "table.md", "table.tex", "sheets.json", "index.html", "curves.png", "curves.svg"]
@@ -111,6 +112,7 @@ def test_eighty_columns_cut_no_number(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"\d\.\d{3}(±\d\.\d{3})?", word) for word in numbers)
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     first = write_tables(fill(tmp_path / "a"), COMMAND)
     second = write_tables(fill(tmp_path / "b"), COMMAND)
@@ -162,6 +164,7 @@ def test_the_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
         assert said in shown
 
 
+@pytest.mark.slow
 def test_a_name_cannot_run(tmp_path: Path) -> None:
     sites = (EVIL, "b|c&$d$_e_", "UCL")
     for seed in (0, 1):
