@@ -23,7 +23,7 @@ demo: $(READY)  ## simulate three sites and a held-out site on the phantom, and 
 
 federation: $(READY)  ## run two jobs with a server, three sites and an admin as processes on this machine, over mTLS
 	rm -rf $(FEDERATION)
-	OMP_NUM_THREADS=1 $(BIN)/python -m provisioning federation --job jobs/fedmsa --job jobs/fedsca --out $(FEDERATION)
+	OMP_NUM_THREADS=1 $(BIN)/fedfms kits federation --job jobs/fedmsa --job jobs/fedsca --out $(FEDERATION)
 
 test: $(READY)  ## all tests except those of test-federation, two files in parallel
 	$(BIN)/python -m pytest -n 2 --dist loadfile

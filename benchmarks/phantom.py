@@ -5,9 +5,9 @@ from PIL import Image
 
 from fedfms.data import open_site
 from fedfms.data.overlay import draw
+from fedfms.preprocessing.look import spread
 from fedfms.settings import SiteSettings
 from fedfms.study import find_study, load_study
-from preprocessing.look import spread
 
 SITES = ("site-1", "site-2", "site-3", "site-4")
 

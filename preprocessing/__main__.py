@@ -1,8 +1,8 @@
-"""`python -m preprocessing`."""
+"""`python -m preprocessing`, in a checkout: `fedfms prepare`."""
 
 import sys
 
-from preprocessing.cli import main
+from fedfms.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["prepare", *sys.argv[1:]]))

@@ -16,8 +16,8 @@ from matplotlib.path import Path as Polygon
 from numpy.typing import NDArray
 
 from fedfms.data.imagefile import LOSSY, open_image
-from preprocessing.images import Fault, as_fault
-from preprocessing.recipe import Pixels
+from fedfms.preprocessing.images import Fault, as_fault
+from fedfms.preprocessing.recipe import Pixels
 
 _OVAL_POINTS = 64
 

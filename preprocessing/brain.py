@@ -49,10 +49,10 @@ from fedfms.data.manifest import LabelClass
 from fedfms.data.niftifile import ENDINGS
 from fedfms.data.volume import DEPTHS
 from fedfms.errors import DataError
-from preprocessing.raw import reject_outside, split_by_access
-from preprocessing.recipe import Found, RawCase, Recipe, add_choice, chosen, number_in
-from preprocessing.sitefiles import Paths
-from preprocessing.volumes import ValueRule, VolumeReader, match_volume
+from fedfms.preprocessing.raw import reject_outside, split_by_access
+from fedfms.preprocessing.recipe import Found, RawCase, Recipe, add_choice, chosen, number_in
+from fedfms.preprocessing.sitefiles import Paths
+from fedfms.preprocessing.volumes import ValueRule, VolumeReader, match_volume
 
 NAME = "brain"
 HELP = "enhancing brain tumour in T1ce MRI: FeTS 2022 by institution"

@@ -18,12 +18,12 @@ from typing import TypeVar
 from fedfms.data.manifest import VERSION, Case, Manifest, make_splits, save_manifest
 from fedfms.errors import DataError, FedfmsError
 from fedfms.names import NAME_RULE, is_name
-from preprocessing.images import Fault
-from preprocessing.keys import Keys, open_keys
-from preprocessing.onecase import Done, Task, convert_case, exit_with_parent, silenced
-from preprocessing.raw import readable, reason
-from preprocessing.recipe import Advance, Found, Recipe
-from preprocessing.target import reject_foreign_files, remove_stale
+from fedfms.preprocessing.images import Fault
+from fedfms.preprocessing.keys import Keys, open_keys
+from fedfms.preprocessing.onecase import Done, Task, convert_case, exit_with_parent, silenced
+from fedfms.preprocessing.raw import readable, reason
+from fedfms.preprocessing.recipe import Advance, Found, Recipe
+from fedfms.preprocessing.target import reject_foreign_files, remove_stale
 
 _FEW = 4  # fewer cases are converted in this process
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def _search(recipe: Recipe, look: Callable[[], T], site: str = "") -> T:
         raise DataError(str(fault), where=where) from fault
     except Exception as error:
         what = f"the raw folder does not have the layout of {recipe.dataset} ({type(error).__name__})"
-        raise DataError(what, where=where, do="see `python -m preprocessing --help`") from error
+        raise DataError(what, where=where, do="see `fedfms prepare --help`") from error
 
 
 def _links(keys: Keys, raw: Path, found: Found) -> dict[str, dict[str, str]]:

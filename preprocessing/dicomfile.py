@@ -21,10 +21,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from fedfms.data.intensity import Mask
 from fedfms.data.niftifile import MAX_BYTES, Array, check_place
-from preprocessing.dicomframe import SAME, Frame, frame_count, frames_of, padding_of, value_of
-from preprocessing.images import Fault, as_fault
-from preprocessing.raw import LINKED_FOLDER, is_folder, visible_files
-from preprocessing.volumes import Scan
+from fedfms.preprocessing.dicomframe import SAME, Frame, frame_count, frames_of, padding_of, value_of
+from fedfms.preprocessing.images import Fault, as_fault
+from fedfms.preprocessing.raw import LINKED_FOLDER, is_folder, visible_files
+from fedfms.preprocessing.volumes import Scan
 
 INDEX = "DICOMDIR"  # a table of paths; it is never read
 _EVEN = 0.1  # of the median gap, by which gaps may differ: some scanners round positions to 0.1 mm

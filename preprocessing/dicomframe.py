@@ -10,7 +10,7 @@ from pydicom import FileDataset
 
 from fedfms.data.intensity import Mask
 from fedfms.data.niftifile import Array
-from preprocessing.images import Fault
+from fedfms.preprocessing.images import Fault
 
 SAME = 1e-3  # tolerance in mm, and for direction cosines
 _TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM: x to the patient's left, y to the back; NIfTI: right and front

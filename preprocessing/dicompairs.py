@@ -11,13 +11,13 @@ from pydicom import FileDataset
 from pydicom.uid import SegmentationStorage
 
 from fedfms.data.niftifile import read_nifti, stem_of
-from preprocessing.dicomfile import INDEX, Stack, decode, files_of, read_files, read_header, read_series
-from preprocessing.dicomframe import Frame, frames_of
-from preprocessing.images import Fault, as_fault
-from preprocessing.pairfiles import Listing, PairFinder
-from preprocessing.raw import is_folder, readable, reject_outside
-from preprocessing.recipe import Found, Pixels, RawCase
-from preprocessing.volumes import Scan, ValueRule
+from fedfms.preprocessing.dicomfile import INDEX, Stack, decode, files_of, read_files, read_header, read_series
+from fedfms.preprocessing.dicomframe import Frame, frames_of
+from fedfms.preprocessing.images import Fault, as_fault
+from fedfms.preprocessing.pairfiles import Listing, PairFinder
+from fedfms.preprocessing.raw import is_folder, readable, reject_outside
+from fedfms.preprocessing.recipe import Found, Pixels, RawCase
+from fedfms.preprocessing.volumes import Scan, ValueRule
 
 _ENDING = ".dcm"
 _ON_GRID = 0.05  # of a voxel: tolerance for the planes of a segmentation

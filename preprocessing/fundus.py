@@ -55,10 +55,10 @@ from scipy.io import loadmat
 
 from fedfms.data.manifest import LabelClass
 from fedfms.errors import DataError
-from preprocessing.annotations import read_marked, read_values
-from preprocessing.images import Fault, as_fault, check_size, read_image
-from preprocessing.recipe import Decoded, Found, Pixels, RawCase, Recipe, add_choice, chosen
-from preprocessing.sitefiles import SEVERAL, Paths, SiteFiles, sites_with_masks, sort_files
+from fedfms.preprocessing.annotations import read_marked, read_values
+from fedfms.preprocessing.images import Fault, as_fault, check_size, read_image
+from fedfms.preprocessing.recipe import Decoded, Found, Pixels, RawCase, Recipe, add_choice, chosen
+from fedfms.preprocessing.sitefiles import SEVERAL, Paths, SiteFiles, sites_with_masks, sort_files
 
 NAME = "fundus"
 HELP = "optic disc and cup: REFUGE, ORIGA, G1020, Drishti-GS1, RIM-ONE"

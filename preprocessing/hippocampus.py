@@ -35,8 +35,8 @@ Citations: Simpson et al., arXiv 1902.09063, 2019; Antonelli et al., Nat Commun 
 import argparse
 
 from fedfms.data.manifest import LabelClass
-from preprocessing.recipe import Recipe
-from preprocessing.volumes import ValueRule, add_depth_option, volume_recipe
+from fedfms.preprocessing.recipe import Recipe
+from fedfms.preprocessing.volumes import ValueRule, add_depth_option, volume_recipe
 
 NAME = "hippocampus"
 HELP = "hippocampus in T1 MRI (MSD task 4): one hospital in three strata of intensity scale, NOT three hospitals"

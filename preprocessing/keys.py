@@ -18,8 +18,8 @@ from pydantic import ConfigDict, Field
 
 from fedfms.errors import DataError
 from fedfms.files import write_atomic
+from fedfms.preprocessing.raw import reason
 from fedfms.schema import STRICT, parse_bytes
-from preprocessing.raw import reason
 
 FOLDER = ".fedfms-keys"
 _NOTE = "the raw folder is read-only: the key file is in {}.keys, next to the output"

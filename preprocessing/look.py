@@ -20,7 +20,7 @@ from fedfms.data.manifest import Manifest, load_manifest
 from fedfms.data.overlay import COLOURS, as_png, draw
 from fedfms.data.source import FolderSource, Item, list_items
 from fedfms.errors import DataError
-from preprocessing.recipe import Advance
+from fedfms.preprocessing.recipe import Advance
 
 _LARGEST_PX, _SMALLEST_PX = 480, 320  # of a panel's longer side; images between them are not scaled
 

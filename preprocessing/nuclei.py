@@ -47,11 +47,11 @@ import numpy as np
 from PIL import Image
 
 from fedfms.data.manifest import LabelClass
-from preprocessing.annotations import fill, merge_instances, read_marked, read_outlines
-from preprocessing.images import Fault, as_fault, check_size, read_image
-from preprocessing.nuclei_pannuke import find_folds, find_patches, letters, read_patch, read_tissues
-from preprocessing.recipe import Decoded, Found, Pixels, RawCase, Recipe, add_choice, chosen
-from preprocessing.sitefiles import SEVERAL, Paths, SiteFiles, sites_with_masks, sort_files
+from fedfms.preprocessing.annotations import fill, merge_instances, read_marked, read_outlines
+from fedfms.preprocessing.images import Fault, as_fault, check_size, read_image
+from fedfms.preprocessing.nuclei_pannuke import find_folds, find_patches, letters, read_patch, read_tissues
+from fedfms.preprocessing.recipe import Decoded, Found, Pixels, RawCase, Recipe, add_choice, chosen
+from fedfms.preprocessing.sitefiles import SEVERAL, Paths, SiteFiles, sites_with_masks, sort_files
 
 NAME = "nuclei"
 HELP = "nuclei in H&E: PanNuke by tissue, MoNuSAC2020, MoNuSeg2018, TNBC"

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfms.errors import DataError
-from preprocessing.images import Fault
-from preprocessing.raw import reject_outside, split_by_access, walk
-from preprocessing.recipe import Decoded, Found, Pixels, RawCase
+from fedfms.preprocessing.images import Fault
+from fedfms.preprocessing.raw import reject_outside, split_by_access, walk
+from fedfms.preprocessing.recipe import Decoded, Found, Pixels, RawCase
 
 _KINDS = 5  # channels of masks.npy with nuclei; the sixth is the background
 _PICKLED = (
@@ -47,7 +47,7 @@ def find_folds(raw: Path) -> list[Fold]:
         masks = next((m for m in (place / "masks.npy", published / "masks.npy") if m.is_file()), None)
         if masks is None or not (place / "images.npy").is_file():
             what = "a fold of PanNuke lacks images.npy or masks.npy"
-            raise DataError(what, do="see the layout in `python -m preprocessing nuclei --help`")
+            raise DataError(what, do="see the layout in `fedfms prepare nuclei --help`")
         folds.append(Fold(place.name.lower(), place / "images.npy", masks, types))
     # before any case is read, because the search for cases opens the arrays
     reject_outside(raw.resolve(), [path for fold in folds for path in (fold.images, fold.masks, fold.types)])

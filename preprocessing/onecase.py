@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from fedfms.data.manifest import Slice, Volume, pixel_sha256
-from preprocessing.images import Fault
-from preprocessing.raw import reject_outside
-from preprocessing.recipe import Decoded, Pixels, RawCase
-from preprocessing.target import ending, make_folders, write_if_changed
+from fedfms.preprocessing.images import Fault
+from fedfms.preprocessing.raw import reject_outside
+from fedfms.preprocessing.recipe import Decoded, Pixels, RawCase
+from fedfms.preprocessing.target import ending, make_folders, write_if_changed
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedfms.errors import DataError
-from preprocessing.images import ENDINGS, LabelRule, check_size, read_image, read_label
-from preprocessing.raw import LINKED_FOLDER, is_folder, readable, require_folder, sites_where, walk
-from preprocessing.recipe import Decoded, Found, RawCase
-from preprocessing.sitefiles import SEVERAL, Paths
+from fedfms.preprocessing.images import ENDINGS, LabelRule, check_size, read_image, read_label
+from fedfms.preprocessing.raw import LINKED_FOLDER, is_folder, readable, require_folder, sites_where, walk
+from fedfms.preprocessing.recipe import Decoded, Found, RawCase
+from fedfms.preprocessing.sitefiles import SEVERAL, Paths
 
 IMAGES, LABELS = "images", "labels"
 PatientRule = Callable[[str, str], str | None]  # patient by site and image stem; None if the rule does not match

@@ -11,12 +11,12 @@ from pydantic.dataclasses import dataclass
 
 from fedfms.data.intensity import Window, eight_bits
 from fedfms.errors import DataError
+from fedfms.preprocessing.images import LabelRule
+from fedfms.preprocessing.pairfiles import PairReader
+from fedfms.preprocessing.volumes import ValueRule, VolumeReader
 from fedfms.schema import STRICT, Float, did_you_mean, mapping, parse, read_yaml
-from preprocessing.images import LabelRule
-from preprocessing.pairfiles import PairReader
-from preprocessing.volumes import ValueRule, VolumeReader
 
-_WHERE, _HELP = "rule file", "see `python -m preprocessing pairs --help`"
+_WHERE, _HELP = "rule file", "see `fedfms prepare pairs --help`"
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 LabelValue = Annotated[int, Field(ge=1, le=255)]

@@ -65,9 +65,9 @@ from types import ModuleType
 from fedfms.data.manifest import LabelClass
 from fedfms.data.niftifile import stem_of
 from fedfms.errors import DataError
-from preprocessing.pairfiles import OneSite, PairFinder, image_stem, list_files
-from preprocessing.pairrule import DicomRule, ImageRule, load_rule
-from preprocessing.recipe import Recipe
+from fedfms.preprocessing.pairfiles import OneSite, PairFinder, image_stem, list_files
+from fedfms.preprocessing.pairrule import DicomRule, ImageRule, load_rule
+from fedfms.preprocessing.recipe import Recipe
 
 
 def load_recipe(dataset: str, site: str, path: Path | None) -> Recipe:
@@ -94,7 +94,7 @@ def load_recipe(dataset: str, site: str, path: Path | None) -> Recipe:
 def _import_dicom() -> ModuleType:
     """The module for DICOM, whose dependency pydicom is optional."""
     try:
-        return importlib.import_module("preprocessing.dicompairs")
+        return importlib.import_module("fedfms.preprocessing.dicompairs")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "pydicom":
             raise

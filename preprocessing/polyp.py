@@ -61,9 +61,9 @@ from pathlib import Path
 
 from fedfms.data.manifest import LabelClass
 from fedfms.errors import DataError
-from preprocessing.pairfiles import IMAGES, LABELS, PairReader, list_files, match_pairs, pair_sites
-from preprocessing.raw import RIGHTS, is_folder, reason, split_by_access
-from preprocessing.recipe import Found, Recipe
+from fedfms.preprocessing.pairfiles import IMAGES, LABELS, PairReader, list_files, match_pairs, pair_sites
+from fedfms.preprocessing.raw import RIGHTS, is_folder, reason, split_by_access
+from fedfms.preprocessing.recipe import Found, Recipe
 
 NAME = "polyp"
 HELP = "polyps in colonoscopy frames: PolypGen, Kvasir-SEG, CVC-ClinicDB, CVC-ColonDB, ETIS-Larib"

@@ -43,8 +43,8 @@ Citations: Liu, Dou, Heng, MICCAI 2020 (SAML); Liu et al., TMI 39, 2020 (MS-Net)
 import argparse
 
 from fedfms.data.manifest import LabelClass
-from preprocessing.recipe import Recipe
-from preprocessing.volumes import ValueRule, add_depth_option, volume_recipe
+from fedfms.preprocessing.recipe import Recipe
+from fedfms.preprocessing.volumes import ValueRule, add_depth_option, volume_recipe
 
 NAME = "prostate"
 HELP = "prostate in T2 MRI: BIDMC, HK, I2CVB, ISBI, ISBI_1.5, UCL"

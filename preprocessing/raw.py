@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedfms.errors import DataError
-from preprocessing.images import Fault
+from fedfms.preprocessing.images import Fault
 
 RIGHTS = "give this user the right to read it, then run the command again"
 LINKED_FOLDER = "a link to a folder is not followed; put the folder itself there"
@@ -52,7 +52,7 @@ def require_folder(path: Path, what: str) -> None:
     with readable(what):
         exists = is_folder(path)
     if not exists:
-        raise DataError(f"{what} is not a folder", do="see `python -m preprocessing --help`")
+        raise DataError(f"{what} is not a folder", do="see `fedfms prepare --help`")
 
 
 def split_by_access(raw: Path) -> tuple[list[Path], int]:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
-from preprocessing import brain, fundus, hippocampus, nuclei, polyp, prostate
-from preprocessing.recipe import Recipe
+from fedfms.preprocessing import brain, fundus, hippocampus, nuclei, polyp, prostate
+from fedfms.preprocessing.recipe import Recipe
 
 
 @dataclass(frozen=True)

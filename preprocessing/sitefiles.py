@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocessing.raw import sites_where, visible_files
-from preprocessing.recipe import Found, RawCase
+from fedfms.preprocessing.raw import sites_where, visible_files
+from fedfms.preprocessing.recipe import Found, RawCase
 
 Paths = dict[str, list[Path]]  # by stem, or by role
 SEVERAL = "several files of this name"

@@ -13,8 +13,8 @@ from PIL import Image
 from fedfms.data.manifest import FILE_NAME, FORMATS, Manifest, metadata
 from fedfms.errors import DataError
 from fedfms.files import write_atomic
+from fedfms.preprocessing.raw import walk
 from fedfms.schema import read_json
-from preprocessing.raw import walk
 
 _WEBP_MAX_PX = 16383  # per side, a limit of the format
 # a quarter to two fifths smaller than PNG; more effort takes several times as long to write and saves little

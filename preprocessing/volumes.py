@@ -15,11 +15,11 @@ from fedfms.data.intensity import Mask, eight_bits
 from fedfms.data.manifest import LabelClass
 from fedfms.data.niftifile import Array, read_nifti, stem_of
 from fedfms.data.volume import DEPTHS, Volume, cut, depth_axis
-from preprocessing.images import Fault
-from preprocessing.pairfiles import IMAGES, LABELS
-from preprocessing.raw import LINKED_FOLDER, is_folder, sites_where
-from preprocessing.recipe import Decoded, Found, Pixels, RawCase, Recipe, add_choice, chosen
-from preprocessing.sitefiles import SEVERAL, Paths, sort_files
+from fedfms.preprocessing.images import Fault
+from fedfms.preprocessing.pairfiles import IMAGES, LABELS
+from fedfms.preprocessing.raw import LINKED_FOLDER, is_folder, sites_where
+from fedfms.preprocessing.recipe import Decoded, Found, Pixels, RawCase, Recipe, add_choice, chosen
+from fedfms.preprocessing.sitefiles import SEVERAL, Paths, sort_files
 
 _AFFINE_TOLERANCE = 1e-3  # mm; float32 matrices of one scan from two programs differ by less
 _MOST_VALUES = 8  # above 0, in a segmentation; an image in its place has hundreds

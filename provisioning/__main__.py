@@ -1,8 +1,8 @@
-"""`python -m provisioning`."""
+"""`python -m provisioning`, in a checkout: `fedfms kits`."""
 
 import sys
 
-from provisioning.cli import main
+from fedfms.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["kits", *sys.argv[1:]]))

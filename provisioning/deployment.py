@@ -26,12 +26,12 @@ from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
 from fedfms.flare.kit import common_name, load_certificate
 from fedfms.flare.nvflare_cli import run_nvflare
-from provisioning.certificates import IssuedCertificate, read_issued, read_root, write_issued
-from provisioning.encryption import EncryptionError, atomic_folder, decrypt, encrypt
-from provisioning.kit import SUFFIX, encrypt_kit
-from provisioning.passphrase import generate_passphrase
-from provisioning.policy import REVOKED, shared_sizes, write_policy
-from provisioning.project import Project, check_participant, load_project
+from fedfms.provisioning.certificates import IssuedCertificate, read_issued, read_root, write_issued
+from fedfms.provisioning.encryption import EncryptionError, atomic_folder, decrypt, encrypt
+from fedfms.provisioning.kit import SUFFIX, encrypt_kit
+from fedfms.provisioning.passphrase import generate_passphrase
+from fedfms.provisioning.policy import REVOKED, shared_sizes, write_policy
+from fedfms.provisioning.project import Project, check_participant, load_project
 
 _WORK = ".work."
 

@@ -1,8 +1,8 @@
 """Make a kit whose private key never leaves the site: the site requests a certificate, and the lead signs it.
 
-    site    python -m provisioning request ...    -> NAME.request.zip, and the fingerprint of its public key
-    lead    python -m provisioning approve ...    -> NAME.signed.zip, and the fingerprint of the root certificate
-    site    python -m provisioning package ...    -> the kit
+    site    fedfms kits request ...    -> NAME.request.zip, and the fingerprint of its public key
+    lead    fedfms kits approve ...    -> NAME.signed.zip, and the fingerprint of the root certificate
+    site    fedfms kits package ...    -> the kit
 
 The two sides exchange the fingerprints by telephone. A mismatch reveals a file replaced in transit.
 """
@@ -25,12 +25,12 @@ from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
 from fedfms.flare.kit import fingerprint
 from fedfms.flare.nvflare_cli import run_nvflare
-from provisioning.certificates import read_root
-from provisioning.deployment import Deployment, temporary_folder
-from provisioning.encryption import read_zip, restrict
-from provisioning.kit import write_file_list
-from provisioning.policy import shared_sizes, write_policy
-from provisioning.project import check_participant
+from fedfms.provisioning.certificates import read_root
+from fedfms.provisioning.deployment import Deployment, temporary_folder
+from fedfms.provisioning.encryption import read_zip, restrict
+from fedfms.provisioning.kit import write_file_list
+from fedfms.provisioning.policy import shared_sizes, write_policy
+from fedfms.provisioning.project import check_participant
 
 VALID_DAYS = 360  # as NVFLARE's for kits that the lead makes
 MAX_FILES, MAX_BYTES = 20, 1 << 20  # of a request or answer, which has 4 kB

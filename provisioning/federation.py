@@ -1,6 +1,6 @@
 """Run a real federation on this machine: a server and its sites as separate processes, with mutual TLS on loopback.
 
-    python -m provisioning federation --job JOB [--job JOB ...] --out DIR
+    fedfms kits federation --job JOB [--job JOB ...] --out DIR
 
 All waiting is by polling. Each started process has a mark in its environment and passes it on to its children; only
 processes with that mark are terminated.
@@ -32,9 +32,9 @@ from fedfms.flare.preflight import Context, Row, failed, preflight
 from fedfms.flare.preflight.context import read_config
 from fedfms.flare.preflight.job import JobDescription
 from fedfms.flare.submit import registered_sites, submit_job, watch_job
-from provisioning.deployment import create_federation
-from provisioning.kit import SUFFIX, open_kit
-from provisioning.passphrase import generate_passphrase
+from fedfms.provisioning.deployment import create_federation
+from fedfms.provisioning.kit import SUFFIX, open_kit
+from fedfms.provisioning.passphrase import generate_passphrase
 
 Show = Callable[[str, str, list[Row]], object]  # (site, job, rows of its preflight)
 POLL_S = 0.5

@@ -6,8 +6,8 @@ from pathlib import Path
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
 from fedfms.flare.kit import LIST_FILE, file_list, kit_fingerprint, read_file_list
-from provisioning.encryption import EncryptionError, decrypt, encrypt, pack, restrict, unpack
-from provisioning.policy import REVOKED
+from fedfms.provisioning.encryption import EncryptionError, decrypt, encrypt, pack, restrict, unpack
+from fedfms.provisioning.policy import REVOKED
 
 SUFFIX = ".kit"
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
+from fedfms.provisioning.encryption import KIT_PLACEHOLDER
 from fedfms.schema import parse, read_json
-from provisioning.encryption import KIT_PLACEHOLDER
 
 SCOPE = "study"
 REVOKED = "revoked_serials.json"
@@ -55,7 +55,7 @@ _PERMISSIONS = {
 }
 _SETTINGS = """\
 # Settings of this site, which no job can change. Edit, and restart the client.
-#data_root: /data/fedfms          # holds <dataset>/<site>/manifest.json, written by `python -m preprocessing`
+#data_root: /data/fedfms          # holds <dataset>/<site>/manifest.json, written by `fedfms prepare`
 #checkpoints: /data/checkpoints   # holds the weight files that jobs name, each with its SHA-256
 #checkpoint_sha256: []             # accept only these hashes; empty: any file that a job names
 #device: cuda:0                   # default: cuda if available

@@ -14,7 +14,7 @@ from fedfms.flare.nvflare_cli import LENIENT, MAX_JOB_MB
 from fedfms.schema import STRICT, mapping, parse, read_yaml
 
 TEMPLATE = Path(__file__).with_name("project.yml")
-WHERE, DO = "project file", "`python -m provisioning template` prints a valid one"
+WHERE, DO = "project file", "`fedfms kits template` prints a valid one"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 _LIBRARY = "nvflare.lighter.impl"
 _TEMPLATES = ["master_template.yml", "aws_template.yml", "azure_template.yml"]  # of NVFLARE's start scripts

@@ -15,14 +15,14 @@ from fedfms.experiments.plan import load_experiment
 from fedfms.federation.state import ServerStateStore
 from fedfms.inference.modelfile import read_model
 from fedfms.models.checkpoints import read_state
+from fedfms.preprocessing.nuclei_pannuke import Fold, read_tissues
+from fedfms.preprocessing.pairrule import load_rule
+from fedfms.provisioning.project import load_project
 from fedfms.settings import SiteSettings, load_settings
 from fedfms.study import load_study
 from fedfms.training.build import build
 from fedfms.training.prefix import PrefixCache
 from fedfms.training.state import StateStore, read_tensors
-from preprocessing.nuclei_pannuke import Fold, read_tissues
-from preprocessing.pairrule import load_rule
-from provisioning.project import load_project
 
 from .conftest import REPO
 from .methods.common import study

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedfms.cli import main
+from fedfms.cli import main, make_parser
 from fedfms.data import open_site
 from fedfms.federation.inprocess import rounds
+from fedfms.preprocessing.registry import DATASETS
 from fedfms.settings import SiteSettings
 from fedfms.study import STUDIES, Study, load_study
-from preprocessing.cli import make_parser
-from preprocessing.registry import DATASETS
 
 STUDY_FILES = sorted(STUDIES.glob("*.yaml"))
 ALL = pytest.mark.parametrize("path", STUDY_FILES, ids=lambda path: path.stem)
@@ -33,11 +32,13 @@ def test_a_study_fits_its_converters_output(path: Path) -> None:
     assert values <= {1, 2}, "the phantom has only these label values"
     if study.data.dataset == "phantom":
         return
-    recipe = DATASETS[study.data.dataset].recipe(make_parser().parse_args([path.stem, "--raw", "R", "--out", "O"]))
+    recipe = DATASETS[study.data.dataset].recipe(
+        make_parser().parse_args(["prepare", path.stem, "--raw", "R", "--out", "O"])
+    )
     assert recipe.dataset == study.data.dataset
     assert values <= {structure.value for structure in recipe.structures}
     about = DATASETS[study.data.dataset].about
-    known = getattr(importlib.import_module(f"preprocessing.{path.stem}"), "SITES", about.split())
+    known = getattr(importlib.import_module(f"fedfms.preprocessing.{path.stem}"), "SITES", about.split())
     assert [site for site in (*study.sites, *study.held_out) if site not in known or site not in about] == []
 
 

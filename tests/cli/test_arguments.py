@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedfms.cli import _parser, main
+from fedfms.cli import main, make_parser
+from fedfms.cli.options import Parser
 
 _BUILD = "job build fedmsa --study phantom --out job"
 _PREDICT = "predict --model m.pt --input i --out o"
@@ -28,7 +29,8 @@ _PREDICT = "predict --model m.pt --input i --out o"
 def test_an_invalid_number_is_wrong_usage(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(command.split())
-    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{message}; see `fedfms " in line
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,8 @@ def test_a_missing_path_is_an_error_in_one_line(
     assert line.startswith(f"fedfms: {message}")
 
 
-def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+def _commands(parser: Parser) -> Iterator[tuple[str, Parser]]:
+    parser.complete()
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
@@ -59,8 +62,8 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.A
                 yield from found or [(command.prog, command)]
 
 
-@pytest.mark.parametrize(("name", "parser"), list(_commands(_parser())))
-def test_every_help_explains_each_option_and_ends_with_an_example(name: str, parser: argparse.ArgumentParser) -> None:
+@pytest.mark.parametrize(("name", "parser"), list(_commands(make_parser())))
+def test_every_help_explains_each_option_and_ends_with_an_example(name: str, parser: Parser) -> None:
     *_, heading, example = parser.format_help().splitlines()
     assert heading == "example:"
     assert example.startswith(f"  {name}")

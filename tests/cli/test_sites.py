@@ -140,4 +140,4 @@ def test_an_error_of_the_system_is_one_line_without_a_path(
     monkeypatch.setattr("fedfms.cli.sites._open", fail)
     assert main(["sites", "phantom"]) == 1
     error = capsys.readouterr().err
-    assert error == f"fedfms: a file cannot be read or written: {message}; check names and permissions\n"
+    assert error == f"fedfms: a file cannot be read or written: {message}; check names, permissions and disk space\n"

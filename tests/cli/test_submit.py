@@ -142,7 +142,7 @@ def test_a_folder_that_is_not_a_kit(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_help_imports_neither_nvflare_nor_torch() -> None:
-    code = "import sys; from fedfms import cli; cli._parser(); print({'nvflare', 'torch'} & set(sys.modules))"
+    code = "import sys; from fedfms import cli; cli.make_parser(); print({'nvflare', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -23,10 +23,10 @@ from fedfms.data.splitfile import (
 )
 from fedfms.data.splits import PROTOCOLS
 from fedfms.errors import DataError
+from fedfms.preprocessing import fundus, hippocampus, nuclei, polyp
+from fedfms.preprocessing.convert import convert_site
 from fedfms.settings import SiteSettings
 from fedfms.study import find_study, load_study
-from preprocessing import fundus, hippocampus, nuclei, polyp
-from preprocessing.convert import convert_site
 from tests.conftest import SHARED
 from tests.data.make import make_site, make_study
 from tests.preprocessing.make import copy_sites, options

@@ -29,9 +29,9 @@ from fedfms.flare.resume import (
 from fedfms.flare.resume_job import next_job, read_job
 from fedfms.flare.selector import AcceptedModelSelector
 from fedfms.methods import ServerState
+from fedfms.provisioning.policy import SERVER_CLASSES, SITE_CLASSES
 from fedfms.study import STUDIES, Study, load_study
 from fedfms.training.state import StateStore, write_tensors
-from provisioning.policy import SERVER_CLASSES, SITE_CLASSES
 from tests.experiments.make import experiment
 
 from .inprocess import Job, same, workspace

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from fedfms.data.manifest import LabelClass, Volume
-from preprocessing.images import Fault
-from preprocessing.recipe import Decoded, Found, RawCase, Recipe
+from fedfms.preprocessing.images import Fault
+from fedfms.preprocessing.recipe import Decoded, Found, RawCase, Recipe
 
 SHAPE, AXIS, POSITIONS = (6, 9, 4), 2, (0, 2, 3)
 AFFINE = (0.5, 0, 0, -7, 0, 0.5, 0, 1, 0, 0, 3, 2, 0, 0, 0, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocessing import hippocampus
+from fedfms.preprocessing import hippocampus
 from tests.preprocessing.fundus_layouts import g1020, refuge
 from tests.preprocessing.make import CANARY, make_raw
 from tests.preprocessing.nuclei_layouts import monuseg, tnbc

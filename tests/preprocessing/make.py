@@ -9,7 +9,14 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from fedfms import cli
+
 CANARY = "ZZCANARYMustermann"
+
+
+def main(command: list[str]) -> int:
+    """`fedfms prepare`."""
+    return cli.main(["prepare", *command])
 
 
 def options(module, *arguments):
@@ -55,7 +62,5 @@ def copy_sites(source: Path, raw: Path, *sites: str) -> Path:
 
 def convert_pairs(raw: Path, out: Path, *extra: str) -> int:
     """Run `pairs` on one site in this process; returns the exit code."""
-    from preprocessing.cli import main
-
     arguments = ["pairs", "--raw", str(raw), "--out", str(out), "--dataset", "d", "--site", "s", "--workers", "0"]
     return main([*arguments, *extra])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.annotations import (
+from fedfms.preprocessing.annotations import (
     Outline,
     fill,
     merge_instances,
@@ -12,7 +12,7 @@ from preprocessing.annotations import (
     read_outlines,
     read_values,
 )
-from preprocessing.images import Fault, check_size
+from fedfms.preprocessing.images import Fault, check_size
 from tests.preprocessing.make import CANARY
 
 SQUARE = ((2, 3), (6, 3), (6, 8), (2, 8))

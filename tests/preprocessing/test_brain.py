@@ -5,8 +5,8 @@ import pytest
 
 from fedfms.data.volume import to_nifti
 from fedfms.errors import DataError
-from preprocessing import brain
-from preprocessing.images import Fault
+from fedfms.preprocessing import brain
+from fedfms.preprocessing.images import Fault
 from tests.preprocessing.make import CANARY, as_sent, options
 from tests.preprocessing.volume_layouts import put, scan, truth
 

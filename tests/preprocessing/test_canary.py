@@ -12,9 +12,8 @@ from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from fedfms.data.manifest import load_manifest
-from preprocessing.check import check_site
-from preprocessing.cli import main
-from tests.preprocessing.make import CANARY
+from fedfms.preprocessing.check import check_site
+from tests.preprocessing.make import CANARY, main
 
 REPO = Path(__file__).parents[2]
 RANDOM = np.random.default_rng(0)

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from fedfms.data.manifest import load_manifest
-from preprocessing.cli import main
-from tests.preprocessing.make import convert_pairs
+from tests.preprocessing.make import convert_pairs, main
 
 
 def _plant(out, fault):
@@ -92,7 +91,7 @@ def test_help_has_examples(capsys):
         with pytest.raises(SystemExit):
             main(arguments)
     shown = capsys.readouterr().out
-    assert "python -m preprocessing check DATA" in shown
+    assert "fedfms prepare check DATA" in shown
     assert "Citations" in shown
     assert "mask_suffixes" in shown
 
@@ -116,10 +115,10 @@ def test_check_reports_a_closed_output_in_one_line(out, capsys, monkeypatch):
         raise PermissionError(13, "Permission denied", "Mustermann")
 
     out.mkdir()
-    monkeypatch.setattr("preprocessing.cli.find_sites", fail)
+    monkeypatch.setattr("fedfms.cli.prepare.find_sites", fail)
     assert main(["check", str(out)]) == 1
     assert capsys.readouterr().err == (
-        "preprocessing: cannot read or write: Permission denied; check disk space and rights\n"
+        "fedfms: a file cannot be read or written: Permission denied; check names, permissions and disk space\n"
     )
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 
 from fedfms.data.manifest import load_manifest
-from preprocessing import convert
-from preprocessing.cli import main
-from preprocessing.registry import DATASETS
+from fedfms.preprocessing import convert
+from fedfms.preprocessing.registry import DATASETS
 from tests.preprocessing.faults import FAULTS
 from tests.preprocessing.layouts import FLAT, LAYOUTS, VOLUME, layout_of, of_kind
-from tests.preprocessing.make import CANARY
+from tests.preprocessing.make import CANARY, main
 
 REPO = Path(__file__).parents[2]
 MATRIX = [(name, fault, 0) for name in DATASETS for fault, one in FAULTS.items()
@@ -86,7 +85,7 @@ def test_every_data_set_has_a_test_layout(name):
 def test_a_data_set_without_a_test_layout_fails_alone(tmp_path):
     """The tests are collected and run for all other data sets; the message says what to add."""
     (tmp_path / "new_data_set.py").write_text(
-        "from preprocessing import registry\n"
+        "from fedfms.preprocessing import registry\n"
         "registry.DATASETS = {'aaa': registry.DATASETS['polyp'], **registry.DATASETS}\n"
     )
     chosen = "test_every_data_set_has_a_test_layout or test_an_output_that_is_a_file_is_one_line"

@@ -7,8 +7,7 @@ from PIL import Image
 
 from fedfms.data.manifest import load_manifest
 from fedfms.data.volume import to_nifti
-from preprocessing.cli import main
-from tests.preprocessing.make import CANARY, convert_pairs
+from tests.preprocessing.make import CANARY, convert_pairs, main
 
 pytest.importorskip("pydicom", reason="needs pydicom, the extra [dicom]")
 
@@ -20,11 +19,11 @@ from pydicom.uid import (  # noqa: E402
     generate_uid,
 )
 
-from preprocessing import dicomfile  # noqa: E402
-from preprocessing.dicomfile import read_series  # noqa: E402
-from preprocessing.dicompairs import ReadDicom  # noqa: E402
-from preprocessing.images import Fault  # noqa: E402
-from preprocessing.volumes import ValueRule, eight_bits  # noqa: E402
+from fedfms.preprocessing import dicomfile  # noqa: E402
+from fedfms.preprocessing.dicomfile import read_series  # noqa: E402
+from fedfms.preprocessing.dicompairs import ReadDicom  # noqa: E402
+from fedfms.preprocessing.images import Fault  # noqa: E402
+from fedfms.preprocessing.volumes import ValueRule, eight_bits  # noqa: E402
 from tests.preprocessing import dicom_layouts as make  # noqa: E402
 
 

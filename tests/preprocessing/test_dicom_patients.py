@@ -42,7 +42,9 @@ def test_files_of_several_patients_are_a_fault(tmp_path, out, capfd):
 
 
 def test_missing_pydicom_is_one_line(tmp_path, out, capsys, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "pydicom" or "preprocessing.dicom" in name]:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] == "pydicom" or "fedfms.preprocessing.dicom" in name
+    ]:
         if not name.startswith("tests."):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pydicom", None)

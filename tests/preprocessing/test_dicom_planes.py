@@ -13,11 +13,11 @@ pytest.importorskip("pydicom", reason="needs pydicom, the extra [dicom]")
 
 from pydicom.uid import ImplicitVRLittleEndian  # noqa: E402
 
-from preprocessing import dicomfile  # noqa: E402
-from preprocessing.dicomfile import read_series  # noqa: E402
-from preprocessing.dicompairs import ReadDicom  # noqa: E402
-from preprocessing.images import Fault  # noqa: E402
-from preprocessing.volumes import ValueRule  # noqa: E402
+from fedfms.preprocessing import dicomfile  # noqa: E402
+from fedfms.preprocessing.dicomfile import read_series  # noqa: E402
+from fedfms.preprocessing.dicompairs import ReadDicom  # noqa: E402
+from fedfms.preprocessing.images import Fault  # noqa: E402
+from fedfms.preprocessing.volumes import ValueRule  # noqa: E402
 from tests.preprocessing import dicom_layouts as make  # noqa: E402
 
 OBLIQUE = [0.36, 0.48, -0.8, -0.8, 0.6, 0.0]  # at right angles to each other, along no axis

@@ -11,10 +11,10 @@ from PIL import Image
 from fedfms.data.manifest import Volume, load_manifest
 from fedfms.errors import DataError
 from fedfms.files import write_atomic
-from preprocessing.check import check_site
-from preprocessing.convert import convert_site, list_sites
-from preprocessing.images import Fault
-from preprocessing.recipe import Found, RawCase
+from fedfms.preprocessing.check import check_site
+from fedfms.preprocessing.convert import convert_site, list_sites
+from fedfms.preprocessing.images import Fault
+from fedfms.preprocessing.recipe import Found, RawCase
 from tests.preprocessing import fake
 from tests.preprocessing.make import CANARY, convert_pairs
 
@@ -201,7 +201,7 @@ def test_a_failed_write_stops_the_site_with_one_line(volumes, out, monkeypatch, 
         write_atomic(path, content, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr("preprocessing.target.write_atomic", write)
+        patch.setattr("fedfms.preprocessing.target.write_atomic", write)
         with pytest.raises(DataError, match=f"^site s: cannot write: {error.strerror}; check disk space") as caught:
             _convert(volumes, out)
     assert CANARY not in str(caught.value)

@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from fedfms.errors import DataError
-from preprocessing import fundus
-from preprocessing.images import Fault
+from fedfms.preprocessing import fundus
+from fedfms.preprocessing.images import Fault
 from tests.conftest import SHARED
 from tests.preprocessing.fundus_layouts import (
     HEIGHT,

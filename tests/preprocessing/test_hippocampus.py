@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from fedfms.data.volume import to_nifti
-from preprocessing import hippocampus
-from preprocessing.check import check_site
-from preprocessing.convert import convert_site
-from preprocessing.images import Fault
+from fedfms.preprocessing import hippocampus
+from fedfms.preprocessing.check import check_site
+from fedfms.preprocessing.convert import convert_site
+from fedfms.preprocessing.images import Fault
 from tests.conftest import SHARED
 from tests.data.test_volume import dice, through_256
 from tests.preprocessing.make import copy_sites, options

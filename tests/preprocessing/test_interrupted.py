@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from fedfms.data.manifest import load_manifest
-from preprocessing.check import check_site
-from preprocessing.cli import main
-from preprocessing.registry import DATASETS
+from fedfms.preprocessing.check import check_site
+from fedfms.preprocessing.registry import DATASETS
 from tests.preprocessing.layouts import FLAT, VOLUME, layout_of, of_kind
-from tests.preprocessing.make import CANARY, make_raw
+from tests.preprocessing.make import CANARY, main, make_raw
 from tests.preprocessing.volume_layouts import pair, scan, truth
 
 REPO = Path(__file__).parents[2]
@@ -211,7 +210,7 @@ def test_a_conversion_resumes_after_a_kill_or_ctrl_c(many, out, by):
     command = [sys.executable, "-m", "preprocessing", *_arguments("prostate", raw, out, workers=2)]
     shown, children, returned = _stopped(command, out, by)
     if by == "Ctrl-C":
-        assert (returned, *shown) == (130, "", "preprocessing: interrupted; run the same command again to resume\n")
+        assert (returned, *shown) == (130, "", "fedfms: interrupted; run the same command again\n")
         assert _half_written(out) == []
     assert len(children) == 3  # two workers, and Python's resource tracker
     _wait(lambda: not any(map(_alive, children)))

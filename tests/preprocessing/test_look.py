@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from fedfms.data.overlay import COLOURS
-from preprocessing.cli import main
-from preprocessing.look import SiteLook, look_at, make_page, panels, spread
+from fedfms.preprocessing.look import SiteLook, look_at, make_page, panels, spread
 from tests.data.make import make_site
-from tests.preprocessing.make import convert_pairs
+from tests.preprocessing.make import convert_pairs, main
 
 _PNG = re.compile(r'src="data:image/png;base64,([^"]+)"')
 

@@ -5,8 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from preprocessing import nuclei
-from preprocessing.images import Fault
+from fedfms.preprocessing import nuclei
+from fedfms.preprocessing.images import Fault
 from tests.conftest import SHARED
 from tests.preprocessing.make import CANARY, as_sent, options
 from tests.preprocessing.nuclei_layouts import (

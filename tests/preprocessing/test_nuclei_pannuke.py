@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedfms.errors import DataError
-from preprocessing.images import Fault
+from fedfms.preprocessing.images import Fault
 from tests.preprocessing.make import as_sent
 from tests.preprocessing.nuclei_layouts import tnbc
 from tests.preprocessing.test_nuclei import recipe
@@ -63,7 +63,7 @@ def test_other_tissues_and_spellings(tmp_path):
 
 
 def test_pannuke_is_memory_mapped(tmp_path):
-    from preprocessing.nuclei_pannuke import _memory_map
+    from fedfms.preprocessing.nuclei_pannuke import _memory_map
 
     pannuke(tmp_path / "P")
     assert isinstance(_memory_map(next(tmp_path.rglob("images.npy"))), np.memmap)

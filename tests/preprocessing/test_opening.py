@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from fedfms.data.manifest import load_manifest
-from preprocessing.images import Fault, LabelRule, read_image, read_label
+from fedfms.preprocessing.images import Fault, LabelRule, read_image, read_label
 from tests.preprocessing.make import CANARY, convert_pairs
 
 RANDOM = np.random.default_rng(0)

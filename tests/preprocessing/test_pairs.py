@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from fedfms.data.manifest import load_manifest, metadata
-from preprocessing.cli import main
 from tests.preprocessing.faults import png
-from tests.preprocessing.make import CANARY, convert_pairs, make_raw
+from tests.preprocessing.make import CANARY, convert_pairs, main, make_raw
 
 
 def _manifest(out):
@@ -149,7 +148,7 @@ def test_nothing_to_convert(tmp_path, out, capsys):
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_an_interrupted_conversion_has_no_manifest_or_a_valid_one(raw, out, monkeypatch, changed):
-    import preprocessing.convert as convert
+    import fedfms.preprocessing.convert as convert
 
     convert_pairs(raw, out)
     first = _manifest(out)
@@ -252,4 +251,4 @@ def test_wrong_rule_files(raw, out, tmp_path, capsys, text):
     rule = tmp_path / "rule.yaml"
     rule.write_text(text)
     assert convert_pairs(raw, out, "--rule", str(rule)) == 1
-    assert capsys.readouterr().err.startswith("preprocessing: rule file: ")
+    assert capsys.readouterr().err.startswith("fedfms: rule file: ")

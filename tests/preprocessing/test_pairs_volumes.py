@@ -9,11 +9,10 @@ from PIL import Image
 
 from fedfms.data.manifest import load_manifest
 from fedfms.data.volume import to_nifti
-from preprocessing.cli import main
-from preprocessing.pairs import load_recipe
-from preprocessing.volumes import eight_bits
+from fedfms.preprocessing.pairs import load_recipe
+from fedfms.preprocessing.volumes import eight_bits
 from tests.conftest import SHARED
-from tests.preprocessing.make import CANARY, as_sent, convert_pairs, copy_sites
+from tests.preprocessing.make import CANARY, as_sent, convert_pairs, copy_sites, main
 from tests.preprocessing.volume_layouts import AFFINE, put, scan, truth
 
 RULE = "kind: volumes\nstructures: {one: 1, two: 2}\nvalues: {1: 1, 2: 2}\n"
@@ -102,11 +101,11 @@ def test_wrong_rules_are_one_line(tmp_path, out, capsys, text):
     (tmp_path / "raw").mkdir()
     assert convert_pairs(tmp_path / "raw", out, *_rule(tmp_path, text)) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("preprocessing: rule file: ")
+    assert line.startswith("fedfms: rule file: ")
 
 
 def test_each_rule_in_the_help_is_valid(tmp_path):
-    from preprocessing import pairs
+    from fedfms.preprocessing import pairs
 
     blocks = [block for block in (pairs.__doc__ or "").split("\n\n") if block.startswith("  kind:")]
     assert len(blocks) == 3

@@ -8,11 +8,10 @@ from PIL import Image, UnidentifiedImageError
 
 from fedfms.data import open_site
 from fedfms.data.manifest import load_manifest, pixel_sha256
+from fedfms.preprocessing import polyp
 from fedfms.settings import SiteSettings
 from fedfms.study import STUDIES, load_study
-from preprocessing import polyp
-from preprocessing.cli import main
-from tests.preprocessing.make import copy_sites, options
+from tests.preprocessing.make import copy_sites, main, options
 
 SITES = (
     "cvc_clinicdb_barcelona_es",

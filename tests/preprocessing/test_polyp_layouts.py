@@ -6,9 +6,8 @@ import pytest
 
 from fedfms.data.manifest import load_manifest
 from fedfms.errors import DataError
-from preprocessing import polyp
-from preprocessing.cli import main
-from tests.preprocessing.make import CANARY, as_sent, options
+from fedfms.preprocessing import polyp
+from tests.preprocessing.make import CANARY, as_sent, main, options
 from tests.preprocessing.polyp_layouts import (
     LAYOUTS,
     clinicdb,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fedfms.data.volume import to_nifti
-from preprocessing import prostate
-from preprocessing.images import Fault
+from fedfms.preprocessing import prostate
+from fedfms.preprocessing.images import Fault
 from tests.preprocessing.make import CANARY, as_sent, options
 from tests.preprocessing.volume_layouts import pair, put, scan, truth
 

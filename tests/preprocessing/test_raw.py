@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from fedfms.data.manifest import load_manifest
-from preprocessing.cli import main
-from preprocessing.images import Fault, read_image
-from tests.preprocessing.make import CANARY, convert_pairs, make_raw
+from fedfms.preprocessing.images import Fault, read_image
+from tests.preprocessing.make import CANARY, convert_pairs, main, make_raw
 
 
 def _tiff_without_width():

@@ -4,17 +4,17 @@ import re
 
 import pytest
 
+from fedfms.cli import make_parser
 from fedfms.names import is_name
-from preprocessing.cli import main, make_parser
-from preprocessing.registry import DATASETS
-from tests.preprocessing.make import as_sent
+from fedfms.preprocessing.registry import DATASETS
+from tests.preprocessing.make import as_sent, main
 
 ALL = pytest.mark.parametrize("name", DATASETS)
 ADDRESS = re.compile(r"\b[\w-]+\.(ch|com|de|edu|es|eu|gov|in|info|io|net|no|org|uk)\b")
 
 
 def _recipe(name):
-    arguments = make_parser().parse_args([name, "--raw", "RAW", "--out", "OUT"])
+    arguments = make_parser().parse_args(["prepare", name, "--raw", "RAW", "--out", "OUT"])
     return DATASETS[name].recipe(arguments)
 
 

@@ -11,11 +11,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from fedfms.data import open_site
 from fedfms.data.manifest import load_manifest, metadata
+from fedfms.preprocessing.target import ending, write_if_changed
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
-from preprocessing.cli import main
-from preprocessing.target import ending, write_if_changed
-from tests.preprocessing.make import CANARY, convert_pairs, make_raw
+from tests.preprocessing.make import CANARY, convert_pairs, main, make_raw
 
 
 def _content(folder):
@@ -131,7 +130,7 @@ def test_files_are_lossless_and_without_metadata(tmp_path, shape, due):
 
 def _png_only(monkeypatch):
     """Write PNG only, as an earlier version did."""
-    monkeypatch.setattr("preprocessing.onecase.ending", lambda _: ".png")
+    monkeypatch.setattr("fedfms.preprocessing.onecase.ending", lambda _: ".png")
 
 
 def test_the_split_does_not_depend_on_the_format(raw, out, tmp_path, monkeypatch):

@@ -10,11 +10,11 @@ import pytest
 from fedfms.data.intensity import eight_bits
 from fedfms.data.manifest import LabelClass, load_manifest
 from fedfms.data.volume import depth_axis, to_nifti
-from preprocessing.check import check_site
-from preprocessing.convert import convert_site
-from preprocessing.images import Fault
-from preprocessing.recipe import Recipe
-from preprocessing.volumes import ValueRule, VolumeReader, find_volumes, volume_sites
+from fedfms.preprocessing.check import check_site
+from fedfms.preprocessing.convert import convert_site
+from fedfms.preprocessing.images import Fault
+from fedfms.preprocessing.recipe import Recipe
+from fedfms.preprocessing.volumes import ValueRule, VolumeReader, find_volumes, volume_sites
 from tests.preprocessing.make import CANARY, as_sent
 from tests.preprocessing.volume_layouts import AFFINE, READ, SHAPE, fault_of, made, pair, put, scan, truth
 

@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from preprocessing.images import Fault
-from preprocessing.recipe import RawCase
-from preprocessing.volumes import ValueRule, VolumeReader
+from fedfms.preprocessing.images import Fault
+from fedfms.preprocessing.recipe import RawCase
+from fedfms.preprocessing.volumes import ValueRule, VolumeReader
 from tests.preprocessing.make import CANARY
 
 READ = VolumeReader(ValueRule({1: 1, 2: 2}))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from provisioning.deployment import create_federation
+from fedfms.provisioning.deployment import create_federation
 
 from .make import MEMBER, PASSPHRASE, REPO, SITES, project_file, umask
 
 if TYPE_CHECKING:
-    from provisioning.federation import LocalFederation
+    from fedfms.provisioning.federation import LocalFederation
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def running(out: Path) -> Iterator[LocalFederation]:
     """A server and three sites. Site 1 records what leaves it, site 3 raises errors on the marked data. The server, but
     no site, lets the lead bring code."""
     from fedfms.flare.job import build_job  # imports torch, which tests without processes do not need
-    from provisioning.federation import ADMIN, LEAD, LocalFederation, prepare_kits
+    from fedfms.provisioning.federation import ADMIN, LEAD, LocalFederation, prepare_kits
 
     from .processes import TIMEOUT_S, edit_json, marked_study, small_study
 

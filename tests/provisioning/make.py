@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from provisioning.kit import SUFFIX, open_kit
+from fedfms.provisioning.kit import SUFFIX, open_kit
 
 REPO = Path(__file__).parents[2]
 PASSPHRASE = "a passphrase of tests"

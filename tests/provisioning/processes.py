@@ -7,8 +7,8 @@ from pathlib import Path
 from nvflare.fuel.flare_api.flare_api import new_secure_session
 
 from fedfms.flare.submit import stage
+from fedfms.provisioning.federation import LEAD, LocalFederation
 from fedfms.study import STUDIES, Study, load_study
-from provisioning.federation import LEAD, LocalFederation
 
 TIMEOUT_S = 400
 PHANTOM = STUDIES / "phantom.yaml"

@@ -10,8 +10,8 @@ import pytest
 from cryptography import x509
 
 from fedfms.errors import ProvisioningError
-from provisioning.deployment import Deployment
-from provisioning.project import load_project
+from fedfms.provisioning.deployment import Deployment
+from fedfms.provisioning.project import load_project
 
 from .make import PASSPHRASE
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from fedfms.flare.revocation import CertificateRevocation
-from provisioning.encryption import KIT_PLACEHOLDER
-from provisioning.policy import REVOKED, SERVER_CLASSES, SITE_CLASSES
+from fedfms.provisioning.encryption import KIT_PLACEHOLDER
+from fedfms.provisioning.policy import REVOKED, SERVER_CLASSES, SITE_CLASSES
 
 from .make import LEAD, opened
 

@@ -17,18 +17,23 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from fedfms import cli
 from fedfms.errors import ProvisioningError
 from fedfms.flare.kit import LIST_FILE, changed_files, kit_fingerprint, load_certificate
-from provisioning.cli import main
-from provisioning.deployment import Deployment, create_federation
-from provisioning.encryption import decrypt, encrypt, pack
-from provisioning.kit import open_kit
-from provisioning.passphrase import PASSPHRASE_VARIABLE
-from provisioning.project import load_project
+from fedfms.provisioning.deployment import Deployment, create_federation
+from fedfms.provisioning.encryption import decrypt, encrypt, pack
+from fedfms.provisioning.kit import open_kit
+from fedfms.provisioning.passphrase import PASSPHRASE_VARIABLE
+from fedfms.provisioning.project import load_project
 
 from .make import ADMIN, LEAD, PASSPHRASE, REPO, SITES, opened, project_file, umask
 
 pytestmark = pytest.mark.slow  # NVFLARE takes seconds to make kits
+
+
+def main(command: list[str]) -> int:
+    """`fedfms kits`."""
+    return cli.main(["kits", *command])
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -230,7 +235,7 @@ def test_a_failure_of_nvflare_leaves_no_key(copy: Path, monkeypatch: pytest.Monk
     def fails(*_: str, folder: Path) -> None:
         raise ProvisioningError("nvflare provision failed")
 
-    monkeypatch.setattr("provisioning.deployment.run_nvflare", fails)
+    monkeypatch.setattr("fedfms.provisioning.deployment.run_nvflare", fails)
     with pytest.raises(ProvisioningError):
         Deployment(copy).renew("site-1", PASSPHRASE)
     assert _digests(copy) == before
@@ -246,8 +251,8 @@ def test_a_signal_to_end_leaves_no_key(number: signal.Signals, copy: Path, monke
         seen.extend(path.name for path in folder.rglob("cert.json") if "root_pri_key" in path.read_text())
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("provisioning.deployment.run_nvflare", interrupted)
-    assert main(["renew", "site-1", "--out", str(copy)]) == 1
+    monkeypatch.setattr("fedfms.provisioning.deployment.run_nvflare", interrupted)
+    assert main(["renew", "site-1", "--out", str(copy)]) == 130
     assert seen == ["cert.json"]
     assert _digests(copy) == before
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

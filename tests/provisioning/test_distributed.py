@@ -14,9 +14,9 @@ from cryptography.x509.oid import NameOID
 
 from fedfms.errors import ProvisioningError
 from fedfms.flare.kit import changed_files, load_certificate
-from provisioning.deployment import Deployment
-from provisioning.distributed import MAX_BYTES, approve, key_fingerprint, package, request, root_fingerprint
-from provisioning.encryption import KIT_PLACEHOLDER
+from fedfms.provisioning.deployment import Deployment
+from fedfms.provisioning.distributed import MAX_BYTES, approve, key_fingerprint, package, request, root_fingerprint
+from fedfms.provisioning.encryption import KIT_PLACEHOLDER
 
 from .make import PASSPHRASE, REPO, umask
 

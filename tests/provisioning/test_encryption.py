@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from fedfms.flare import kit
-from provisioning import encryption
-from provisioning.encryption import MAGIC, EncryptionError, decrypt, encrypt, pack, unpack
+from fedfms.provisioning import encryption
+from fedfms.provisioning.encryption import MAGIC, EncryptionError, decrypt, encrypt, pack, unpack
 
 from .make import umask
 

@@ -17,10 +17,10 @@ from fedfms.flare.job import build_job
 from fedfms.flare.nvflare_cli import Reply, run_with_kit
 from fedfms.flare.resume import CHECKPOINTS
 from fedfms.flare.submit import registered_sites, stage
+from fedfms.provisioning.federation import ADMIN, LEAD, LocalFederation, prepare_kits
 from fedfms.reporting import make_report
 from fedfms.settings import SiteSettings
 from fedfms.study import STUDIES, Study, load_study
-from provisioning.federation import ADMIN, LEAD, LocalFederation, prepare_kits
 from tests.simulator.common import assert_equal
 
 from .make import PASSPHRASE, REPO

@@ -21,12 +21,12 @@ from fedfms.flare.kit import load_certificate
 from fedfms.flare.nvflare_cli import run_with_kit
 from fedfms.flare.submit import run_job
 from fedfms.flare.watch import COMPLETED
+from fedfms.provisioning.certificates import RootState
+from fedfms.provisioning.deployment import Deployment, create_federation
+from fedfms.provisioning.encryption import decrypt
+from fedfms.provisioning.federation import LEAD, LocalFederation
+from fedfms.provisioning.kit import revocation_list
 from fedfms.settings import SiteSettings
-from provisioning.certificates import RootState
-from provisioning.deployment import Deployment, create_federation
-from provisioning.encryption import decrypt
-from provisioning.federation import LEAD, LocalFederation
-from provisioning.kit import revocation_list
 from tests.simulator.common import assert_equal
 from tests.simulator.spy import FILE
 

@@ -14,10 +14,10 @@ import yaml
 
 from fedfms.errors import ProvisioningError
 from fedfms.flare.nvflare_cli import run_nvflare
-from provisioning import federation
-from provisioning.federation import LocalFederation, free_port, local_project
-from provisioning.passphrase import PASSPHRASE_VARIABLE
-from provisioning.project import load_project
+from fedfms.provisioning import federation
+from fedfms.provisioning.federation import LocalFederation, free_port, local_project
+from fedfms.provisioning.passphrase import PASSPHRASE_VARIABLE
+from fedfms.provisioning.project import load_project
 
 
 def _kit(folder: Path, script: str) -> Path:
@@ -72,7 +72,9 @@ def _runs(file: Path) -> bool:
 _FEDERATION = """
 import sys, time
 from pathlib import Path
-from provisioning import cli, federation
+from fedfms import cli
+from fedfms.cli import kits
+from fedfms.provisioning import federation
 
 def run_jobs(out, jobs, timeout_s, show):
     kits = {name: out / name for name in ("a", "b")}
@@ -82,7 +84,7 @@ def run_jobs(out, jobs, timeout_s, show):
         time.sleep(600)
 
 federation.run_jobs = run_jobs
-sys.exit(cli.main(["federation", "--job", "job", "--out", sys.argv[1]]))
+sys.exit(cli.main(["kits", "federation", "--job", "job", "--out", sys.argv[1]]))
 """
 
 
@@ -102,7 +104,7 @@ def test_a_federation_that_gets_a_signal_to_end_leaves_no_process(
         for number in signals:
             process.send_signal(number)
         _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (1, "provisioning: interrupted\n")
+    assert (process.returncode, error) == (130, "fedfms: interrupted; run the same command again\n")
     assert not any(_runs(job) for job in jobs)
     assert not [one for one in started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedfms.errors import ProvisioningError
-from provisioning.passphrase import MIN_LENGTH, PASSPHRASE_VARIABLE, generate_passphrase, read_passphrase
+from fedfms.provisioning.passphrase import MIN_LENGTH, PASSPHRASE_VARIABLE, generate_passphrase, read_passphrase
 
 
 @pytest.fixture

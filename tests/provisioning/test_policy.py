@@ -24,11 +24,19 @@ from fedfms.errors import StudyError
 from fedfms.flare.job_validator import MAX_FILES, JobValidator
 from fedfms.flare.messages import BASE
 from fedfms.flare.privacy_filter import PrivacyFilter
+from fedfms.provisioning.policy import (
+    SCOPE,
+    SERVER_CLASSES,
+    SITE_CLASSES,
+    allow,
+    privacy_policy,
+    shared_sizes,
+    write_policy,
+)
 from fedfms.reporting.cost.traffic import shared_tensors
 from fedfms.settings import SiteSettings, load_settings
 from fedfms.study import Study
 from fedfms.training.build import build_on_meta
-from provisioning.policy import SCOPE, SERVER_CLASSES, SITE_CLASSES, allow, privacy_policy, shared_sizes, write_policy
 
 from .make import REPO
 

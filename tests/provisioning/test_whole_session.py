@@ -17,9 +17,9 @@ import pytest
 
 from fedfms.files import write_atomic
 from fedfms.flare.submit import stage
-from preprocessing.cli import main as convert
-from provisioning.federation import ADMIN, LEAD, LocalFederation
+from fedfms.provisioning.federation import ADMIN, LEAD, LocalFederation
 from tests.preprocessing.make import CANARY
+from tests.preprocessing.make import main as convert
 from tests.preprocessing.volume_layouts import pair
 
 from .make import MEMBER, SITES

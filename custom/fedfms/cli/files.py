@@ -35,6 +35,6 @@ def site_settings(root: Path | None, named: Path | None = None) -> SiteSettings:
     from fedfms.settings import load_settings
 
     if root is not None and not root.is_dir():
-        raise SettingsError("--root is not a folder", do="name the --out of `python -m preprocessing`")
+        raise SettingsError("--root is not a folder", do="name the --out of `fedfms prepare`")
     settings = load_settings(named=named)
     return settings if root is None else replace(settings, data_root=root.resolve())

@@ -4,23 +4,51 @@ import argparse
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 Commands = Any  # argparse's `_SubParsersAction`, whose type is private
 Run = Callable[[argparse.Namespace], "str | int | None"]
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that reports wrong usage in one line, and adds its subcommands when it is first used.
+
+    Args:
+        add_subcommands: adds them to the parser. They import what other commands do not need.
+    """
+
+    def __init__(self, *args: Any, add_subcommands: Callable[["Parser"], None] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": argparse.RawDescriptionHelpFormatter, **kwargs})
+        self._add_subcommands = add_subcommands
+
+    def complete(self) -> None:
+        """Add the subcommands, of which completion scripts need all."""
+        add, self._add_subcommands = self._add_subcommands, None
+        if add is not None:
+            add(self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's."""
+        self.complete()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Report wrong usage in one line, with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
 def add_command(
-    commands: Commands, name: str, run: Run, *, help: str, example: str, description: str = ""
-) -> argparse.ArgumentParser:
+    commands: Commands, name: str, run: Run, *, help: str, example: str, description: str = "", epilog: str = ""
+) -> Parser:
     """Add a command that calls `run`; its `--help` ends with `example`.
 
     Args:
         description: shown by its `--help`; default: `help`, which the list of commands shows.
+        epilog: text before the example.
     """
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help, description=description or f"{help[0].upper()}{help[1:]}.", epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser: Parser = commands.add_parser(
+        name, help=help, description=description or f"{help[0].upper()}{help[1:]}.",
+        epilog=f"{epilog}\n\nexample:\n  {example}".lstrip(),
     )  # fmt: skip
     parser.set_defaults(run=run)
     return parser

@@ -35,7 +35,7 @@ from fedfms.schema import STRICT, parse_bytes
 VERSION = 2
 FILE_NAME = "manifest.json"
 FORMATS = ("PNG", "WEBP")  # in Pillow's terms; no other format is opened
-CONVERT = "convert the site again with `python -m preprocessing`"
+CONVERT = "convert the site again with `fedfms prepare`"
 _WEBP_INFO = frozenset({"loop", "background", "timestamp", "duration"})  # what Pillow reports of any WebP
 _OUTSIDE = re.compile(r"\A\Z|\A/|(?:\A|/)\.\.(?:/|\Z)|[\\:\0]")  # empty, absolute, `..`, or a name on Windows
 

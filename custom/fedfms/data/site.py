@@ -184,7 +184,7 @@ def _open_folder(study: Study, site: str, settings: SiteSettings) -> tuple[list[
     folder = settings.data_root / study.data.dataset / site
     if not folder.is_dir():
         what = f"there is no folder {study.data.dataset}/{site} in the data root"
-        raise DataError(what, do="convert the site with `python -m preprocessing`, or correct data_root or its name")
+        raise DataError(what, do="convert the site with `fedfms prepare`, or correct data_root or its name")
     manifest = load_manifest(folder)
     _check_manifest(study, site, manifest, folder)
     source = FolderSource(folder, site, cache=study.data.cache)

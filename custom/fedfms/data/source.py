@@ -15,7 +15,7 @@ from fedfms.study import Structure
 Pixels = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # image (H, W) or (H, W, 3); label values (H, W)
 # Pillow reports damage to a PNG's chunks as SyntaxError
 _DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-CHECK = "run `python -m preprocessing check` on the data root, then convert the site again"
+CHECK = "run `fedfms prepare check` on the data root, then convert the site again"
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def make_splits(
 ) -> SplitFile:  # fmt: skip
     """The splits that a run with each protocol and seed uses, including `max_images` and held-out sites.
 
-    Files are opened for their size only; `python -m preprocessing check` compares pixels with the manifest.
+    Files are opened for their size only; `fedfms prepare check` compares pixels with the manifest.
 
     Raises:
         DataError, SettingsError: as `fedfms.data.open_site`.

@@ -30,6 +30,7 @@ NVFLARE runs components of other packages only in a job that has this folder, or
 `local/resources.json` allows `fedfms.` by name.
 """
 _INSTALLED = "It holds no code: the package is installed at the site.\n"
+_NOT_BUNDLED = shutil.ignore_patterns("__pycache__", "*.pyc", "preprocessing", "provisioning", "cli", "__main__.py")
 _BUNDLED = "It holds a copy of the package, for sites that have none installed.\n"
 
 
@@ -88,7 +89,7 @@ def _write(study: Study, name: str, bundle_code: bool, resume: Sequence[str], fo
     (custom / _NOTE).write_text(_BYOC + (_BUNDLED if bundle_code else _INSTALLED), encoding="utf-8")
     if bundle_code:
         package = Path(fedfms.__file__).parent
-        shutil.copytree(package, custom / "fedfms", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.so"))
+        shutil.copytree(package, custom / "fedfms", ignore=_NOT_BUNDLED)
 
 
 def read_study(job: Path) -> Study:

@@ -29,7 +29,7 @@ _KNOWN = f"known endings: {', '.join([*sorted(imagefile.ENDINGS), *niftifile.END
 
 @typed(frozen=True, config=STRICT)
 class InputRule:
-    """How a volume becomes slices of 8 bits: the options of `python -m preprocessing`, with its defaults."""
+    """How a volume becomes slices of 8 bits: the options of `fedfms prepare`, with its defaults."""
 
     depth: Literal["coarsest", "third"] = "coarsest"
     """The axis to cut across; see `fedfms.data.volume.depth_axis`."""

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from provisioning.kit import write_file_list
-from provisioning.policy import write_policy
+from fedfms.provisioning.kit import write_file_list
+from fedfms.provisioning.policy import write_policy
 
 SITE, HOST = "site-1", "localhost"
 _PEM = serialization.Encoding.PEM

@@ -19,10 +19,10 @@ from fedfms.flare.job import build_job, with_checkpoint
 from fedfms.flare.preflight import CHECKS, Context, Row, failed, host, preflight
 from fedfms.flare.preflight import data as files
 from fedfms.flare.preflight import server as way
+from fedfms.provisioning.policy import allow
 from fedfms.reporting.cost.traffic import shared_bytes
 from fedfms.settings import ENV
 from fedfms.study import PHANTOM, Study, load_study
-from provisioning.policy import allow
 from tests.conftest import REPO
 from tests.data.make import make_site, make_study
 

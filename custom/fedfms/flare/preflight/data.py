@@ -10,7 +10,7 @@ from fedfms.study import PHANTOM
 from fedfms.training.build import checkpoint_path
 
 _SAMPLE = 20  # slices, evenly spaced
-_LIST_THEM = "`python -m preprocessing check` on the data root lists them"
+_LIST_THEM = "`fedfms prepare check` on the data root lists them"
 
 
 def images(context: Context) -> Finding:

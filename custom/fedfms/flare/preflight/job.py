@@ -27,7 +27,7 @@ from fedfms.training.build import build_on_meta
 from fedfms.units import size_text
 
 _VALIDATOR = f"{JobValidator.__module__}.{JobValidator.__name__}"
-_ALLOW = "if the site agrees: `python -m provisioning allow JOB --kit KIT`, then restart the client"
+_ALLOW = "if the site agrees: `fedfms kits allow JOB --kit KIT`, then restart the client"
 
 
 @dataclass(frozen=True, config=LENIENT)

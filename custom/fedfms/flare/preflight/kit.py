@@ -77,9 +77,9 @@ def certificates(context: Context) -> Finding:
     left = {name: days_left(one.not_valid_after_utc, now) for name, one in (("certificate", own), ("root", root))}
     seen = f"{context.site}: " + ", ".join(f"{name} {days} days left" for name, days in left.items())
     if min(left.values()) < 0:
-        return fail(f"expired; {seen}", "the lead renews it: `python -m provisioning renew`")
+        return fail(f"expired; {seen}", "the lead renews it: `fedfms kits renew`")
     if min(left.values()) < RENEWAL_DAYS:
-        return warn(seen, "ask the lead to renew it before it expires: `python -m provisioning renew`")
+        return warn(seen, "ask the lead to renew it before it expires: `fedfms kits renew`")
     return ok(seen)
 
 

@@ -1,38 +1,37 @@
-"""The command line: `python -m provisioning`."""
+"""`fedfms kits`: make, open, renew and revoke the startup kits of a federation."""
 
 import argparse
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
-from fedfms.errors import FedfmsError, ProvisioningError
+from fedfms.cli.options import Commands, Parser, Run, add_command, add_shared, positive_float
+from fedfms.cli.preflight import printer
+from fedfms.errors import ProvisioningError
 from fedfms.files import write_atomic
 from fedfms.flare.kit import RENEWAL_DAYS, changed_files, days_left, kit_fingerprint
-from provisioning.deployment import Deployment, NewKit, create_federation
-from provisioning.kit import open_kit, revocation_list
-from provisioning.passphrase import PASSPHRASE_VARIABLE, read_passphrase
-from provisioning.policy import REVOKED, allow
-from provisioning.project import MAX_JOB_MB, TEMPLATE, Role
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-Run = Callable[[argparse.Namespace], int | None]
+from fedfms.provisioning.deployment import Deployment, NewKit, create_federation
+from fedfms.provisioning.kit import open_kit, revocation_list
+from fedfms.provisioning.passphrase import PASSPHRASE_VARIABLE, read_passphrase
+from fedfms.provisioning.policy import REVOKED, allow
+from fedfms.provisioning.project import MAX_JOB_MB, TEMPLATE, Role
 
 _EPILOG = f"""\
-the lead makes all keys, or a site makes its own; see provisioning/RUNBOOK.md:
-  python -m provisioning make --project project.yml --out FED
-  python -m provisioning replace hospital-b --out FED --server KIT
-  python -m provisioning request hospital-e --org hospital_e --project fedfms-study --out MINE
-  python -m provisioning approve hospital-e.request.zip --fingerprint F --out FED
-  python -m provisioning package hospital-e.signed.zip --request MINE --fingerprint F --job JOB --into KIT
+the lead makes all keys, or a site makes its own; see RUNBOOK.md in fedfms.provisioning:
+  fedfms kits make --project project.yml --out FED
+  fedfms kits replace hospital-b --out FED --server KIT
+  fedfms kits request hospital-e --org hospital_e --project fedfms-study --out MINE
+  fedfms kits approve hospital-e.request.zip --fingerprint F --out FED
+  fedfms kits package hospital-e.signed.zip --request MINE --fingerprint F --job JOB --into KIT
 
 Passphrases are read from --passphrase-file (mode 0600), from {PASSPHRASE_VARIABLE}, or from the terminal. Each kit gets
 its own generated passphrase: send it separately from the kit.
@@ -41,30 +40,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _COMPARE = "compare it with the lead's by telephone"
 _FEDERATION = ("--out", "--passphrase-file")
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "name": {},
-    "kit": {"type": Path},
+    "name": {"help": "of a site, a server or a person, as in the project file"},
+    "kit": {"type": Path, "help": "a kit"},
+    "--org": {"required": True, "help": "the organisation, as in its certificate"},
     "--fingerprint": {"required": True, "help": "from the other side by telephone"},
     "--into": {"required": True, "type": Path, "metavar": "DIR", "help": "a new folder for the kit"},
     "--out": {"required": True, "type": Path, "metavar": "DIR", "help": "the federation's folder, or a new one"},
     "--passphrase-file": {"type": Path, "metavar": "FILE", "help": "a file of mode 0600"},
     "--server": {"type": Path, "metavar": "KIT", "help": "the server's opened kit, if it is here: update its list"},
 }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 success, 1 an error in one line (or a finding), 2 wrong usage."""
-    os.umask(0o077)
-    args = _parser().parse_args(argv)
-    try:
-        with _interruptible():
-            return int(args.run(args) or 0)
-    except FedfmsError as error:
-        print(f"provisioning: {error.line()}", file=sys.stderr)
-    except OSError as error:  # its own text would show the path
-        print(f"provisioning: cannot read or write: {error.strerror}; check space and permissions", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("provisioning: interrupted", file=sys.stderr)
-    return 1
 
 
 @contextmanager
@@ -86,60 +70,75 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m provisioning", description="Make, renew, revoke and open the startup kits of a federation.",
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def add_commands(kits: Parser) -> None:
+    """Add the commands of `fedfms kits`."""
+    kits.description, kits.epilog = "Make, renew, revoke and open the startup kits of a federation.", _EPILOG
+    commands = kits.add_subparsers(required=True, metavar="COMMAND")
     _add_lead_commands(commands)
     _add_site_commands(commands)
-    return parser
 
 
-def _command(commands: Commands, name: str, run: Run, text: str, *arguments: str) -> argparse.ArgumentParser:
-    """Add a command with arguments of `_ARGUMENTS`."""
-    command = commands.add_parser(name, help=text)
-    command.set_defaults(run=run)
+def _command(
+    commands: Commands, name: str, run: Run, text: str, *arguments: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a command with arguments of `_ARGUMENTS`; its files are the user's own, and a signal ends it cleanly."""
+
+    def protected(args: argparse.Namespace) -> str | int | None:
+        os.umask(0o077)
+        with _interruptible():
+            return run(args)
+
+    command = add_command(commands, name, protected, help=text, example=f"fedfms kits {name}{example}")
     for argument in arguments:
         command.add_argument(argument, **_ARGUMENTS[argument])
     return command
 
 
 def _add_lead_commands(commands: Commands) -> None:
-    _command(commands, "template", _template, "print an example project file")
+    _command(commands, "template", _template, "print an example project file", example=" > project.yml")
     text = "a new federation: its root, and an encrypted kit for each participant"
-    make = _command(commands, "make", _make, text, *_FEDERATION)
-    make.add_argument("--project", required=True, type=Path, metavar="FILE")
-    add = _command(commands, "add", _add, "a kit for a new participant; no other kit changes", "name", *_FEDERATION)
-    add.add_argument("--org", required=True)
-    add.add_argument("--role", choices=get_args(Role), help="of a person")
-    text = "replace a lost kit: make a new one, revoke the old certificate"
-    _command(commands, "replace", _replace, text, "name", "--server", *_FEDERATION)
-    _command(commands, "renew", _renew, "a new kit, before its certificate expires", "name", *_FEDERATION)
-    revoke = _command(commands, "revoke", _revoke, "add a certificate to the revocation list", "--server", *_FEDERATION)
-    revoke.add_argument("name", nargs="?")
-    revoke.add_argument("--serial", help="default: the newest certificate of that name")
-    _command(commands, "expiry", _expiry, "list certificates and the days until they expire", *_FEDERATION)
-    approve = _command(commands, "approve", _approve, "sign a site's request", "--fingerprint", *_FEDERATION)
-    approve.add_argument("request", type=Path, metavar="NAME.request.zip")
-    local = _command(commands, "federation", _federation, "run jobs in processes of this machine", "--out")
-    local.add_argument("--job", required=True, type=Path, action="append", dest="jobs")
-    local.add_argument("--timeout-s", type=float, default=600.0, metavar="S", help="of a job; default 600")
+    make = _command(commands, "make", _make, text, *_FEDERATION, example=" --project project.yml --out FED")
+    make.add_argument("--project", required=True, type=Path, metavar="FILE", help="a file as `template` prints it")
+    text, example = "a kit for a new participant; no other kit changes", " hospital-d --org hospital_d --out FED"
+    add = _command(commands, "add", _add, text, "name", "--org", *_FEDERATION, example=example)
+    add.add_argument("--role", choices=get_args(Role), help="of a person (default: a site)")
+    text, example = "replace a lost kit: make a new one, revoke the old certificate", " hospital-b --out FED"
+    _command(commands, "replace", _replace, text, "name", "--server", *_FEDERATION, example=example)
+    text = "a new kit, before its certificate expires"
+    _command(commands, "renew", _renew, text, "name", *_FEDERATION, example=" hospital-b --out FED")
+    text, example = "add a certificate to the revocation list", " hospital-c --out FED --server KIT"
+    revoke = _command(commands, "revoke", _revoke, text, "--server", *_FEDERATION, example=example)
+    revoke.add_argument("name", nargs="?", help="a participant (default: none; the list is written again)")
+    revoke.add_argument("--serial", help="of its certificate (default: the newest of that name)")
+    text = "list certificates and the days until they expire; exit code 1 if one must be renewed"
+    _command(commands, "expiry", _expiry, text, *_FEDERATION, example=" --out FED")
+    text, example = "sign a site's request", " hospital-e.request.zip --fingerprint F --out FED"
+    approve = _command(commands, "approve", _approve, text, "--fingerprint", *_FEDERATION, example=example)
+    approve.add_argument("request", type=Path, metavar="NAME.request.zip", help="from the site's `request`")
+    text, example = "run jobs in a federation of processes on this machine", " --job jobs/fedmsa --out workspace/local"
+    local = _command(commands, "federation", _federation, text, "--out", example=example)
+    local.add_argument("--job", required=True, type=Path, action="append", dest="jobs", help="a job; repeatable")
+    local.add_argument(
+        "--timeout-s", type=positive_float, default=600.0, metavar="S", help="limit of a job (default: 600)"
+    )
 
 
 def _add_site_commands(commands: Commands) -> None:
-    _command(commands, "open", _open, "open an encrypted kit", "kit", "--into", "--passphrase-file")
-    _command(commands, "verify", _verify, "list files of an opened kit that were changed", "kit")
-    allowed = _command(commands, "allow", _allow, "add the tensors that these jobs share to the site's allow-list")
-    allowed.add_argument("jobs", type=Path, nargs="+", metavar="JOB")
-    allowed.add_argument("--kit", required=True, type=Path)
-    request = _command(commands, "request", _request, "make a key, which stays here, and a request", "name", "--out")
-    request.add_argument("--org", required=True)
+    text, example = "open an encrypted kit", " hospital-a.kit --into KIT"
+    _command(commands, "open", _open, text, "kit", "--into", "--passphrase-file", example=example)
+    _command(commands, "verify", _verify, "list files of an opened kit that were changed", "kit", example=" KIT")
+    text, example = "add the tensors that these jobs share to the site's allow-list", " jobs/fedmsa --kit KIT"
+    allowed = _command(commands, "allow", _allow, text, example=example)
+    allowed.add_argument("jobs", type=Path, nargs="+", metavar="JOB", help="a job folder")
+    add_shared(allowed, "--kit")
+    text = "make a key, which stays here, and a request"
+    example = " hospital-e --org hospital_e --project fedfms-study --out MINE"
+    request = _command(commands, "request", _request, text, "name", "--org", "--out", example=example)
     request.add_argument("--project", required=True, metavar="NAME", help="the federation's name, from the lead")
     text = "make the kit from the site's key and the lead's answer"
-    package = _command(commands, "package", _package, text, "--fingerprint", "--into")
-    package.add_argument("signed", type=Path, metavar="NAME.signed.zip")
+    example = " hospital-e.signed.zip --request MINE --fingerprint F --job JOB --into KIT"
+    package = _command(commands, "package", _package, text, "--fingerprint", "--into", example=example)
+    package.add_argument("signed", type=Path, metavar="NAME.signed.zip", help="the lead's answer")
     package.add_argument("--request", required=True, type=Path, metavar="DIR", help="the folder of `request`")
     package.add_argument("--job", type=Path, action="append", default=[], help="the tensors that it shares may leave")
 
@@ -230,14 +229,14 @@ def _allow(args: argparse.Namespace) -> None:
 
 
 def _request(args: argparse.Namespace) -> None:
-    from provisioning.distributed import request
+    from fedfms.provisioning.distributed import request
 
     archive, fingerprint = request(args.name, args.org, args.project, args.out)
     print(f"{fingerprint}  give it to the lead by telephone, and send {archive}; the key stays in this folder")
 
 
 def _approve(args: argparse.Namespace) -> None:
-    from provisioning.distributed import approve, requested_identity
+    from fedfms.provisioning.distributed import approve, requested_identity
 
     name, org = requested_identity(args.request)
     passphrase = read_passphrase(args.passphrase_file)
@@ -247,15 +246,14 @@ def _approve(args: argparse.Namespace) -> None:
 
 
 def _package(args: argparse.Namespace) -> None:
-    from provisioning.distributed import package
+    from fedfms.provisioning.distributed import package
 
     fingerprint = package(args.signed, args.request, args.fingerprint, args.into, args.job, MAX_JOB_MB)
     print(f"{fingerprint}  of the kit; `verify` prints it again")
 
 
 def _federation(args: argparse.Namespace) -> int:
-    from fedfms.cli.preflight import printer
-    from provisioning.federation import run_jobs
+    from fedfms.provisioning.federation import run_jobs
 
     valid = True
     for run in run_jobs(args.out.resolve(), [job.resolve() for job in args.jobs], args.timeout_s, printer()):

@@ -1,38 +1,38 @@
-"""The command line: `python -m preprocessing DATASET | pairs | check | look`."""
+"""`fedfms prepare`: raw images and masks into the format that fedfms trains on, and checks of converted data."""
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedfms.cli.options import Parser, add_command
 from fedfms.errors import DataError, FedfmsError
 from fedfms.files import write_atomic
 from fedfms.names import NAME_RULE, is_name
-from preprocessing import pairs
-from preprocessing.check import check_site, find_sites
-from preprocessing.convert import Summary, convert_site, list_sites
-from preprocessing.raw import require_folder, split_by_access
-from preprocessing.recipe import Recipe, number_in
-from preprocessing.registry import DATASETS
+from fedfms.preprocessing import pairs
+from fedfms.preprocessing.check import check_site, find_sites
+from fedfms.preprocessing.convert import Summary, convert_site, list_sites
+from fedfms.preprocessing.raw import require_folder, split_by_access
+from fedfms.preprocessing.recipe import Recipe, number_in
+from fedfms.preprocessing.registry import DATASETS
 
 _EPILOG = """\
 examples:
-  python -m preprocessing polyp --raw RAW --out DATA
+  fedfms prepare polyp --raw RAW --out DATA
       Convert every site in RAW. DATA is the data_root in the settings of a site.
-  python -m preprocessing polyp --help
+  fedfms prepare polyp --help
       Show the layout of RAW, the licence of the data, and where to request them.
-  python -m preprocessing pairs --raw MY_FOLDER --out DATA --dataset fundus --site my_hospital --rule rule.yaml
+  fedfms prepare pairs --raw MY_FOLDER --out DATA --dataset fundus --site my_hospital --rule rule.yaml
       Convert your own data. MY_FOLDER holds images/ and labels/.
-  python -m preprocessing check DATA
+  fedfms prepare check DATA
       Check that the converted files have not changed.
-  python -m preprocessing look DATA
+  fedfms prepare look DATA
       Write DATA/look.html, to check that outlines lie on the structures. It shows patients: keep it at the site.
 
 Output: DATA/<dataset>/<site>/manifest.json, and lossless slices (WebP for colour, PNG for grey and for masks) under
@@ -54,69 +54,46 @@ same slice with its structures outlined; with counts and areas. The page uses no
 
 The page shows images of patients. It has mode 0600 and must stay at the site, as the data do. Its ids are pseudonyms.
 """
+_DESCRIPTION = "Convert raw images and masks into the format that fedfms trains on, or check converted data."
 _ROOT = "the folder that was --out of the conversion, or the folder of one site in it"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Report wrong usage in one line."""
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
-    arguments = make_parser().parse_args(argv)
-    try:
-        run: Callable[[argparse.Namespace], int] = arguments.run
-        return run(arguments)
-    except FedfmsError as error:
-        print(f"preprocessing: {error.line()}", file=sys.stderr)
-        return 1
-    except OSError as error:  # without its own text, which names the path
-        print(f"preprocessing: cannot read or write: {error.strerror}; check disk space and rights", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("preprocessing: interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands, with one command for each registered data set."""
-    parser = _Parser(
-        prog="python -m preprocessing", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_EPILOG,
-        description="Convert raw images and masks into the format that fedfms trains on, or check converted data.",
-    )  # fmt: skip
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-
-    def add(name: str, run: Callable[[argparse.Namespace], int], about: str, page: str = "", end: str = "") -> _Parser:
-        text = argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, help=about, description=page or about, formatter_class=text, epilog=end)
-        command.set_defaults(run=run)
-        return command
+def add_commands(prepare: Parser) -> None:
+    """Add the commands of `fedfms prepare`, one for each registered data set."""
+    prepare.description, prepare.epilog = _DESCRIPTION, _EPILOG
+    commands = prepare.add_subparsers(required=True, metavar="COMMAND")
 
     for name, dataset in DATASETS.items():
-        command = add(name, _convert_sites, dataset.help, dataset.about, _KEYS)
+        command = add_command(
+            commands, name, partial(_convert_sites, name), help=dataset.help, description=dataset.about, epilog=_KEYS,
+            example=f"fedfms prepare {name} --raw RAW --out DATA",
+        )  # fmt: skip
         which = command.add_mutually_exclusive_group()
         which.add_argument("--site", type=_name, help="convert this site only")
         which.add_argument("--all-sites", action="store_true", help="convert every site in RAW (the default)")
         _add_folders(command, "folder with the raw data in the layout above")
         dataset.add_options(command)
-    command = add(
-        "pairs", _convert_pairs, "your own data: any folder with images/ and labels/", pairs.__doc__ or "", _KEYS
-    )
+    command = add_command(
+        commands, "pairs", _convert_pairs, help="your own data: any folder with images/ and labels/",
+        description=pairs.__doc__ or "", epilog=_KEYS,
+        example="fedfms prepare pairs --raw MINE --out DATA --dataset fundus --site my_hospital --rule rule.yaml",
+    )  # fmt: skip
     command.add_argument("--dataset", required=True, type=_name, help="name of the data set, as in the study")
     command.add_argument("--site", required=True, type=_name, help="name of the site, as in the study")
     command.add_argument("--rule", type=Path, metavar="FILE.yaml", help="rule file with the keys above")
     _add_folders(command, "folder with images/ and labels/")
-    command = add("check", _check, "check hashes, sizes, label values and splits of converted data")
+    text = "check hashes, sizes, label values and splits of converted data"
+    command = add_command(commands, "check", _check, help=text, example="fedfms prepare check DATA")
     command.add_argument("root", type=Path, help=_ROOT)
-    command = add("look", _look, "write one page of pictures: an image of each site with its outlines", _LOOK)
+    command = add_command(
+        commands, "look", _look, help="write one page of pictures: an image of each site with its outlines",
+        description=_LOOK, example="fedfms prepare look DATA",
+    )  # fmt: skip
     command.add_argument("root", type=Path, help=_ROOT)
     command.add_argument("--out", type=Path, metavar="FILE.html", help="default ROOT/look.html")
     command.add_argument(
         "--per-site", type=number_in(1, 50), default=1, metavar="N", help="pictures per site (default 1)"
     )
-    return parser
 
 
 def _add_folders(command: argparse.ArgumentParser, raw_help: str) -> None:
@@ -140,10 +117,10 @@ def _convert_pairs(arguments: argparse.Namespace) -> int:
     return _convert(recipe, list_sites(arguments.raw, recipe), arguments, [])
 
 
-def _convert_sites(arguments: argparse.Namespace) -> int:
+def _convert_sites(dataset: str, arguments: argparse.Namespace) -> int:
     """Convert the sites of a registered data set, or the one named by `--site`."""
     require_folder(arguments.raw, "--raw")
-    recipe = DATASETS[arguments.command].recipe(arguments)
+    recipe = DATASETS[dataset].recipe(arguments)
     _, closed = split_by_access(arguments.raw)
     # a closed folder is not named, because nobody can tell whether it is a site's or a patient's
     text = f"{closed} folders in --raw cannot be read; give this user the right to read them, or name a --site"
@@ -152,7 +129,7 @@ def _convert_sites(arguments: argparse.Namespace) -> int:
     sites = found if arguments.site is None else [site for site in found if site == arguments.site]
     if not sites:
         what = "no site of this data set" if arguments.site is None else f"no site {arguments.site!r}"
-        usage = f"see `python -m preprocessing {arguments.command} --help` for the layout"
+        usage = f"see `fedfms prepare {dataset} --help` for the layout"
         raise DataError(f"{what} in --raw", do="; ".join([*lines, usage]))
     return _convert(recipe, sites, arguments, lines if arguments.site is None else [])
 
@@ -220,7 +197,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _look(arguments: argparse.Namespace) -> int:
-    from preprocessing.look import look_at, make_page  # imports torch, which takes seconds
+    from fedfms.preprocessing.look import look_at, make_page  # imports torch, which takes seconds
 
     require_folder(arguments.root, "the data root")
     folders = find_sites(arguments.root)
