@@ -1,6 +1,6 @@
-"""The errors that a person reads: one line that says what, where (site, round, file of the study) and what to do.
+"""Errors for people: one line that says what is wrong, where (site, round, file of the study) and what to do.
 
-They never carry a patient's file name, path or pixel: a case is named by its pseudonymous id.
+They never contain a patient's file name, path or pixel: a case is named by its pseudonymous id.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class FedfmsError(Exception):
         return " ".join((f"{text}; {self.do}" if self.do else text).split())
 
     def at(self, where: str) -> FedfmsError:
-        """The same error, placed: `where` is put before what is already known of the place."""
-        # A place may be known already, from further in: "site a" is not said twice.
+        """The same error with more error context: `where` precedes the context that it already has."""
+        # An inner call may have added the same context.
         known = [part for part in self.where.split(", ") if part and part not in where.split(", ")]
         return type(self)(self.what, where=", ".join([where, *known]), do=self.do)
 
 
 class StudyError(FedfmsError):
-    """A study, preset, override or job configuration is not what it must be."""
+    """A study, preset, override or job configuration is not valid."""
 
 
 class SettingsError(FedfmsError):
@@ -42,11 +42,11 @@ class DataError(FedfmsError):
 
 
 class TooFewError(DataError):
-    """A site has too few patients to tell anything of them."""
+    """A site has too few patients to disclose statistics about them."""
 
 
 class TrainingError(FedfmsError):
-    """Training or evaluation cannot go on (for instance a loss that is not finite)."""
+    """Training or evaluation cannot continue, for example because the loss is not finite."""
 
 
 class UpdateError(FedfmsError):
@@ -54,4 +54,4 @@ class UpdateError(FedfmsError):
 
 
 class ProvisioningError(FedfmsError):
-    """A project file, kit, certificate or passphrase of a federation is not what it must be."""
+    """A project file, kit, certificate or passphrase of a federation is not valid."""

@@ -7,6 +7,7 @@ from importlib import import_module
 
 import fedfms
 from fedfms.cli import (
+    completion,
     cost,
     export,
     job,
@@ -16,6 +17,7 @@ from fedfms.cli import (
     preflight,
     report,
     resume,
+    run,
     sites,
     splits,
     submit,
@@ -24,7 +26,10 @@ from fedfms.cli import (
 from fedfms.cli.options import Parser
 from fedfms.errors import FedfmsError
 
-_COMMANDS = (job, nnunet, table, cost, sites, predict, export, preflight, submit, resume, report, splits, listing)
+_COMMANDS = (
+    run, job, nnunet, table, cost, sites, predict, export, preflight, submit, resume, report, splits, listing,
+    completion,
+)  # fmt: skip
 # commands with subcommands, imported only when used
 _GROUPS = {
     "prepare": "convert raw images and masks into the format that fedfms trains on, or check converted data",
@@ -32,8 +37,7 @@ _GROUPS = {
 }
 _EXAMPLE = """\
 example:
-  fedfms job build fedmsa --study phantom --out jobs/fedmsa
-  nvflare simulator jobs/fedmsa -w workspace -n 3 -t 3
+  fedfms run fedmsa --study phantom
 """
 
 

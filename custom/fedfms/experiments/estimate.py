@@ -13,6 +13,7 @@ from fedfms.reporting.cost.traffic import plan_traffic
 from fedfms.settings import SiteSettings
 from fedfms.study import ModelSpec, Study
 from fedfms.training.build import check_weights
+from fedfms.units import duration_text
 
 _STEPS = 3  # the first fills caches; the median counts
 _TIMEOUT_S = 600.0
@@ -39,8 +40,7 @@ class Estimate:
         text = f"{self.runs} runs, {self.rounds} rounds, {start}; a federation would send {self.sent_mb:,.1f} MB; "
         if self.seconds is None:
             return f"{text}duration unknown: {self.error}"
-        hours = self.seconds / jobs / 3600
-        duration = f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"
+        duration = duration_text(self.seconds / jobs)
         return f"{text}about {duration} on this machine, {jobs} in parallel"
 
 

@@ -5,23 +5,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedfms.errors import TrainingError
 from fedfms.experiments.plan import Run
 from fedfms.experiments.result import write_result
 from fedfms.federation.inprocess import others_scores
-from fedfms.files import write_atomic
-from fedfms.flare.job import build_job
 from fedfms.flare.resume import RUN_SUBFOLDER
 from fedfms.flare.simulator import SIMULATED
-from fedfms.flare.simulator_runs import simulate, sites_at_once, wait_for_end
+from fedfms.flare.simulator_runs import run_study, run_workspace
 from fedfms.methods import Tensors, training_sites
 from fedfms.reporting.cost.traffic import plan_traffic
 from fedfms.reporting.records import read_records
 from fedfms.reporting.results import make_results
 from fedfms.reporting.table import participation_line
-from fedfms.settings import ENV, SiteSettings
+from fedfms.settings import SiteSettings
 from fedfms.training.state import read_tensors
 
 
@@ -35,19 +31,9 @@ def run_simulated(run: Run, settings: SiteSettings, folder: Path, lock: int) -> 
     Raises:
         TrainingError: the simulator failed, the run has no final scores, or it is not valid.
     """
-    study, workspace, job = run.study, folder / "workspace", folder / "job"
-    wait_for_end(workspace)
-    build_job(study, job, resume=[SIMULATED])
+    study, workspace = run.study, run_workspace(folder)
     names = [*training_sites(study), *study.held_out]
-    at_once = sites_at_once(study, settings, len(names))
-    # Threads by the number of sites, not of concurrent sites, so that a resumed run keeps its thread count.
-    own = settings.to_dict() | {"threads": settings.threads and max(1, settings.threads // len(names))}
-    site_file = folder / "site.yaml"
-    write_atomic(site_file, yaml.safe_dump(own), mode=0o600)
-    returned = simulate(job, workspace, names, at_once, {ENV: str(site_file)}, lock)
-    records = workspace / "server" / SIMULATED / RUN_SUBFOLDER
-    if returned or not (records / "final.json").is_file():
-        raise TrainingError("the simulator ended without final scores", where=folder.name, do="see its log.txt")
+    records = run_study(study, settings, folder, lock)
     _check_participation(records)
     models = json.loads((records / "final.json").read_text(encoding="utf-8"))["models"]
     rows = [json.loads(line) for line in (records / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -6,8 +6,12 @@ between the two moves loses nothing: the next start moves the state back.
 """
 
 import argparse
+import os
 import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from fedfms.flare.tracking import EVENTS
 
 SIMULATED: str = SimulatorConstants.JOB_NAME  # the id of every job in a simulator
 SERVER = "server"  # the server's folder in a workspace
+_PARENT_POLL_S = 0.5
 _STATE = "run"  # folder in `state_folder`
 
 
@@ -75,12 +80,21 @@ def has_checkpoint(workspace: Path) -> bool:
     return any((root / SERVER / CHECKPOINTS / SIMULATED).is_dir() for root in roots)
 
 
+def _end_with_parent(parent: int) -> None:
+    """Kill this process group when the parent has died, so that a killed command leaves no run behind it."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_POLL_S)
+    os.killpg(0, signal.SIGKILL)
+
+
 def main() -> int:
     """The same command line as NVFLARE's simulator."""
     parser = argparse.ArgumentParser(prog="fedfms.flare.simulator")
     define_simulator_parser(parser)
     args = parser.parse_args()
     args.log_config = args.log_config or LogMode.CONCISE
+    if os.getsid(0) == os.getpid():  # started by `simulator_runs.simulate`
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     return int(ResumableSimulator(**vars(args)).run())
 
 
