@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fedfms.cli.options import Commands, add_command, add_shared, positive
-from fedfms.errors import StudyError
-from fedfms.schema import parse
 
 if TYPE_CHECKING:
     from fedfms.inference.inputs import InputRule
@@ -48,7 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depth", choices=("coarsest", "third"), help="volumes: the axis across which to cut")
     parser.add_argument(
         "--neighbours", action="store_true", default=None,
-        help="volumes: three slices as channels, as `preprocessing brain` writes them",
+        help="volumes: three slices as channels, as `fedfms prepare brain` writes them",
     )  # fmt: skip
     parser.add_argument("--window", type=float, nargs=2, metavar=("CENTRE", "WIDTH"), help="volumes: intensity window")
 
@@ -60,19 +58,18 @@ def load(args: argparse.Namespace, *, on_cpu: bool = False) -> tuple[LoadedModel
     Raises:
         FedfmsError: as `read_model` and `load_model`.
     """
-    from fedfms.inference.inputs import InputRule
-    from fedfms.inference.loading import load_model
-    from fedfms.inference.modelfile import read_model
+    from fedfms.inference.loading import open_model
     from fedfms.settings import load_settings
 
-    file = read_model(args.model, study=args.study, overrides=args.set, run=args.run_folder)
     settings = load_settings(named=args.site_settings)
-    loaded = load_model(file, replace(settings, device="cpu") if on_cpu else settings, args.checkpoint)
+    loaded, rule = open_model(
+        args.model, checkpoint=args.checkpoint, study=args.study, overrides=args.set, run=args.run_folder,
+        settings=replace(settings, device="cpu") if on_cpu else settings,
+        rule={key: value for key in ("depth", "neighbours", "window") if (value := getattr(args, key)) is not None},
+    )  # fmt: skip
     if loaded.note:
         print(f"fedfms: warning: {loaded.note}", file=sys.stderr)
-    given = {key: getattr(args, key) for key in ("depth", "neighbours", "window") if getattr(args, key) is not None}
-    rule = asdict(file.rule or InputRule()) | given
-    return loaded, parse(InputRule, rule, StudyError, where="--window", do="for example --window 40 400")
+    return loaded, rule
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -82,9 +79,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     loaded, rule = load(args)
     inputs = find_inputs(args.input, rule, args.out)
-    file = loaded.file
-    about = {"model": file.kind, "study": file.study.name, "method": file.study.method, "round": file.round}
-    out = OutputFolder(args.out, about)
+    out = OutputFolder(args.out, loaded.file.about())
     batch = args.batch or loaded.study.train.batch_size
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("predict", total=len(inputs))

@@ -1,18 +1,24 @@
 """From a model file to the network, with every tensor in place."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
-from fedfms.errors import CheckpointError, SettingsError
-from fedfms.inference.modelfile import ModelFile
+from fedfms.errors import CheckpointError, SettingsError, StudyError
+from fedfms.inference.inputs import InputRule
+from fedfms.inference.modelfile import ModelFile, read_model
 from fedfms.models import SegmentationModel
+from fedfms.schema import parse
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build
 
 _WHERE = "--model"
+_DEFAULTS = SiteSettings()
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,26 @@ class LoadedModel:
     def study(self) -> Study:
         """The study in which it was trained."""
         return self.file.study
+
+
+def open_model(
+    path: Path, *, checkpoint: Path | None = None, study: str | None = None, overrides: Sequence[str] = (),
+    run: Path | None = None, settings: SiteSettings = _DEFAULTS, rule: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[LoadedModel, InputRule]:  # fmt: skip
+    """The network in a model file or an export, and its rule for volumes.
+
+    Args:
+        checkpoint: as for `load_model`.
+        study, overrides, run: as for `read_model`.
+        rule: fields of `InputRule` that replace the file's.
+
+    Raises:
+        FedfmsError: as `read_model` and `load_model`; a field of `rule` is not valid.
+    """
+    file = read_model(path, study=study, overrides=overrides, run=run)
+    loaded = load_model(file, settings, checkpoint)
+    fields = asdict(file.rule or InputRule()) | dict(rule)
+    return loaded, parse(InputRule, fields, StudyError, where="--window", do="for example --window 40 400")
 
 
 def load_model(file: ModelFile, settings: SiteSettings, checkpoint: Path | None = None) -> LoadedModel:

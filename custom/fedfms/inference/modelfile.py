@@ -57,6 +57,10 @@ class ModelFile:
         of = "" if self.round is None else f" after {self.round} rounds"
         return f"{self.kind} model of {self.study.name}, {self.study.method}{of}"
 
+    def about(self) -> dict[str, Any]:
+        """A description for the record of its predictions."""
+        return {"model": self.kind, "study": self.study.name, "method": self.study.method, "round": self.round}
+
 
 @typed(frozen=True, config=STRICT)
 class SiteCounts:
