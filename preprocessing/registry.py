@@ -11,10 +11,12 @@ Then add its layout to tests/preprocessing/layouts.py; the tests over the regist
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
+from fedfms.plugins import Registry
 from fedfms.preprocessing import brain, fundus, hippocampus, nuclei, polyp, prostate
 from fedfms.preprocessing.recipe import Recipe
 
@@ -35,6 +37,18 @@ def of_module(module: ModuleType) -> DataSet:
     return DataSet(module.NAME, module.HELP, module.__doc__ or "", module.add_options, module.recipe)
 
 
-DATASETS: Mapping[str, DataSet] = {
-    module.NAME: of_module(module) for module in (brain, fundus, hippocampus, nuclei, polyp, prostate)
-}
+def _checked(name: str, found: Any) -> DataSet:
+    """A plug-in's data set."""
+    if not isinstance(found, ModuleType):
+        raise TypeError("it is not a module")
+    if missing := [each for each in ("NAME", "HELP", "add_options", "recipe") if not hasattr(found, each)]:
+        raise TypeError(f"the module lacks {', '.join(missing)}")
+    if name != found.NAME:
+        raise TypeError(f"its NAME is not {name!r}")
+    return of_module(found)
+
+
+DATASETS = Registry(
+    "fedfms.datasets", "data set",
+    {module.NAME: of_module(module) for module in (brain, fundus, hippocampus, nuclei, polyp, prostate)}, _checked,
+)  # fmt: skip

@@ -61,6 +61,7 @@ _SETTINGS = """\
 #device: cuda:0                   # default: cuda if available
 #cache: /scratch/fedfms           # as private as the images
 #min_cases: 10                    # suppress scores over fewer images
+#plugins: []                       # installed packages whose methods, backbones and data sets a job may use
 #live_metrics: false              # no live curves leave the site, whatever a job asks for
 #threads: 1                       # torch's CPU threads; default: the cores, shared by the sites on this machine
 #workers: 0                       # loader processes

@@ -41,6 +41,11 @@ def _absolute(value: Any) -> Path | str:
     return path if isinstance(value, Path) else str(path)  # strict JSON accepts text only
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    """One name, or several."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
 def _hashes(value: Any) -> tuple[str, ...]:
     """Lower-case hashes. A value that is not a list must not pass as an empty list, which accepts every file."""
     found = [] if value is None else value
@@ -84,6 +89,8 @@ class SiteSettings:
     """true: recompute blocks in the backward pass, for less memory."""
     micro_batch: Count = 0
     """Slices in a micro-batch, for less memory; 0: the whole batch at once."""
+    plugins: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Installed packages whose methods, backbones and data sets a job may use (`fedfms.plugins`)."""
     live_metrics: bool = True
     """false: no live curves leave the site, whatever the study asks for."""
 

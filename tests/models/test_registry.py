@@ -7,7 +7,7 @@ import pytest
 
 from fedfms.errors import StudyError
 from fedfms.methods import METHODS, make_method, resolve_study
-from fedfms.models import BACKBONES, FAMILIES, family_of, registry, replacement_backbone
+from fedfms.models import BACKBONES, FAMILIES, Backbone, family_of, registry, replacement_backbone
 from fedfms.study import ModelSpec, Study
 
 
@@ -54,6 +54,7 @@ def test_a_new_backbone_changes_nothing_for_existing_methods(
     old, new = FAMILIES[family], {"brand_new": FAMILIES[family].backbones[FAMILIES[family].default]}
     members = {**new, **old.backbones} if position == "first" else {**old.backbones, **new}
     monkeypatch.setitem(registry.FAMILIES, family, replace(old, backbones=members))  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BACKBONES._builtin, "brand_new", Backbone(family, new["brand_new"]))  # type: ignore[arg-type]
     assert family_of("brand_new") == family
     assert models() == before
 

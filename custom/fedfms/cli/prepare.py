@@ -63,7 +63,7 @@ def add_commands(prepare: Parser) -> None:
     prepare.description, prepare.epilog = _DESCRIPTION, _EPILOG
     commands = prepare.add_subparsers(required=True, metavar="COMMAND")
 
-    for name, dataset in DATASETS.items():
+    for name, dataset in DATASETS.usable().items():
         command = add_command(
             commands, name, partial(_convert_sites, name), help=dataset.help, description=dataset.about, epilog=_KEYS,
             example=f"fedfms prepare {name} --raw RAW --out DATA",

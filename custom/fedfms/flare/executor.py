@@ -1,8 +1,9 @@
 """NVFLARE's executor at a site: the tasks train, validate and submit_model."""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
@@ -13,6 +14,7 @@ from nvflare.apis.shareable import ReturnCode, Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
+from fedfms import plugins
 from fedfms.compression import CODECS
 from fedfms.errors import FedfmsError, TrainingError, UpdateError
 from fedfms.federation.update_schema import Schema
@@ -56,11 +58,14 @@ class SiteExecutor(Executor):
     Args:
         study: the resolved study (`Study.to_dict()`).
         resume: ids of the jobs that this one resumes, the oldest first.
+        plugins: packages that the study's method and backbone come from, {distribution: version}.
     """
 
-    def __init__(self, study: dict[str, Any], resume: Sequence[str] = ()) -> None:
+    def __init__(
+        self, study: dict[str, Any], resume: Sequence[str] = (), plugins: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         super().__init__()
-        self._raw_study, self._resume = study, resume
+        self._raw_study, self._resume, self._plugins = study, resume, plugins
         self._site: Site | None = None
         self._abort_signal = Signal()
 
@@ -114,6 +119,7 @@ class SiteExecutor(Executor):
         if self._site is None:
             workspace = fl_ctx.get_workspace()
             settings = load_settings(Path(workspace.get_root_dir()))
+            plugins.admit(settings.plugins, self._plugins)
             share_cores(settings.threads)
             folder = run_folder(workspace, fl_ctx.get_job_id())
             name = fl_ctx.get_identity_name()

@@ -11,13 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import AliasPath, Field
+from pydantic.dataclasses import dataclass
+
 import fedfms
 from fedfms.errors import StudyError
 from fedfms.files import replace_folder
 from fedfms.flare.messages import SUBMIT_MODEL, TRAIN, VAL_DICE, VALIDATE
+from fedfms.flare.nvflare_cli import LENIENT
 from fedfms.flare.resume import CLIENT_CONFIG, job_ids, sent_study
 from fedfms.flare.tracking import receiver, sender
-from fedfms.methods import make_method, required_updates, resolve_study, selects_best_model, training_sites
+from fedfms.methods import (
+    make_method,
+    plugin_origins,
+    required_updates,
+    resolve_study,
+    selects_best_model,
+    training_sites,
+)
+from fedfms.schema import parse, read_json
 from fedfms.study import Study
 
 APP = "app"
@@ -78,11 +90,13 @@ def _write(study: Study, name: str, bundle_code: bool, resume: Sequence[str], fo
     custom, config = folder / APP / "custom", folder / APP / "config"
     custom.mkdir(parents=True)
     config.mkdir()
-    resumed = {"resume": list(resume)} if resume else {}
+    extra: dict[str, Any] = {"resume": list(resume)} if resume else {}
+    if origins := plugin_origins(study):
+        extra["plugins"] = {origin.distribution: origin.version for origin in origins}
     files = {
         folder / "meta.json": _meta(study, name),
-        config / _SERVER: _server(study, resumed),
-        config / CLIENT_CONFIG: _client(study, resumed),
+        config / _SERVER: _server(study, extra),
+        config / CLIENT_CONFIG: _client(study, extra),
     }
     for path, content in files.items():
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -107,6 +121,26 @@ def read_study(job: Path) -> Study:
         raise error.at(job.name) from None
     except (AttributeError, TypeError):
         raise StudyError("its study is not valid", where=job.name, do="make it with `fedfms job build`") from None
+
+
+@dataclass(frozen=True, config=LENIENT)
+class _Client:
+    """Of a job's configuration of a site: the packages of plug-ins that it was built with."""
+
+    plugins: dict[str, str] = Field(
+        default_factory=dict, validation_alias=AliasPath("executors", 0, "executor", "args", "plugins")
+    )
+
+
+def required_plugins(job: Path) -> dict[str, str]:
+    """The packages of plug-ins that a job was built with, {distribution: version}.
+
+    Raises:
+        StudyError: it is not a job of this package.
+    """
+    where, do = job.name, "make it with `fedfms job build`"
+    raw = read_json(job / APP / "config" / CLIENT_CONFIG, StudyError, where=where, do=do)
+    return parse(_Client, raw, StudyError, where=where, do=do).plugins
 
 
 def brings_code(job: Path) -> bool:
@@ -142,7 +176,7 @@ def _meta(study: Study, name: str) -> dict[str, Any]:
     }
 
 
-def _server(study: Study, resumed: Mapping[str, Any]) -> dict[str, Any]:
+def _server(study: Study, extra: Mapping[str, Any]) -> dict[str, Any]:
     generator = "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator"
     locator = "nvflare.app_opt.pt.file_model_locator.PTFileModelLocator"
     selector = _component("selector", "fedfms.flare.selector.AcceptedModelSelector", key_metric=VAL_DICE)
@@ -150,9 +184,9 @@ def _server(study: Study, resumed: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format_version": 2,
         "task_data_filters": [{"tasks": [TRAIN, VALIDATE], "filters": filters}],
-        "workflows": _workflows(study, resumed),
+        "workflows": _workflows(study, resumed="resume" in extra),
         "components": [
-            _component("persistor", "fedfms.flare.persistor.SharedModelPersistor", study=study.to_dict(), **resumed),
+            _component("persistor", "fedfms.flare.persistor.SharedModelPersistor", study=study.to_dict(), **extra),
             _component("shareable_generator", generator),
             _component(
                 "aggregator", "fedfms.flare.aggregator.RoundServerAggregator", min_sites=required_updates(study)
@@ -165,7 +199,7 @@ def _server(study: Study, resumed: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _workflows(study: Study, resumed: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _workflows(study: Study, *, resumed: bool) -> list[dict[str, Any]]:
     federation = study.federation
     nvflare = "nvflare.app_common.workflows"
     return [
@@ -193,8 +227,8 @@ def _workflows(study: Study, resumed: Mapping[str, Any]) -> list[dict[str, Any]]
     ]  # fmt: skip
 
 
-def _client(study: Study, resumed: Mapping[str, Any]) -> dict[str, Any]:
-    executor = {"path": "fedfms.flare.executor.SiteExecutor", "args": {"study": study.to_dict(), **resumed}}
+def _client(study: Study, extra: Mapping[str, Any]) -> dict[str, Any]:
+    executor = {"path": "fedfms.flare.executor.SiteExecutor", "args": {"study": study.to_dict(), **extra}}
     return {
         "format_version": 2,
         "executors": [{"tasks": [TRAIN, VALIDATE, SUBMIT_MODEL], "executor": executor}],

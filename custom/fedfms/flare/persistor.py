@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 
+from fedfms import plugins
 from fedfms.errors import FedfmsError, TrainingError
 from fedfms.federation.rows import to_json
 from fedfms.federation.state import Saved
@@ -64,6 +66,7 @@ class SharedModelPersistor(PTFileModelPersistor):
         study: the resolved study (`Study.to_dict()`).
         source_ckpt_file_full_name: a saved global model to start from; absolute, on the server.
         resume: ids of the jobs that this one resumes, the oldest first.
+        plugins: packages that the study's method and backbone come from, {distribution: version}.
 
     Attributes:
         saved: the server state of the resumed job, until this job's first round is over.
@@ -72,10 +75,11 @@ class SharedModelPersistor(PTFileModelPersistor):
     """
 
     def __init__(
-        self, study: dict[str, Any], source_ckpt_file_full_name: str | None = None, resume: Sequence[str] = ()
-    ) -> None:
+        self, study: dict[str, Any], source_ckpt_file_full_name: str | None = None, resume: Sequence[str] = (),
+        plugins: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         super().__init__(source_ckpt_file_full_name=source_ckpt_file_full_name, load_device="cpu")
-        self._raw_study, self._resume = study, resume
+        self._raw_study, self._resume, self._plugins = study, resume, plugins
         self.study: Study | None = None
         self.method: Method | None = None
         self.shared: Tensors = {}
@@ -154,7 +158,9 @@ class SharedModelPersistor(PTFileModelPersistor):
         workspace = fl_ctx.get_workspace()
         self.study = Study.from_dict(self._raw_study)
         self.checkpoint = self._begin(workspace, fl_ctx.get_job_id(), self.study)  # first: this job may die any time
-        built = build(self.study, load_settings(Path(workspace.get_root_dir())))
+        settings = load_settings(Path(workspace.get_root_dir()))
+        plugins.admit(settings.plugins, self._plugins)
+        built = build(self.study, settings)
         self.method = built.method
         self.shared = built.shared()
         limit_arrays(Schema.of(self.shared).nbytes)

@@ -8,30 +8,34 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
+import yaml
 
 from fedfms.errors import StudyError, TrainingError
 from fedfms.files import locked, write_atomic
 from fedfms.flare.job import build_job
-from fedfms.flare.resume import job_ids
+from fedfms.flare.resume import RUN_SUBFOLDER, job_ids
 from fedfms.flare.resume_job import read_job
 from fedfms.flare.simulator import SERVER, SIMULATED, state_folder
 from fedfms.machine import free_memory, usable_cores
+from fedfms.methods import plugin_origins, training_sites
 from fedfms.reporting.cost.step import estimate
-from fedfms.settings import SiteSettings
+from fedfms.settings import ENV, SiteSettings
 from fedfms.study import Study
 
 _ENGINE = "fedfms.flare.simulator"
 _SIMULATOR = "nvflare.private.fed.app.simulator.simulator"
 _WORKER = "nvflare.private.fed.app.simulator.simulator_worker"
 _GRACE_S = 30.0
+_POLL_S = 0.3
 _PROCESS_BYTES = 2**29  # of a site's process without its step: Python, torch, NVFLARE
 _MEMORY_SHARE = 0.5  # of a run's free memory, for its sites; images and the server need the rest
-_JOB = "job"  # folder of the resuming job in `state_folder`
+_JOB = "job"
 
 
 def sites_at_once(study: Study, settings: SiteSettings, sites: int) -> int:
@@ -49,24 +53,84 @@ def sites_at_once(study: Study, settings: SiteSettings, sites: int) -> int:
 
 
 def simulate(
-    job: Path, workspace: Path, names: Sequence[str], threads: int | None, env: Mapping[str, str], lock: int
+    job: Path,
+    workspace: Path,
+    names: Sequence[str],
+    threads: int | None,
+    env: Mapping[str, str],
+    lock: int,
+    *,
+    log: IO[bytes] | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> int:
     """Run a job that resumes the state in its workspace; returns the simulator's exit code.
 
     Args:
         threads: sites in parallel; None: one per core. With fewer threads than sites, each task is a new process.
         lock: a file descriptor that the simulator's processes hold open.
+        log: receives what the simulator prints; None: this process's output.
+        watch: called several times a second while the simulator runs.
     """
     at_once = threads or min(len(names), usable_cores())
     process = subprocess.Popen(
         [sys.executable, "-m", _ENGINE, str(job), "-w", str(workspace), "-c", ",".join(names), "-t", str(at_once)],
-        env={**os.environ, **env}, stdin=subprocess.DEVNULL, pass_fds=(lock,), start_new_session=True,
+        env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        pass_fds=(lock,), start_new_session=True,
     )  # fmt: skip
     try:
+        while watch is not None and process.poll() is None:
+            watch()
+            time.sleep(_POLL_S)
         return process.wait()
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # includes the sites' processes
+
+
+def run_study(
+    study: Study, settings: SiteSettings, folder: Path, lock: int, *, threads: int | None = None,
+    log: IO[bytes] | None = None, watch: Callable[[], None] | None = None,
+) -> Path:  # fmt: skip
+    """Run or resume a study with all its sites below `folder`; returns the folder of its records.
+
+    Args:
+        threads: sites in parallel; None: as many as fit into memory.
+        lock, log, watch: as for `simulate`.
+
+    Raises:
+        TrainingError: the simulator failed, or the run has no final scores.
+    """
+    workspace, job = run_workspace(folder), run_job(folder)
+    wait_for_end(workspace)
+    build_job(study, job, resume=[SIMULATED])
+    names = [*training_sites(study), *study.held_out]
+    # Threads by the number of sites, not of concurrent sites, so that a resumed run keeps its thread count.
+    threads_each = settings.threads and max(1, settings.threads // len(names))
+    allowed = [origin.distribution for origin in plugin_origins(study)]  # the sites are this person's own
+    own = settings.to_dict() | {"threads": threads_each, "plugins": allowed}
+    site_file = folder.resolve() / "site.yaml"
+    write_atomic(site_file, yaml.safe_dump(own), mode=0o600)
+    at_once = threads or sites_at_once(study, settings, len(names))
+    returned = simulate(job, workspace, names, at_once, {ENV: str(site_file)}, lock, log=log, watch=watch)
+    records = records_folder(folder)
+    if returned or not (records / "final.json").is_file():
+        raise TrainingError("the simulator ended without final scores", where=folder.name, do="see its log.txt")
+    return records
+
+
+def run_workspace(folder: Path) -> Path:
+    """The simulator's workspace of a run of `run_study`."""
+    return folder / "workspace"
+
+
+def run_job(folder: Path) -> Path:
+    """The job of a run of `run_study`."""
+    return folder / _JOB
+
+
+def records_folder(folder: Path) -> Path:
+    """The records (`fedfms.reporting.records`) of a run of `run_study`."""
+    return run_workspace(folder) / SERVER / SIMULATED / RUN_SUBFOLDER
 
 
 def is_simulated(workspace: Path) -> bool:

@@ -32,6 +32,8 @@ from fedfms.methods.lat import LAT
 from fedfms.methods.local import Local
 from fedfms.methods.resolve import resolve_study
 from fedfms.methods.sgca import SGCA
+from fedfms.models import BACKBONES
+from fedfms.plugins import Origin, Registry
 from fedfms.schema import did_you_mean
 from fedfms.study import Study
 
@@ -55,7 +57,18 @@ _ALL: tuple[type[Method], ...] = (
     Sam,
     UNet,
 )
-METHODS: Mapping[str, type[Method]] = {method.name: method for method in _ALL}
+
+
+def _checked(name: str, found: Any) -> type[Method]:
+    """A plug-in's method."""
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise TypeError("it is not a subclass of fedfms.methods.Method")
+    if getattr(found, "name", None) != name or not isinstance(getattr(found, "paper", None), str):
+        raise TypeError(f"its attribute `name` is not {name!r}, or it has no `paper`")
+    return found
+
+
+METHODS = Registry("fedfms.methods", "method", {method.name: method for method in _ALL}, _checked)
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:
@@ -110,6 +123,12 @@ def selects_best_model(study: Study) -> bool:
     return study.data.protocol != "personal" and not METHODS[study.method].personal
 
 
+def plugin_origins(study: Study) -> list[Origin]:
+    """The packages of the study's method and backbone, where these are plug-ins."""
+    origins = (METHODS.origin(study.method), BACKBONES.origin(study.model.backbone))
+    return [origin for origin in dict.fromkeys(origins) if origin is not None]
+
+
 def required_updates(study: Study) -> int:
     """Updates that a round needs."""
     return 1 if training_sites(study) == (POOL,) else study.min_sites
@@ -117,6 +136,6 @@ def required_updates(study: Study) -> int:
 
 __all__ = [
     "METHODS", "POOL", "Layout", "LocalData", "LocalInit", "Method", "Partition", "ServerState", "SiteContext",
-    "Tensors", "Update", "centralised_counterpart", "make_method", "method_options", "required_updates",
-    "resolve_study", "selects_best_model", "training_sites",
+    "Tensors", "Update", "centralised_counterpart", "make_method", "method_options", "plugin_origins",
+    "required_updates", "resolve_study", "selects_best_model", "training_sites",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from fedfms.models.sam import DecoderShape, build_sam
 from fedfms.models.tiny_vit import TinyViTEncoder
 from fedfms.models.unet import UNetShape, build_unet
 from fedfms.models.vit import ViTEncoder, ViTShape
+from fedfms.plugins import Registry
 from fedfms.study import ModelSpec
 
 
@@ -83,9 +84,30 @@ FAMILIES: Mapping[str, Family] = {
         },
     ),
 }
-BACKBONES: Mapping[str, Builder] = {
-    name: build for family in FAMILIES.values() for name, build in family.backbones.items()
-}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone of a plug-in, or of this package: its builder, and the family of the methods that train it."""
+
+    family: str
+    build: Builder
+
+
+def _checked(name: str, found: Any) -> Backbone:
+    """A plug-in's backbone."""
+    if not isinstance(found, Backbone) or not callable(found.build):
+        raise TypeError("it is not a fedfms.models.Backbone")
+    if found.family not in FAMILIES:
+        raise TypeError(f"its family is {found.family!r}, not one of {sorted(FAMILIES)}")
+    return found
+
+
+BACKBONES = Registry(
+    "fedfms.backbones", "backbone",
+    {name: Backbone(key, build) for key, family in FAMILIES.items() for name, build in family.backbones.items()},
+    _checked,
+)  # fmt: skip
 
 
 def family_of(backbone: str) -> str:
@@ -94,10 +116,14 @@ def family_of(backbone: str) -> str:
     Raises:
         StudyError: unknown backbone.
     """
-    for name, family in FAMILIES.items():
-        if backbone in family.backbones:
-            return name
-    raise StudyError(f"unknown backbone {backbone!r}", where="model", do=f"known ones: {', '.join(sorted(BACKBONES))}")
+    return _entry(backbone).family
+
+
+def _entry(backbone: str) -> Backbone:
+    if backbone not in BACKBONES:
+        what = f"unknown backbone {backbone!r}"
+        raise StudyError(what, where="model", do=f"known ones: {', '.join(sorted(BACKBONES))}")
+    return BACKBONES[backbone]
 
 
 def replacement_backbone(family: str, sam_backbone: str) -> str:
@@ -148,4 +174,4 @@ def meta_model(
 
 
 def _builder(spec: ModelSpec) -> Builder:
-    return FAMILIES[family_of(spec.backbone)].backbones[spec.backbone]
+    return _entry(spec.backbone).build

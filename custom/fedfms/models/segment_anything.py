@@ -26,7 +26,7 @@ def _modeling_folder() -> Path:
     for folder in (spec.submodule_search_locations if spec else None) or ():
         if (Path(folder) / "modeling" / "__init__.py").is_file():
             return Path(folder) / "modeling"
-    raise ImportError("segment-anything is not installed: pip install -r requirements.txt")
+    raise ImportError("segment-anything is not installed: pip install 'segment-anything>=1.0,<2'")
 
 
 def load_modeling() -> ModuleType:

@@ -21,6 +21,10 @@ from fedfms.provisioning.policy import write_policy
 
 SITE, HOST = "site-1", "localhost"
 _PEM = serialization.Encoding.PEM
+_ROOT_USAGE = x509.KeyUsage(
+    digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
+    key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+)  # fmt: skip
 _DEFAULT = {
     "format_version": 2, "components": [{"id": "resource_manager", "path": "x"}], "snapshot_persistor": {},
 }  # fmt: skip
@@ -46,16 +50,21 @@ class Signed:
 def signed(name: str, by: Signed | None = None, *, begins: float = -1, ends: float = 360) -> Signed:
     """A certificate for `name` (also as host), signed by `by` or by itself; `begins` and `ends` in days from now."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(timezone.utc)
+    issuer = by.key if by else key
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
         x509.CertificateBuilder().subject_name(subject).public_key(key.public_key())
         .issuer_name(by.certificate.subject if by else subject).serial_number(x509.random_serial_number())
         .not_valid_before(now + timedelta(days=begins)).not_valid_after(now + timedelta(days=ends, hours=1))
         .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False)
     )  # fmt: skip
-    if by is not None:
+    if by is None:
+        builder = builder.add_extension(_ROOT_USAGE, critical=True)
+    else:
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-    return Signed(builder.sign(by.key if by else key, hashes.SHA256()), key)
+    return Signed(builder.sign(issuer, hashes.SHA256()), key)
 
 
 def kit(folder: Path, root: Signed, own: Signed, port: int, tensors: dict[str, int], scheme: str = "http") -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -190,6 +191,15 @@ def _full_disk(world: World) -> None:
 
 
 Break = Callable[[World], object]
+
+
+def _plug_in(w: World) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["executors"][0]["executor"]["args"]["plugins"] = {"acme": "1.2"}
+
+    w.edit("job/app/config/config_fed_client.json", change)
+
+
 FAILING: list[tuple[str, Break, str]] = [
     ("settings", lambda w: w.settings(data_rot="x"), "unknown key 'data_rot'"),
     ("settings", lambda w: w.settings(device="cuda:7"), "device 'cuda:7' does not exist"),
@@ -221,6 +231,7 @@ FAILING: list[tuple[str, Break, str]] = [
     ("job", _another_class, "uses fedfms.files.replace_folder, not on the site's"),
     ("job", lambda w: (w.job / "meta.json").unlink(), "the job's meta.json: the file is missing"),
     ("job", lambda w: (w.kit / "local" / "resources.json").write_text("{"), "local/resources.json: not valid JSON"),
+    ("plug-ins", _plug_in, "acme is not installed (the lead's: 1.2), not allowed here"),
     ("privacy filter", lambda w: w.study(method="fedsam"), "a tensor is not on the site's allow-list"),
     ("privacy filter", lambda w: (w.kit / "local" / "privacy.json").unlink(), "local/privacy.json: the file is"),
     ("privacy filter", lambda w: w.edit("job/meta.json", lambda m: m.update(scope="public")), "no scope 'public'"),

@@ -38,6 +38,7 @@ CHECKS: tuple[Check, ...] = (
     Check("clock", server.clock),
     Check("disk", host.disk),
     Check("job", job.accepted, study=True),
+    Check("plug-ins", job.plug_ins, study=True),
     Check("privacy filter", job.privacy_filter, study=True),
     Check("data", data.images, study=True),
     Check("weights", data.weights, study=True),

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from pydantic import AliasPath, Field
 from pydantic.dataclasses import dataclass as typed
 
+from fedfms import plugins
 from fedfms.data.site import find_items, split_items
 from fedfms.data.source import Item, Source
 from fedfms.errors import FedfmsError, ProvisioningError
-from fedfms.flare.job import read_study
+from fedfms.flare.job import read_study, required_plugins
 from fedfms.flare.kit import common_name, load_certificate
 from fedfms.flare.nvflare_cli import LENIENT
 from fedfms.flare.preflight.tls import ServerAnswer, probe
@@ -123,7 +124,14 @@ class Context:
     def study(self) -> Study:
         """The job's study, resolved by its method."""
         study = read_study(self.job_folder)
+        if self.required_plugins:
+            plugins.admit(self.settings.plugins, self.required_plugins)
         return resolve_study(study, make_method(study.method, study.method_options))
+
+    @cached_property
+    def required_plugins(self) -> dict[str, str]:
+        """The packages of plug-ins that the job was built with, {distribution: version}."""
+        return required_plugins(self.job_folder)
 
     @property
     def job_folder(self) -> Path:

@@ -1,6 +1,7 @@
 """Checks of the machine: the installed package, disk space, and memory of the card and the host."""
 
 import hashlib
+import os
 import platform
 import shutil
 from importlib import metadata
@@ -28,8 +29,9 @@ _LESS_MEMORY = "or gradient_checkpointing: true, micro_batch: 1"
 
 
 def package_fingerprint(folder: Path) -> str:
-    """Fingerprint of a package's files, the same wherever that version is installed."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in _CODE)
+    """Fingerprint of a package's files, the same wherever that version is installed; a checkout links some folders."""
+    found = [Path(top, name) for top, _, names in os.walk(folder, followlinks=True) for name in names]
+    paths = sorted(path.relative_to(folder).as_posix() for path in found if path.suffix in _CODE)
     lines = [f"{hashlib.sha256((folder / path).read_bytes()).hexdigest()}  {path}\n" for path in paths]
     return fingerprint("".join(lines).encode())
 
@@ -44,7 +46,9 @@ def package(_: Context) -> Finding:
             if version is None or not need.specifier.contains(version, prereleases=True):
                 wrong.append(f"{need.name} {version or 'missing'} (needs {need.specifier})")
     if wrong:
-        return fail(", ".join(wrong), "pip install -r requirements.txt, in the environment of the kit's `python3`")
+        return fail(
+            ", ".join(wrong), "pip install the lead's version of fedfms, in the environment of the kit's `python3`"
+        )
     versions = ", ".join(f"{name} {version_of(name)}" for name in ("nvflare", "torch"))
     digits = package_fingerprint(Path(fedfms.__file__).parent)
     return ok(f"fedfms {fedfms.__version__}, fingerprint {digits}; {versions}, Python {platform.python_version()}")

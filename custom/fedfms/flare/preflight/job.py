@@ -16,12 +16,13 @@ from pydantic.dataclasses import dataclass
 
 from fedfms.compression import CODECS, layout
 from fedfms.errors import ProvisioningError
-from fedfms.flare.job import APP, brings_code
+from fedfms.flare.job import APP, brings_code, read_study
 from fedfms.flare.job_validator import JobValidator
 from fedfms.flare.nvflare_cli import LENIENT
 from fedfms.flare.preflight.context import Context, Finding, fail, ok, warn
 from fedfms.flare.privacy_filter import PrivacyFilter
 from fedfms.flare.resume import CLIENT_CONFIG
+from fedfms.plugins import installed_version
 from fedfms.reporting.cost.traffic import shared_tensors
 from fedfms.training.build import build_on_meta
 from fedfms.units import size_text
@@ -71,6 +72,25 @@ def accepted(context: Context) -> Finding:
     if not validated:
         return warn(f"{seen}; resources.json names no fedfms app_validator", "restore the kit's resources.json")
     return ok(seen)
+
+
+def plug_ins(context: Context) -> Finding:
+    """The packages of plug-ins that the job was built with are installed here, in these versions, and allowed."""
+    required = context.required_plugins
+    allowed = context.settings.plugins
+    found, do = [], []
+    for name, version in required.items():
+        here = installed_version(name)
+        found.append(f"{name} {here or 'is not installed'} (the lead's: {version})")
+        if here != version:
+            do.append(f"install {name}=={version}")
+        if name not in allowed:
+            found[-1] += ", not allowed here"
+            do.append(f"if the site agrees, add `plugins: [{name}]` to fedfms_site.yaml")
+    study = read_study(context.job_folder)
+    if do:
+        return fail(f"{study.method} on {study.model.backbone}: {'; '.join(found)}", "; ".join(do))
+    return ok(f"{study.method} on {study.model.backbone}: {'; '.join(found) or 'built in'}")
 
 
 def _rejected_classes(context: Context) -> list[str]:

@@ -16,7 +16,7 @@ from fedfms.models.sam import PromptFreeSam
 from fedfms.models.tiny_vit import TinyViTEncoder
 from fedfms.models.vit import ViTEncoder
 from fedfms.study import ModelSpec
-from tests.models.make import (
+from fedfms.testing.models import (
     ADAPTED,
     SIZES_PX,
     VARIANTS,
@@ -187,7 +187,7 @@ def test_prefix_then_rest_is_forward(name: str) -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_vit_b_in_full_depth() -> None:
-    case = Case(ModelSpec(input_px=64), BACKBONES["vit_b"])
+    case = Case(ModelSpec(input_px=64), BACKBONES["vit_b"].build)
     _check_prefix(case)
     plain, adapted = (case.build(adapters=adapters, seed=3) for adapters in (False, True))
     assert torch.equal(plain(images(case.spec)), adapted(images(case.spec)))

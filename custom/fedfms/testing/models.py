@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fedfms.errors import StudyError
-from fedfms.models import FAMILIES, SegmentationModel, family_of, meta_model
+from fedfms.models import BACKBONES, SegmentationModel, family_of, meta_model
 from fedfms.models.registry import Builder
 from fedfms.models.vit import ViTShape
 from fedfms.study import ModelSpec
@@ -53,7 +53,7 @@ class Case:
 def case_of(name: str) -> Case:
     """The case of a registered backbone or of one of `VARIANTS`."""
     spec = VARIANTS.get(name) or ModelSpec(backbone=name, input_px=smallest_px(name))
-    builder = FAMILIES[family_of(spec.backbone)].backbones[spec.backbone]
+    builder = BACKBONES[spec.backbone].build
     large = sum(p.numel() for p in meta_model(spec, 1, adapters=False).parameters()) > MAX_PARAMETERS
     return Case(spec, shallow(builder) if large else builder)
 
@@ -72,8 +72,7 @@ def smallest_px(backbone: str) -> int:
 def shallow(builder: Builder) -> Builder:
     """A ViT's builder with two blocks, one windowed and one global, of full width; other builders unchanged."""
     encoder = getattr(builder, "keywords", {}).get("encoder")
-    shape = encoder.args[0] if isinstance(encoder, partial) and encoder.args else None
-    if not isinstance(shape, ViTShape):
+    if not isinstance(encoder, partial) or not encoder.args or not isinstance(shape := encoder.args[0], ViTShape):
         return builder
     two_blocks = partial(encoder.func, replace(shape, depth=2, global_blocks=(1,)))
     return partial(builder.func, **{**builder.keywords, "encoder": two_blocks})  # type: ignore[attr-defined]
