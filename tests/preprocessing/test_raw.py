@@ -106,6 +106,8 @@ def _close(monkeypatch, *folders):
     guard(os, "scandir", inside=False)
     guard(os, "listdir", inside=False)
     guard(os, "stat", inside=True)
+    guard(Path, "iterdir", inside=False)  # Python 3.10's pathlib has its own references to os
+    guard(Path, "stat", inside=True)
 
 
 def _one_line(capsys, *texts):

@@ -201,7 +201,11 @@ def over_seeds(values: Iterable[float | None], images: Iterable[int | None] = ()
 def mean_of(values: Sequence[float | None], weights: Sequence[int] | None = None) -> float | None:
     """Mean, weighted if `weights` are given; None if any value is missing, since it would not be comparable."""
     known = [value for value in values if value is not None]
-    return statistics.fmean(known, weights) if known and len(known) == len(values) else None
+    if not known or len(known) != len(values):
+        return None
+    if weights is None:
+        return statistics.fmean(known)
+    return math.fsum(value * weight for value, weight in zip(known, weights, strict=True)) / sum(weights)
 
 
 def parse_variant(text: str) -> tuple[str, int | float | str] | None:
