@@ -169,34 +169,32 @@ def test_a_site_decides_which_packages_a_job_may_use(acme: Path, tmp_path: Path)
     assert "acme-fedfoo 1.2; here it is 1.3; install acme-fedfoo==1.2" in at_site(newer, "acme-fedfoo")
 
 
-@pytest.mark.parametrize(
-    ("code", "points", "message"),
-    [
-        ("raise SystemError('/secret')", {"fedbad": "bad"}, "it cannot be imported (SystemError)"),
-        ("", {"fedbad": "bad:Missing"}, "it cannot be imported (AttributeError)"),
-        ("X = 3", {"fedbad": "bad:X"}, "it is not a subclass of fedfms.methods.Method"),
-        (CODE, {"fedbad": "bad:FedFoo"}, "its attribute `name` is not 'fedbad', or it has no `paper`"),
-        (CODE, {"fed bad": "bad:FedFoo"}, "its name is not valid"),
-        (CODE, {"fedmsa": "bad:FedFoo"}, "package bad 1 offers method fedmsa, which is a built-in name; it is ignored"),
-    ],
-)
-def test_a_broken_plug_in_is_one_line_and_stops_nothing_else(
-    code: str, points: dict[str, str], message: str, tmp_path: Path
-) -> None:
+BROKEN = {
+    "raises": ("raise SystemError('/secret')", "fedraises", "raises", "it cannot be imported (SystemError)"),
+    "lacks": ("", "fedlacks", "lacks:Missing", "it cannot be imported (AttributeError)"),
+    "other": ("X = 3", "fedother", "other:X", "it is not a subclass of fedfms.methods.Method"),
+    "renamed": (CODE, "fedbar", "renamed:FedFoo", "its attribute `name` is not 'fedbar', or it has no `paper`"),
+    "spaced": (CODE, "fed bad", "spaced:FedFoo", "its name is not valid"),
+    "clash": (CODE, "fedmsa", "clash:FedFoo", "which is a built-in name; it is ignored"),
+}  # fmt: skip
+
+
+def test_a_broken_plug_in_is_one_line_and_stops_nothing_else(tmp_path: Path) -> None:
     packages = tmp_path / "installed"
     packages.mkdir()
-    (packages / "bad.py").write_text(code)
-    _install(packages, "bad", "1", {"fedfms.methods": points})
+    for name, (code, method, value, _) in BROKEN.items():
+        (packages / f"{name}.py").write_text(code)
+        _install(packages, name, "1", {"fedfms.methods": {method: value}})
     done = _fedfms(packages, "list")
     assert (done.returncode, done.stderr) == (0, "")
-    (line,) = [line for line in done.stdout.splitlines() if "package bad" in line]
-    assert message in line
-    assert "secret" not in done.stdout
+    for name, (*_, message) in BROKEN.items():
+        (line,) = [line for line in done.stdout.splitlines() if f"package {name} 1" in line]
+        assert message in line
     assert "fedsca (FedSCA, ICML 2025)" in done.stdout
-    if "fedbad" in points:
-        done = _fedfms(packages, "job", "build", "fedbad", "--study", "phantom", "--out", "bad-job")
-        assert done.returncode == 1
-        assert [message in line for line in done.stderr.splitlines()] == [True]
+    assert "secret" not in done.stdout
+    done = _fedfms(packages, "job", "build", "fedraises", "--study", "phantom", "--out", "bad-job")
+    assert done.returncode == 1
+    assert [BROKEN["raises"][-1] in line for line in done.stderr.splitlines()] == [True]
 
 
 def test_one_name_in_two_packages_is_an_error_that_names_both(acme: Path) -> None:
