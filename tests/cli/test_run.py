@@ -74,6 +74,13 @@ def test_a_folder_with_a_run_of_another_study_is_rejected_with_the_difference(
     assert "out holds a run of another study: seed 0, now 3; train.rounds 4, now 5; name another folder: --out" in line
 
 
+def test_a_run_that_was_interrupted_before_it_had_a_job_starts(study: Study) -> None:
+    Path("out").mkdir()
+    Path("out/log.txt").touch()
+    with pytest.raises(AssertionError, match="the simulator was started"):
+        main(["run", "fedmsa", "--study", "phantom", "--out", "out"])
+
+
 def _row(round_: int, site: str, **values: object) -> str:
     row = {"round": round_, "site": site, "accepted": True, "reason": "", "held_out": site == "c", "seconds": 2.0}
     return json.dumps({**row, **values}) + "\n"

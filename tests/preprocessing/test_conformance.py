@@ -86,7 +86,7 @@ def test_a_data_set_without_a_test_layout_fails_alone(tmp_path):
     """The tests are collected and run for all other data sets; the message says what to add."""
     (tmp_path / "new_data_set.py").write_text(
         "from fedfms.preprocessing import registry\n"
-        "registry.DATASETS = {'aaa': registry.DATASETS['polyp'], **registry.DATASETS}\n"
+        "registry.DATASETS._builtin = {'aaa': registry.DATASETS['polyp'], **registry.DATASETS._builtin}\n"
     )
     chosen = "test_every_data_set_has_a_test_layout or test_an_output_that_is_a_file_is_one_line"
     command = [sys.executable, "-m", "pytest", "-p", "new_data_set", "-p", "no:cacheprovider", "tests/preprocessing"]

@@ -80,7 +80,8 @@ def _check_folder(folder: Path, study: Study) -> None:
         raise StudyError(f"{folder.name} is a file", where="--out", do=do)
     job = run_job(folder)
     if not job.is_dir():
-        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        # a run that was interrupted before it had a job has left its log
+        if folder.is_dir() and any(path.name[0] != "." and path.name != _LOG for path in folder.iterdir()):
             raise StudyError(f"{folder.name} contains something other than a run", where="--out", do=do)
         return
     old, new = _flat(read_study(job).to_dict()), _flat(study.to_dict())
