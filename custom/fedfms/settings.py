@@ -75,6 +75,8 @@ class SiteSettings:
     """cpu, cuda or cuda:N; empty: cuda where available, else cpu."""
     cache: Folder | None = None
     """For outputs of a frozen encoder; null: in the run's own folder."""
+    cache_mb: Count = 20_000
+    """Limit of their total size; 0: none."""
     workers: Count = 0
     """Loader processes."""
     threads: Count = 0

@@ -1,6 +1,7 @@
 """Job folders: the committed ones equal the builder's, and NVFLARE's own validator accepts them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def test_bundled_code_is_this_package(tmp_path: Path) -> None:
 
 def _write_weights(path: Path) -> None:
     """Weights that fit the phantom study."""
-    model = build_model(load_study(PHANTOM).model, 1, adapters=False, seed=9)
+    model = build_model(replace(load_study(PHANTOM).model, prompt="learned"), 1, adapters=False, seed=9)
     torch.save(model.state_dict(), path)
 
 

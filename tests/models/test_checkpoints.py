@@ -47,7 +47,7 @@ def test_a_sam_checkpoint_loads(tmp_path: Path, zipped: bool) -> None:
     file, state = tmp_path / "weights.pth", sam_state()
     torch.save(state, file, _use_new_zipfile_serialization=zipped)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    spec = replace(SPEC, checkpoint=file.name, checkpoint_sha256=sha256)
+    spec = replace(SPEC, checkpoint=file.name, checkpoint_sha256=sha256, prompt="none")
     model = build_model(spec, 2, adapters=True, seed=0, checkpoint=file)
     fresh = build_model(SPEC, 2, adapters=True, seed=0).state_dict()
     for name, tensor in model.state_dict().items():

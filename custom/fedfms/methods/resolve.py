@@ -33,11 +33,13 @@ def resolve_study(study: Study, method: Method) -> Study:
 def _model(spec: ModelSpec, method: Method) -> ModelSpec:
     family = family_of(spec.backbone)
     if family == method.family:
-        return spec
+        # What `auto` means is recorded, as an exported model names no checkpoint.
+        prompt = spec.prompt_tokens if family == "sam" else "none"
+        return dataclasses.replace(spec, prompt=prompt)
     if family != "sam":
         raise StudyError(
             f"it does not train backbone {spec.backbone}", where=f"method {method.name}",
             do=f"set model.backbone to one of {sorted(FAMILIES[method.family].backbones)}",
         )  # fmt: skip
     own = replacement_backbone(method.family, spec.backbone)
-    return dataclasses.replace(spec, backbone=own, checkpoint=None, checkpoint_sha256=None)
+    return dataclasses.replace(spec, backbone=own, checkpoint=None, checkpoint_sha256=None, prompt="none")

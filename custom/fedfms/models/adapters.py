@@ -57,5 +57,5 @@ class BlockAdapters(nn.Module):
 
 
 def build_adapters(block_dims: Sequence[int], spec: ModelSpec) -> nn.ModuleList:
-    """Two adapters for each block, from input to output; `block_dims` are the blocks' channels."""
+    """Two adapters for each of these blocks, from input to output; `block_dims` are the blocks' channels."""
     return nn.ModuleList(BlockAdapters(dim, spec) for dim in block_dims)

@@ -97,7 +97,7 @@ class SegmentationModel(nn.Module, abc.ABC):
         raise ValueError(f"{self.backbone} has no image embedding")
 
     def skip_blocks(self, blocks: Collection[int]) -> None:
-        """Skip these transformer blocks (0-based, from input to output) in the forward pass; () resets.
+        """Skip these transformer blocks in the forward pass: from 0, of those that `from_prefix` computes; () resets.
 
         Raises:
             ValueError: the network has no such blocks.
@@ -129,22 +129,32 @@ class ImageEncoder(nn.Module, abc.ABC):
     prefix_is_costly: ClassVar[bool] = False
     grid: int
     block_dims: tuple[int, ...]  # channels of each transformer block, from input to output
-    adapters: nn.ModuleList  # one `BlockAdapters` for each transformer block, or empty
-    skipped: frozenset[int] = frozenset()  # indices into `block_dims` of the blocks that `rest` skips
+    adapters: nn.ModuleList  # one `BlockAdapters` for each transformer block from `cut` on, or empty
+    cut: int = 0  # number of transformer blocks that `prefix` computes; if all, also the neck
+    skipped: frozenset[int] = frozenset()  # blocks that `rest` skips, counted from `cut`
     plain_attention: bool = False  # see `SegmentationModel.configure`
     gradient_checkpointing: bool = False
 
     @abc.abstractmethod
     def prefix(self, images: Tensor) -> Tensor:
-        """Everything before the first transformer block: images (B, 3, S, S) -> features."""
+        """Everything before the transformer block `cut`: images (B, 3, S, S) -> features (B, ...)."""
 
     @abc.abstractmethod
     def rest(self, features: Tensor) -> Tensor:
-        """The transformer blocks and the neck: features -> embedding (B, out_dim, grid, grid)."""
+        """The other transformer blocks and the neck: features -> embedding (B, out_dim, grid, grid)."""
 
     @abc.abstractmethod
     def prefix_modules(self) -> tuple[str, ...]:
         """Names of the modules and parameters of this encoder that `prefix` uses."""
+
+    @property
+    def is_whole_prefix(self) -> bool:
+        """Whether `prefix` computes the whole embedding."""
+        return self.cut == len(self.block_dims)
+
+    def block_adapters(self, index: int) -> Any:
+        """The adapters of the transformer block `index`; None if it has none."""
+        return self.adapters[index - self.cut] if self.adapters and index >= self.cut else None
 
     def uses_plain_code(self) -> bool:
         """Whether to run the original code: if selected, and in an export, which needs torch's own operations."""

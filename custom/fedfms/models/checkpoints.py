@@ -153,6 +153,8 @@ def _check_fit(
         looks, wanted = describe(state), describe(expected)
         what = f"looks like {looks}" if looks and looks != wanted else "does not fit the model"
         needs = f"the study needs {wanted}; " if wanted else ""
+        if missing and all(name.startswith("prompt_encoder.") for name in missing):
+            needs = "it has no prompt encoder: set model.prompt to none; "
         raise CheckpointError(
             f"{what}: {', '.join(faults)}", where=file, do=f"{needs}check model.backbone and model.stem"
         )

@@ -1,4 +1,4 @@
-"""SAM without prompts: image encoder, SAM's mask decoder on a batch of images, structure head."""
+"""SAM without prompts of a user: image encoder, SAM's mask decoder on a batch of images, structure head."""
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fedfms.errors import StudyError
 from fedfms.models import segment_anything as sa
 from fedfms.models.adapters import build_adapters
-from fedfms.models.attention import without_autocast
 from fedfms.models.base import ImageEncoder, SegmentationModel
 from fedfms.models.meta_device import on_meta_device
+from fedfms.models.prompt import PromptEncoder
 from fedfms.rng import seeded
 from fedfms.study import ModelSpec
 
@@ -25,7 +25,7 @@ UPSCALING = 4  # of the embedding grid, by the decoder's two transposed convolut
 _ENCODER, _ADAPTERS, _DECODER, _PROMPTS = (
     "image_encoder.", "image_encoder.adapters.", "mask_decoder.", "prompt_encoder.",
 )  # fmt: skip
-# Only the positional encoding of the grid is used of SAM's prompt encoder.
+# Of SAM's prompt encoder, the positional encoding is used, and constant prompts that are made from the rest.
 UNUSED_PROMPT_KEYS = tuple(
     f"{_PROMPTS}{name}." for name in ("point_embeddings", "not_a_point_embed", "mask_downscaling", "no_mask_embed")
 )
@@ -52,23 +52,8 @@ def _mask_decoder(shape: DecoderShape) -> Any:
     )  # fmt: skip
 
 
-class GridEncoding(nn.Module):
-    """The positional encoding of SAM's prompt encoder: fixed random frequencies in a buffer."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.pe_layer = sa.PositionEmbeddingRandom(dim // 2)
-
-    def forward(self, grid: int) -> Tensor:
-        """Positional encoding (1, dim, grid, grid) of the image grid."""
-        frequencies = self.pe_layer.positional_encoding_gaussian_matrix
-        with without_autocast(frequencies.device):  # the large phases need all digits
-            encoding: Tensor = self.pe_layer((grid, grid))
-        return encoding[None]
-
-
 class PromptFreeSam(SegmentationModel):
-    """Images (B, 3, S, S) in 0..1 -> logits (B, C, 4 x grid, 4 x grid), without prompts.
+    """Images (B, 3, S, S) in 0..1 -> logits (B, C, 4 x grid, 4 x grid), without prompts of a user.
 
     `head="token"` is the mask of token 0 (C = 1); `"conv"` a 1 x 1 convolution from the masks of all 4 tokens to C.
 
@@ -80,7 +65,7 @@ class PromptFreeSam(SegmentationModel):
     pixel_std: Tensor
 
     def __init__(
-        self, spec: ModelSpec, n_structures: int, encoder: ImageEncoder, decoder: Any, positions: GridEncoding
+        self, spec: ModelSpec, n_structures: int, encoder: ImageEncoder, decoder: Any, prompts: PromptEncoder
     ) -> None:
         super().__init__(
             spec.backbone, input_px=spec.input_px, mask_px=UPSCALING * encoder.grid, n_structures=n_structures
@@ -93,9 +78,9 @@ class PromptFreeSam(SegmentationModel):
             )  # fmt: skip
         self.image_encoder = encoder
         self.mask_decoder = decoder
-        self.prompt_encoder = positions
+        self.prompt_encoder = prompts
         self.head = nn.Conv2d(MASK_TOKENS, n_structures, 1) if kind == "conv" else None
-        self.prefix_is_costly = encoder.prefix_is_costly
+        self.prefix_is_costly = encoder.prefix_is_costly or encoder.cut > 0
         self.ignored_pretrained = UNUSED_PROMPT_KEYS + tuple(_ENCODER + name for name in encoder.ignored_pretrained)
         self._normalise = spec.normalise == "sam"
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
@@ -128,14 +113,17 @@ class PromptFreeSam(SegmentationModel):
     def decode(self, embedding: Tensor) -> Tensor:
         """Image embedding (B, dim, grid, grid) -> logits (B, C, mask_px, mask_px).
 
-        SAM's `predict_masks` repeats one image for many prompts. Here there are many images and no prompt, so its parts
-        run directly on the batch, without the prediction of mask quality.
+        SAM's `predict_masks` repeats one image for many prompts. Here there are many images with the same prompts or
+        none, so its parts run directly on the batch, without the prediction of mask quality.
         """
-        decoder = self.mask_decoder
+        decoder, prompts = self.mask_decoder, self.prompt_encoder
         batch, dim, grid, _ = embedding.shape
-        tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = tokens.expand(batch, -1, -1)
-        positions = self.prompt_encoder(grid).to(embedding.dtype)  # broadcast over the batch
+        parts = [decoder.iou_token.weight, decoder.mask_tokens.weight]
+        if prompts.tokens is not None and prompts.dense is not None:
+            parts.append(prompts.tokens)
+            embedding = embedding + prompts.dense.to(embedding.dtype)[:, None, None]
+        tokens = torch.cat(parts).expand(batch, -1, -1)
+        positions = prompts(grid).to(embedding.dtype)  # broadcast over the batch
         queries, keys = decoder.transformer(embedding, positions, tokens)
         upscaled = decoder.output_upscaling(keys.transpose(1, 2).reshape(batch, dim, grid, grid))
         used = MASK_TOKENS if self.head is not None else 1
@@ -164,7 +152,7 @@ class PromptFreeSam(SegmentationModel):
         return "unused" if name.startswith(tuple(unused)) else "decoder"
 
     def adapters_in_order(self) -> list[tuple[str, ...]]:
-        """Names of A_1..A_K, K = 2 x depth: in each block first after attention, then parallel to the MLP."""
+        """Names of A_1..A_K, two of each adapted block: first after attention, then parallel to the MLP."""
         return [
             tuple(f"{_ADAPTERS}{index}.{place}.{name}" for name, _ in adapter.named_parameters())
             for index, pair in enumerate(self.image_encoder.adapters)
@@ -173,7 +161,7 @@ class PromptFreeSam(SegmentationModel):
 
     def skip_blocks(self, blocks: Collection[int]) -> None:
         """See the base class; a block is skipped with its adapters."""
-        unknown = set(blocks) - set(range(len(self.image_encoder.block_dims)))
+        unknown = set(blocks) - set(range(len(self.image_encoder.block_dims) - self.image_encoder.cut))
         if unknown:
             raise ValueError(f"{self.backbone} has no blocks {sorted(unknown)}")
         self.image_encoder.skipped = frozenset(blocks)
@@ -191,10 +179,13 @@ class PromptFreeSam(SegmentationModel):
         )  # fmt: skip
 
     def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The checkpoint's tensors, with position tables resized by the encoder to this input size."""
+        """The checkpoint's tensors, with position tables resized to this input size, and the constant prompts."""
         inner = {n.removeprefix(_ENCODER): t for n, t in state.items() if n.startswith(_ENCODER)}
-        fitted = self.image_encoder.fit_pretrained(inner)
-        return {**state, **{_ENCODER + name: table for name, table in fitted.items()}}
+        fitted = {_ENCODER + name: table for name, table in self.image_encoder.fit_pretrained(inner).items()}
+        prompts = self.prompt_encoder.fit_pretrained(
+            {n.removeprefix(_PROMPTS): t for n, t in state.items() if n.startswith(_PROMPTS)}
+        )
+        return {**state, **fitted, **{_PROMPTS + name: tensor for name, tensor in prompts.items()}}
 
 
 def build_sam(
@@ -214,9 +205,14 @@ def build_sam(
         with seeded(seed, "encoder"):
             image_encoder = encoder(spec)
         with seeded(seed, "decoder"):
-            mask_decoder, positions = _mask_decoder(decoder), GridEncoding(decoder.dim)
+            mask_decoder, prompts = (
+                _mask_decoder(decoder),
+                PromptEncoder(decoder.dim, spec.input_px, spec.prompt_tokens),
+            )
     if adapters:
+        dims = image_encoder.block_dims
+        image_encoder.cut = len(dims) - spec.adapted_blocks(len(dims))
         with seeded(seed, "adapters"):
-            image_encoder.adapters = build_adapters(image_encoder.block_dims, spec)
+            image_encoder.adapters = build_adapters(dims[image_encoder.cut :], spec)
     with seeded(seed, "head"):
-        return PromptFreeSam(spec, n_structures, image_encoder, mask_decoder, positions)
+        return PromptFreeSam(spec, n_structures, image_encoder, mask_decoder, prompts)

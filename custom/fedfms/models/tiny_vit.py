@@ -168,7 +168,9 @@ class TinyViTEncoder(ImageEncoder):
         self.block_dims = tuple(dim for dim, depth in zip(DIMS[1:], DEPTHS[1:], strict=True) for _ in range(depth))
 
     def prefix(self, images: Tensor) -> Tensor:
-        """Stem and convolutional stage: (B, 3, S, S) -> (B, 128, 2 x grid, 2 x grid)."""
+        """Stem, convolutional stage and the first blocks: (B, 3, S, S) -> (B, C, H, W), before any block
+        (B, 128, 2 x grid, 2 x grid).
+        """
         plain, x = self.uses_plain_code(), images
         if uses_cpu_path(images.device) and not plain:  # CPU convolutions would convert every input to channels last
             x = images.contiguous(memory_format=torch.channels_last)
@@ -176,25 +178,40 @@ class TinyViTEncoder(ImageEncoder):
         first = cast(Stage, self.layers[0])
         for block in first.blocks:
             x = self.run_block(block, x, plain)
-        return first.merge(x, plain=plain)
+        x = self._blocks(first.merge(x, plain=plain), 0, self.cut)
+        return self.neck(x) if self.is_whole_prefix else x
 
     def rest(self, features: Tensor) -> Tensor:
-        """(B, 128, 2 x grid, 2 x grid) -> (B, 256, grid, grid)."""
-        x, index = features, 0
-        plain = self.uses_plain_code()
-        for layer in list(self.layers)[1:]:
-            stage = cast(Stage, layer)
-            x = x.permute(0, 2, 3, 1)
-            # A cached prefix is channels first, and sums with it would preserve that layout.
-            x = x.contiguous() if uses_cpu_path(x.device) and not plain else x
-            for block in stage.blocks:
-                adapters = cast(BlockAdapters, self.adapters[index]) if self.adapters else None
-                x = x if index in self.skipped else self.run_block(block, x, adapters, plain)
-                index += 1
-            x = stage.merge(x.permute(0, 3, 1, 2), plain=plain)
-        out: Tensor = self.neck(x)
+        """(B, C, H, W) -> (B, 256, grid, grid)."""
+        if self.is_whole_prefix:
+            return features
+        out: Tensor = self.neck(self._blocks(features, self.cut, len(self.block_dims)))
         return out
 
+    def _blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """The transformer blocks start..stop-1, and the merging after each stage that they end: channels first."""
+        plain, first = self.uses_plain_code(), 0
+        for layer in list(self.layers)[1:]:
+            stage = cast(Stage, layer)
+            last = first + len(stage.blocks)
+            if indices := range(max(first, start), min(last, stop)):
+                x = x.permute(0, 2, 3, 1)
+                # A cached prefix is channels first, and sums with it would preserve that layout.
+                x = x.contiguous() if uses_cpu_path(x.device) and not plain else x
+                for index in indices:
+                    if index - self.cut not in self.skipped:
+                        x = self.run_block(stage.blocks[index - first], x, self.block_adapters(index), plain)
+                x = x.permute(0, 3, 1, 2)
+                x = stage.merge(x, plain=plain) if stop >= last else x
+            first = last
+        return x
+
     def prefix_modules(self) -> tuple[str, ...]:
-        """Stem and convolutional stage."""
-        return ("patch_embed", "layers.0")
+        """Stem, convolutional stage and the first blocks with their merging; the neck, if there is no other block."""
+        names, first = ["patch_embed", "layers.0"], 0
+        for number, layer in enumerate(list(self.layers)[1:], start=1):
+            count = len(cast(Stage, layer).blocks)
+            names += [f"layers.{number}.blocks.{i}" for i in range(count) if first + i < self.cut]
+            names += [f"layers.{number}.downsample"] if first + count <= self.cut else []
+            first += count
+        return (*names, *(("neck",) if self.is_whole_prefix else ()))

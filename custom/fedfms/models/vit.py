@@ -66,18 +66,21 @@ class ViTEncoder(ImageEncoder):
                     nn.init.trunc_normal_(table, std=0.02)
 
     def prefix(self, images: Tensor) -> Tensor:
-        """Patch embedding and positions: (B, 3, S, S) -> (B, grid, grid, embed_dim)."""
-        out: Tensor = self.patch_embed(images) + self.pos_embed
-        return out
+        """Patch embedding, positions and the first blocks: (B, 3, S, S) -> (B, grid, grid, embed_dim)."""
+        x = self._blocks(self.patch_embed(images) + self.pos_embed, 0, self.cut)
+        return self._neck(x) if self.is_whole_prefix else x
 
     def rest(self, features: Tensor) -> Tensor:
         """(B, grid, grid, embed_dim) -> (B, out_dim, grid, grid)."""
-        x = features
-        for index, block in enumerate(self.blocks):
-            if index in self.skipped:
-                continue
-            adapters = cast(BlockAdapters, self.adapters[index]) if self.adapters else None
-            x = self.run_block(self._block, block, adapters, x)
+        return features if self.is_whole_prefix else self._neck(self._blocks(features, self.cut, len(self.blocks)))
+
+    def _blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+        for index in range(start, stop):
+            if index - self.cut not in self.skipped:
+                x = self.run_block(self._block, self.blocks[index], self.block_adapters(index), x)
+        return x
+
+    def _neck(self, x: Tensor) -> Tensor:
         out: Tensor = self.neck(x.permute(0, 3, 1, 2))
         return out
 
@@ -94,8 +97,9 @@ class ViTEncoder(ImageEncoder):
         return adapters.add_beside_mlp(x + block.mlp(normed), normed)
 
     def prefix_modules(self) -> tuple[str, ...]:
-        """Patch embedding and position table."""
-        return ("patch_embed", "pos_embed")
+        """Patch embedding, position table and the first blocks; the neck, if there is no other block."""
+        blocks = tuple(f"blocks.{index}" for index in range(self.cut))
+        return ("patch_embed", "pos_embed", *blocks, *(("neck",) if self.is_whole_prefix else ()))
 
     def fit_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The checkpoint's tensors, with position tables interpolated to this input size.

@@ -58,6 +58,8 @@ class DataSpec:
     """photometric: flips, gamma, gain, offset, colour and noise. nnunet: see `fedfms.data.augmentation`."""
     cache: bool = True
     """Cache decoded slices in memory, and outputs of a frozen prefix on the site's disk."""
+    cache_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the cached outputs. bfloat16 takes half the disk, and rounds them to 8 bits."""
     phantom_images: Count = 56
     """Images per site of the phantom. A tenth of 56 is enough to report scores (`federation.min_cases`)."""
     phantom_px: Count = 128
@@ -82,10 +84,17 @@ class ModelSpec:
     """tiny_vit only. auto: lite_medsam up to 256 px."""
     head: Literal["auto", "token", "conv"] = "auto"
     """auto: token for one structure, conv for more."""
+    prompt: Literal["auto", "none", "whole_image", "learned"] = "auto"
+    """Constant prompt tokens of SAM's decoder (`fedfms.models.prompt`). none: FedFMS's text. whole_image: a box around
+    the whole image, by the checkpoint's prompt encoder, frozen. learned: these, trained with the decoder. auto:
+    whole_image with a checkpoint, whose decoder was trained with prompts, else none."""
     normalise: Literal["none", "sam"] = "none"
     """none: pixels in 0..1. sam: SAM's pixel mean and standard deviation."""
     window_pad: Literal["sam", "reference"] = "sam"
     """sam: pad windows after norm1. reference: before norm1, as the public code of FedFMS does."""
+    adapter_blocks: Annotated[str, Field(pattern=r"^(all|none|last:[1-9][0-9]*)$")] = "all"
+    """all; last:N, the N transformer blocks next to the decoder; none: a method that trains adapters and decoder trains
+    the decoder alone. What precedes the first adapter is computed once per image, and cached (`data.cache`)."""
     adapter_ratio: Positive = 0.25
     adapter_act: Literal["relu", "gelu"] = "relu"
     adapter_init: Literal["zero", "reference"] = "zero"
@@ -101,6 +110,27 @@ class ModelSpec:
                 "model.checkpoint must be a file name, not a path",
                 do="set the folder in the site's settings (`checkpoints`)",
             )
+
+    @property
+    def prompt_tokens(self) -> Literal["none", "whole_image", "learned"]:
+        """`prompt`, with auto resolved."""
+        if self.prompt != "auto":
+            return self.prompt
+        return "none" if self.checkpoint is None else "whole_image"
+
+    def adapted_blocks(self, depth: int) -> int:
+        """Number of transformer blocks with adapters, of an encoder with `depth` blocks.
+
+        Raises:
+            StudyError: `adapter_blocks` names more blocks than there are.
+        """
+        if self.adapter_blocks in ("all", "none"):
+            return depth if self.adapter_blocks == "all" else 0
+        count = int(self.adapter_blocks.removeprefix("last:"))
+        if count > depth:
+            what = f"adapter_blocks is {self.adapter_blocks}, but {self.backbone} has {depth} blocks"
+            raise StudyError(what, where="model", do=f"from last:1 to last:{depth}")
+        return count
 
     @property
     def initial_weights(self) -> str:

@@ -78,12 +78,13 @@ class Forward:
 
     def store_frozen(self, trained: Collection[str]) -> None:
         """Store the frozen weights of linear layers in the lower precision, to which autocast would cast them anyway
-        at every step.
+        at every step; not those of the prefix, which runs in float32.
         """
         if self._dtype is None:
             return
+        excluded = {*trained, *self._model.prefix_names()}
         for name, module in self._model.named_modules():
-            if isinstance(module, nn.Linear) and f"{name}.weight" not in trained:
+            if isinstance(module, nn.Linear) and f"{name}.weight" not in excluded:
                 module.weight.data = module.weight.data.to(self._dtype)
 
 

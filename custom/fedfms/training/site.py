@@ -72,7 +72,9 @@ class Site:
     def _trainer(self) -> Trainer:
         cache = None
         if self.study.data.cache and PrefixCache.applies(self.built):
-            cache = PrefixCache(self.built, (self._settings.cache or self._folder / "cache") / "prefix")
+            folder = (self._settings.cache or self._folder / "cache") / "prefix"
+            dtype, limit = self.study.data.cache_dtype, self._settings.cache_mb
+            cache = PrefixCache(self.built, folder, dtype=dtype, max_mb=limit)
         return Trainer(self.built, self.study.train, self.study.structure_names, cache, self._stop)
 
     @cached_property
