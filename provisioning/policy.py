@@ -60,6 +60,7 @@ _SETTINGS = """\
 #checkpoint_sha256: []             # accept only these hashes; empty: any file that a job names
 #device: cuda:0                   # default: cuda if available
 #cache: /scratch/fedfms           # as private as the images
+#cache_mb: 20000                  # limit of its size; the default
 #min_cases: 10                    # suppress scores over fewer images
 #plugins: []                       # installed packages whose methods, backbones and data sets a job may use
 #live_metrics: false              # no live curves leave the site, whatever a job asks for

@@ -47,6 +47,8 @@ def description(study: Study) -> str:
     from fedfms.reporting.cost.traffic import plan_traffic
 
     model = f"{study.model.backbone} at {study.model.input_px} px from {study.model.initial_weights}"
+    if study.model.prompt_tokens == "whole_image":
+        model += " (prompt tokens of a box around the whole image: its decoder was trained with prompts)"
     pooled = "site `pool` trains on the pooled data of all sites, without federation"
     cost = pooled if METHODS[study.method].centralised else plan_traffic(study).text()
     return f"{study.method} on {study.name}, {model}; {cost}"
