@@ -165,7 +165,12 @@ def test_the_initial_weights_are_printed(tmp_path: Path, capsys: pytest.CaptureF
     weights = tmp_path / "w.pth"
     _write_weights(weights)
     command = ["job", "build", "fedmsa", "--study", "phantom", "--out", str(tmp_path / "job")]
-    for more, start in [([], "random weights"), (["--checkpoint", str(weights)], "w.pth")]:
+    tokens = "(prompt tokens of a box around the whole image: its decoder was trained with prompts)"
+    for more, start in [
+        ([], "random weights"),
+        (["--checkpoint", str(weights)], f"w.pth {tokens}"),
+        (["--checkpoint", str(weights), "--set", "model.prompt=none"], "w.pth"),
+    ]:
         assert main([*command, *more]) == 0
         assert f"fedmsa on phantom, vit_tiny at 128 px from {start}; 8 rounds" in capsys.readouterr().out
 

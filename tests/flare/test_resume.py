@@ -28,7 +28,7 @@ from fedfms.flare.resume import (
 )
 from fedfms.flare.resume_job import next_job, read_job
 from fedfms.flare.selector import AcceptedModelSelector
-from fedfms.methods import ServerState
+from fedfms.methods import ServerState, make_method, resolve_study
 from fedfms.provisioning.policy import SERVER_CLASSES, SITE_CLASSES
 from fedfms.study import STUDIES, Study, load_study
 from fedfms.training.state import StateStore, write_tensors
@@ -162,7 +162,7 @@ def test_a_job_names_the_jobs_that_it_resumes_by_ids_only(id_: object, tmp_path:
 
 
 def test_the_next_job_has_the_same_study_and_names_all_jobs_before_it(tmp_path: Path) -> None:
-    study = _study("fedsca")
+    study = resolve_study(_study("fedsca"), make_method("fedsca", {}))
     first = build_job(study, tmp_path / "first")
     assert read_job(first) == (study, ())
     second = next_job(first, "id-1", tmp_path / "second")

@@ -28,7 +28,7 @@ _ENCODER, _ADAPTERS, _DECODER, _PROMPTS = (
 # Of SAM's prompt encoder, the positional encoding is used, and constant prompts that are made from the rest.
 UNUSED_PROMPT_KEYS = tuple(
     f"{_PROMPTS}{name}." for name in ("point_embeddings", "not_a_point_embed", "mask_downscaling", "no_mask_embed")
-)
+) + (f"{_PROMPTS}tokens", f"{_PROMPTS}dense")  # of a network with constant prompts
 
 
 @dataclass(frozen=True)
