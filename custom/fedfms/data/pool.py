@@ -57,3 +57,8 @@ def open_pool(
     return PooledData(
         tuple(open_site(alone, site, settings, known.get(site, ()), check_stop) for site in sorted(sites))
     )
+
+
+def members_of(data: SiteData | PooledData) -> tuple[SiteData, ...]:
+    """The data of each pooled site, or of the one site."""
+    return data.members if isinstance(data, PooledData) else (data,)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fedfms.files import write_atomic
+from fedfms.study import DataSpec
 from fedfms.training.build import BuiltModel
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,11 @@ class PrefixCache:
     def applies(built: BuiltModel) -> bool:
         """Whether the model's prefix is costly and entirely frozen."""
         return built.model.prefix_is_costly and not (built.model.prefix_names() & built.partition.trained)
+
+    @classmethod
+    def of(cls, built: BuiltModel, spec: DataSpec, folder: Path, max_mb: int) -> "PrefixCache | None":
+        """The cache of a study's model; None if the study caches nothing, or the prefix is cheap or trained."""
+        return cls(built, folder, dtype=spec.cache_dtype, max_mb=max_mb) if spec.cache and cls.applies(built) else None
 
     def features(self, images: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
         """Prefix outputs (B, ...) of images (B, 3, H, W), whose contents the keys identify.

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Subset
 from fedfms.compression import CODECS, Download
 from fedfms.data import SiteData, open_site
 from fedfms.data.damaged import RECORD, read_record, write_record
-from fedfms.data.pool import PooledData, open_pool
+from fedfms.data.pool import PooledData, members_of, open_pool
 from fedfms.errors import DataError, TrainingError
 from fedfms.methods import METHODS, SiteContext, Tensors, Update, make_method, resolve_study
 from fedfms.rng import rng, torch_rng
@@ -60,7 +60,7 @@ class Site:
             data = open_pool(self.study, self.study.sites, self._settings, known, self._check_stop)
         else:
             data = open_site(self.study, self.name, self._settings, known.get(self.name, ()), self._check_stop)
-        write_record(path, {member.site: member.damaged for member in _members(data)})
+        write_record(path, {member.site: member.damaged for member in members_of(data)})
         return data
 
     @cached_property
@@ -70,11 +70,8 @@ class Site:
 
     @cached_property
     def _trainer(self) -> Trainer:
-        cache = None
-        if self.study.data.cache and PrefixCache.applies(self.built):
-            folder = (self._settings.cache or self._folder / "cache") / "prefix"
-            dtype, limit = self.study.data.cache_dtype, self._settings.cache_mb
-            cache = PrefixCache(self.built, folder, dtype=dtype, max_mb=limit)
+        folder = (self._settings.cache or self._folder / "cache") / "prefix"
+        cache = PrefixCache.of(self.built, self.study.data, folder, self._settings.cache_mb)
         return Trainer(self.built, self.study.train, self.study.structure_names, cache, self._stop)
 
     @cached_property
@@ -106,10 +103,7 @@ class Site:
         return len(self.data.parts["train"])
 
     def train_round(self, round_: int, content: Tensors | Download) -> RoundResult:
-        """Score the received model, train it for the study's local epochs, store the state, return the update.
-
-        Args:
-            content: what the server sent.
+        """Score what the server sent, train it for the study's local epochs, store the state, return the update.
 
         Raises:
             FedfmsError: with the site and the round in `where`.
@@ -252,7 +246,7 @@ class Site:
     def _evaluation(self, scores: Mapping[str, Scores]) -> dict[str, Any]:
         public = {site: suppress_small_cells(part.result(), self._min_cases) for site, part in scores.items()}
         whole = self._report(self.data, self._merged(list(public.values())))
-        each = {member.site: self._report(member, public.get(member.site)) for member in _members(self.data)}
+        each = {member.site: self._report(member, public.get(member.site)) for member in members_of(self.data)}
         return whole | ({"by_site": each} if self.pooled else {})
 
     def _report(self, data: SiteData | PooledData, scores: dict[str, Any] | None) -> dict[str, Any]:
@@ -278,7 +272,7 @@ class Site:
     def _score(self) -> dict[str, Scores]:
         """Scores of the model at each member that has images to score."""
         scores, model = {}, self.built.model
-        for data in _members(self.data):
+        for data in members_of(self.data):
             if data.parts[data.scored_part]:
                 part, input_px, mask_px = data.scored_part, model.input_px, model.mask_px
                 dataset = data.dataset(part, input_px=input_px, mask_px=mask_px, check_stop=self._check_stop)
@@ -301,8 +295,3 @@ class Site:
     def _dataset(self, part: str, *, augment: bool = False, round_: int = 0) -> Dataset[Any]:
         sizes = {"input_px": self.built.model.input_px, "mask_px": self.built.model.mask_px}
         return self.data.dataset(part, **sizes, augment=augment, round_=round_, check_stop=self._check_stop)
-
-
-def _members(data: SiteData | PooledData) -> tuple[SiteData, ...]:
-    """The data of each pooled site, or of the one site."""
-    return data.members if isinstance(data, PooledData) else (data,)
