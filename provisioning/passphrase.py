@@ -42,9 +42,19 @@ def read_passphrase(file: Path | None, *, new: bool = False) -> str:
     else:
         do = f"name a file with --passphrase-file, set {PASSPHRASE_VARIABLE}, or use a terminal"
         raise ProvisioningError("there is no passphrase", do=do)
-    if new and len(found) < MIN_LENGTH:
-        raise ProvisioningError("the passphrase is too short", do=f"use at least {MIN_LENGTH} characters")
+    if new:
+        check_length(found)
     return found
+
+
+def check_length(passphrase: str) -> None:
+    """Check that a passphrase is long enough to encrypt something.
+
+    Raises:
+        ProvisioningError: it is too short.
+    """
+    if len(passphrase) < MIN_LENGTH:
+        raise ProvisioningError("the passphrase is too short", do=f"use at least {MIN_LENGTH} characters")
 
 
 def _from_file(file: Path) -> str:

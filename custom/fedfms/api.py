@@ -1,23 +1,25 @@
 """The Python interface: `import fedfms`, then `fedfms.load_study(...)`, `fedfms.run(...)`, `fedfms.predict(...)`.
 
-Each function does what the command of that name does. All errors are `fedfms.errors.FedfmsError`s of one line.
+Each function does what the command of that name does, and raises a `fedfms.errors.FedfmsError` of one line.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedfms import study as studies
 from fedfms.errors import DataError, StudyError
 from fedfms.settings import SiteSettings, load_settings
-from fedfms.study import PHANTOM, PHANTOM_SITES, Study, find_study
+from fedfms.study import Study
 
 if TYPE_CHECKING:
     from fedfms.flare.recipe import FedfmsRecipe
+    from fedfms.inference.inputs import InputRule
+    from fedfms.inference.loading import LoadedModel
     from fedfms.inference.predict import Outcome
     from fedfms.preprocessing.convert import Summary
     from fedfms.provisioning.deployment import NewKit
@@ -26,6 +28,7 @@ __all__ = [
     "RunResult", "SiteSettings", "Study", "build_job", "export_model", "load_settings", "load_study", "make_kits",
     "predict", "prepare", "recipe", "run",
 ]  # fmt: skip
+_STUDY = "study.json"  # in the folder of a run
 
 
 def load_study(
@@ -38,62 +41,66 @@ def load_study(
     Args:
         study: a YAML file, or the name of a packaged study (`fedfms list`).
         method: default: the study's.
+        sites: default: the study's, without the held-out ones.
+        held_out: sites that score the global model and do not train.
         checkpoint: a file of pre-trained weights; the study stores its name and SHA-256.
         overrides: study keys, e.g. {"train.lr": 1e-3}.
 
     Raises:
         StudyError: an unknown name or key, or a value that is not valid.
-        CheckpointError: the checkpoint cannot be read.
+        CheckpointError: the checkpoint does not fit the study.
     """
-    from fedfms.flare.job import with_checkpoint
-    from fedfms.methods import make_method, resolve_study
+    from fedfms.experiments.choice import choose_study
 
-    named: dict[str, Any] = {
-        "method": method, "train.rounds": rounds, "sites": None if sites is None else list(sites),
-        "held_out": None if held_out is None else list(held_out), "seed": seed,
-        **({} if checkpoint is None else with_checkpoint(Path(checkpoint))),
-    }  # fmt: skip
-    loaded = studies.load_study(find_study(str(study)), preset=preset, **{**(overrides or {}), **_given(named)})
-    return resolve_study(loaded, make_method(loaded.method, loaded.method_options))
+    values: dict[str, Any] = {"train.rounds": rounds, "seed": seed}
+    return choose_study(
+        str(study), method, preset=preset, overrides=overrides or {}, sites=_names("sites", sites),
+        held_out=_names("held_out", held_out), checkpoint=None if checkpoint is None else Path(checkpoint), **values,
+    )  # fmt: skip
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def _names(what: str, names: Sequence[str] | None) -> list[str] | None:
+    if isinstance(names, str):
+        raise StudyError(f"{what} is one text", do=f"write a list: {what}=[{names!r}]")
+    return None if names is None else list(names)
 
 
 def prepare(
-    dataset: str, raw: str | Path, out: str | Path, *, site: str | None = None, rule: str | Path | None = None,
-    options: Sequence[str] = (), workers: int = 2,
+    source: str, raw: str | Path, out: str | Path, *, site: str | None = None, dataset: str | None = None,
+    rule: str | Path | None = None, workers: int = 2, **options: Any,
 ) -> list[Summary]:  # fmt: skip
-    """Convert raw images and masks; returns a summary for each site.
+    """Convert raw images and masks; returns a summary of each site, with the faults of single cases.
 
     Args:
-        dataset: a name of `fedfms prepare --help`, with its layout of `raw`; or, with `site`, the name of your own data
-            set, whose `raw` has `images/` and `labels/`.
-        site: convert this site only.
-        rule: the rule file of your own data (`fedfms prepare pairs --help`).
-        options: of the data set, as on the command line, e.g. ["--eye", "left"].
+        source: a command of `fedfms prepare`: a published data set, in the layout that its `--help` shows, or `pairs`:
+            your own `images/` and `labels/`.
+        site: convert this site only; of `pairs`, its name.
+        dataset, rule: of `pairs`, the name of the data set, and its rule file.
+        options: of a published data set, e.g. structures="disc".
 
     Raises:
-        DataError: the raw folder has another layout, or a folder cannot be read or written.
+        DataError: of the first site that cannot be converted; also an unknown option, or a folder without access.
     """
-    from fedfms.preprocessing import pairs
     from fedfms.preprocessing.convert import convert_site, list_sites
-    from fedfms.preprocessing.registry import DATASETS
+    from fedfms.preprocessing.keywords import PAIRS, pairs_recipe, published_recipe
+    from fedfms.preprocessing.raw import require_folder, split_by_access
 
     raw, out = Path(raw), Path(out)
-    if dataset in DATASETS:
-        parser = argparse.ArgumentParser(exit_on_error=False)
-        DATASETS[dataset].add_options(parser)
-        recipe = DATASETS[dataset].recipe(parser.parse_args(list(options)))
-    elif site is not None:
-        recipe = pairs.load_recipe(dataset, site, None if rule is None else Path(rule))
+    require_folder(raw, "raw")
+    if source == PAIRS:
+        recipe = pairs_recipe(dataset, site, None if rule is None else Path(rule), options)
+    elif dataset is not None or rule is not None:
+        raise DataError("dataset and rule belong to your own data", where=source, do="leave them out, or name `pairs`")
     else:
-        raise DataError(f"{dataset} is not a known data set", do=f"one of {sorted(DATASETS)}, or name a site")
+        recipe = published_recipe(source, options)
+        if site is None and (closed := split_by_access(raw)[1]):
+            raise DataError(f"{closed} folders in raw cannot be read", where=source, do="allow it, or name a site")
     found = list_sites(raw, recipe)
-    if site is not None and site not in found:
-        raise DataError(f"no site {site!r} in the raw folder", do=f"one of {found}")
-    return [convert_site(raw, out, name, recipe, workers) for name in found if site in (None, name)]
+    sites = [name for name in found if site in (None, name)]
+    if not sites:
+        what = "no site" if site is None else f"no site {site!r}"
+        raise DataError(f"{what} in raw; found: {found}", where=source, do=f"see `fedfms prepare {source} --help`")
+    return [convert_site(raw, out, name, recipe, workers) for name in sites]
 
 
 def build_job(study: Study, out: str | Path) -> Path:
@@ -108,8 +115,7 @@ class RunResult:
     """The result of `run`.
 
     Attributes:
-        model: the file of the global model, for `predict` and `export_model`; methods with personal models have theirs
-            in `folder/SITE/models`.
+        model: the file of the global model, for `predict` and `export_model`.
         curve: one entry per received model and one for the final one: {"round", "dice": {site: mean Dice}}.
         models: {"final" | "best": {"round", "sites": {site: result of `Site.evaluate`}}}.
     """
@@ -122,6 +128,11 @@ class RunResult:
     def dice(self, model: str = "final") -> dict[str, float | None]:
         """The mean Dice of a model at each site; None where it is suppressed."""
         return {site: (entry["scores"] or {}).get("dice") for site, entry in self.models[model]["sites"].items()}
+
+    def site_model(self, site: str) -> Path:
+        """The file of the model that a site uses: its personal one, or the global one if the method has none."""
+        own = self.folder / site / "models" / "personal_final.pt"
+        return own if own.is_file() else self.model
 
 
 def run(
@@ -137,8 +148,10 @@ def run(
         on_round: called after each round with its number (from 0) and the Dice of the received model at each site.
 
     Raises:
-        FedfmsError: with the site and the round.
+        StudyError: the study names no sites, or the folder holds something else.
+        FedfmsError: of a site, with the site and the round.
     """
+    from fedfms.experiments.choice import name_phantom_sites
     from fedfms.experiments.inprocess_engine import read_rounds, run_in_process
     from fedfms.experiments.plan import Run
     from fedfms.experiments.result import RESULT
@@ -146,9 +159,7 @@ def run(
     from fedfms.reporting.tables import Key
     from fedfms.schema import read_json
 
-    folder = Path(out)
-    if not study.sites and study.data.dataset == PHANTOM:
-        study = replace(study, sites=tuple(name for name in PHANTOM_SITES if name not in study.held_out))
+    folder, study = Path(out), name_phantom_sites(study)
     if not study.sites:
         raise StudyError("the study names no sites", where=study.name, do="name those that train: sites=[...]")
     chosen = settings or load_settings()
@@ -163,14 +174,26 @@ def run(
             on_round(row["round"], row["dice"])
 
     with locked(folder):
-        result = folder / RESULT
-        if result.is_file():
-            if read_json(result, StudyError)["study"] != study.to_dict():
-                raise StudyError(f"{folder.name} holds a run of another study", do="name another folder")
-        else:
+        _claim(folder, study)
+        if not (folder / RESULT).is_file():
             run_in_process(Run(Key(study.method, study.seed), study), chosen, folder, after_round)
-        content = read_json(result, StudyError)
+        content = read_json(folder / RESULT, StudyError, do="name another folder")
     return RunResult(folder, folder / "server.pt", content["curve"], content["models"])
+
+
+def _claim(folder: Path, study: Study) -> None:
+    """Record the study of a new run, or check that the run in `folder` is of this study."""
+    from fedfms.files import write_atomic
+    from fedfms.schema import read_json
+
+    path, do = folder / _STUDY, "name another folder"
+    if path.is_file():
+        if read_json(path, StudyError, do=do) != study.to_dict():
+            raise StudyError(f"{folder.name} holds a run of another study", where="run", do=do)
+    elif any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise StudyError(f"{folder.name} contains something other than a run", where="run", do=do)
+    else:
+        write_atomic(path, json.dumps(study.to_dict(), indent=1))
 
 
 def predict(
@@ -180,19 +203,17 @@ def predict(
     """Write the masks of an image, a volume, or a folder of them to `out`; returns an outcome for each input.
 
     Args:
-        model: a model file of a run, or an export.
+        model: a model file of a run, or an export; one without a site's private tensors gives a warning.
         checkpoint: the pre-trained weights that the study started from, if the settings name no folder.
 
     Raises:
         FedfmsError: the model cannot be loaded, or there is no input.
     """
     from fedfms.inference.inputs import find_inputs
-    from fedfms.inference.loading import open_model
     from fedfms.inference.outputs import OutputFolder
     from fedfms.inference.predict import predict as predict_inputs
 
-    path = None if checkpoint is None else Path(checkpoint)
-    loaded, rule = open_model(Path(model), checkpoint=path, settings=settings or load_settings())
+    loaded, rule = _open(model, checkpoint, settings or load_settings())
     inputs = find_inputs(Path(images), rule, Path(out))
     batch = loaded.study.train.batch_size
     folder = OutputFolder(Path(out), loaded.file.about())
@@ -205,38 +226,64 @@ def export_model(
 ) -> list[str]:  # fmt: skip
     """Export a model with its card, as safetensors, ONNX and MONAI bundle; returns the names of the files.
 
+    Args:
+        model, checkpoint: as for `predict`.
+
     Raises:
         FedfmsError: the model cannot be loaded, or the export cannot be written.
     """
     from fedfms.inference.export import export
+
+    loaded, rule = _open(model, checkpoint, replace(load_settings(), device="cpu"))  # a trace stores its device
+    return export(loaded, rule, Path(out), formats=formats, licence=licence)
+
+
+def _open(model: str | Path, checkpoint: str | Path | None, settings: SiteSettings) -> tuple[LoadedModel, InputRule]:
     from fedfms.inference.loading import open_model
 
     path = None if checkpoint is None else Path(checkpoint)
-    loaded, rule = open_model(Path(model), checkpoint=path, settings=replace(load_settings(), device="cpu"))
-    return export(loaded, rule, Path(out), formats=formats, licence=licence)
+    loaded, rule = open_model(Path(model), checkpoint=path, settings=settings)
+    if loaded.note:
+        warnings.warn(loaded.note, stacklevel=3)
+    return loaded, rule
 
 
 def make_kits(project: str | Path, out: str | Path, passphrase: str) -> list[NewKit]:
     """Create a federation: its root, encrypted with `passphrase`, and a kit for each participant.
 
     Raises:
-        ProvisioningError: the project file is not valid, or the folder exists.
+        ProvisioningError: the project file is not valid, the passphrase is too short, or the folder exists.
     """
     from fedfms.provisioning.deployment import create_federation
+    from fedfms.provisioning.passphrase import check_length
 
+    check_length(passphrase)
     return create_federation(Path(project), Path(out), passphrase)
 
 
-def recipe(method: str, study: str | Path | Study, *, name: str = "", **values: Any) -> FedfmsRecipe:
+def recipe(
+    method: str, study: str | Path | Study, *, name: str = "", preset: str | None = None, rounds: int | None = None,
+    sites: Sequence[str] | None = None, held_out: Sequence[str] | None = None, seed: int | None = None,
+    checkpoint: str | Path | None = None, overrides: Mapping[str, Any] | None = None,
+) -> FedfmsRecipe:  # fmt: skip
     """An NVFLARE recipe: `recipe("fedmsa", study="phantom", rounds=3).execute(SimEnv(num_clients=3))`.
 
     Args:
-        values: as for `load_study`.
+        study: as for `load_study`, whose other arguments follow; or what it returned, without other arguments.
+        name: of the job; default: STUDY-METHOD.
 
     Raises:
-        StudyError: as `load_study`.
+        StudyError: as `load_study`; or a loaded study is of another method, or has other arguments.
     """
     from fedfms.flare.recipe import FedfmsRecipe
 
-    loaded = replace(study, method=method) if isinstance(study, Study) else load_study(study, method, **values)
-    return FedfmsRecipe(loaded, name)
+    values = (preset, rounds, sites, held_out, seed, checkpoint, overrides)
+    if not isinstance(study, Study):
+        study = load_study(
+            study, method, preset=preset, rounds=rounds, sites=sites, held_out=held_out, seed=seed,
+            checkpoint=checkpoint, overrides=overrides,
+        )  # fmt: skip
+    elif study.method != method or any(value is not None for value in values):
+        what = f"the study is loaded already, for method {study.method}"
+        raise StudyError(what, where=study.name, do="give its method, rounds, sites and overrides to load_study")
+    return FedfmsRecipe(study, name)

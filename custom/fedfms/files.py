@@ -61,14 +61,16 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
         OSError: no folder, no permission, disk full; also whatever `fill` raises. `target` is then unchanged.
     """
     target = target.resolve()
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh, old = (target.with_name(f".{target.name}.{name}") for name in ("new", "old"))
+    for left in (fresh, old):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         fill(fresh)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)  # a kill during removal would leave a part of it
         fresh.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # exists only after an error
 

@@ -86,15 +86,22 @@ def _row(round_: int, site: str, **values: object) -> str:
     return json.dumps({**row, **values}) + "\n"
 
 
-def test_each_round_is_one_line_once_its_rows_are_written(study: Study) -> None:
+def test_each_round_is_one_line_once_its_rows_are_written(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, text = Path("out"), io.StringIO()
     records = records_folder(folder)
     records.mkdir(parents=True)
     rows = records / "rounds.jsonl"
     rows.write_text(_row(0, "a"))
+    (records / "run.json").write_text("{}")  # of the interrupted start
+    (records / "ended.json").write_text('{"reason": "of the interrupted start"}')
+    monkeypatch.setattr("fedfms.cli.run_progress.finished_rounds", lambda _: 1)
     progress = RunProgress(study, folder, Console(file=text, width=200))
     assert text.getvalue() == "resuming after round 1 of 4\n"
     with progress:
+        progress.poll()
+        assert progress.failure("") == ""
+        (records / "run.json").unlink()
+        (records / "run.json").write_text('{"format": 1}')
         rows.write_text(_row(0, "a") + _row(1, "a") + _row(1, "b")[:9])
         progress.poll()
         rows.write_text(_row(0, "a") + _row(1, "a") + _row(1, "b", accepted=False, reason="too late"))
@@ -106,6 +113,7 @@ def test_each_round_is_one_line_once_its_rows_are_written(study: Study) -> None:
         assert first.startswith("round 2/4: 1 of 2 sites; val dice -; up 0.0 MB, down 0.0 MB; 2 s; about ")
         assert first.endswith(" left")
         assert (rejected, missing) == ("  b rejected: too late", "  c did not answer")
-        assert progress.failure() == "b: too late"
+        assert progress.failure("") == "b: too late"
+        (records / "ended.json").unlink()
         (records / "ended.json").write_text('{"reason": "too few sites"}')
-        assert progress.failure() == "too few sites"
+        assert progress.failure("") == "too few sites"

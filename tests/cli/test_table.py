@@ -56,7 +56,7 @@ def test_the_list_shows_every_table_with_its_title(capsys: pytest.CaptureFixture
 
 
 def _weights_of_vit_tiny(path: Path) -> Path:
-    spec = ModelSpec(backbone="vit_tiny", input_px=64)
+    spec = ModelSpec(backbone="vit_tiny", input_px=64, prompt="learned")
     torch.save(build_model(spec, 1, adapters=False, seed=9).state_dict(), path)
     return path
 

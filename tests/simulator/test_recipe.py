@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.federation, pytest.mark.slow]
 
 def test_a_recipe_runs_in_the_simulator(tmp_path: Path) -> None:
     overrides = {"data.phantom_images": 8, "data.phantom_px": 64, "model.input_px": 64}
-    made = fedfms.recipe("fedmsa", study="phantom", rounds=1, held_out=[], overrides=overrides)
+    made = fedfms.recipe("fedmsa", study="phantom", rounds=1, overrides=overrides)
     run = made.execute(SimEnv(num_clients=2, workspace_root=str(tmp_path)))
     assert run is not None
     assert run.get_result() == str(tmp_path / "phantom-fedmsa")

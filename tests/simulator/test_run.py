@@ -76,7 +76,7 @@ def test_the_same_command_resumes_after_ctrl_c_and_after_a_kill(
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=LIMIT_S)
-        assert (process.returncode, error) == (130, "fedfms: interrupted; run the same command again\n")
+        assert (process.returncode, error) == (130, "fedfms: interrupted; the same command resumes the run\n")
     _wait_until_gone(tmp_path)
 
     with _started(tmp_path) as process:
@@ -104,5 +104,5 @@ def test_a_failed_run_names_the_reason_and_the_log(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("fedfms: out: ")
     assert "the loss became" in line
-    assert line.endswith("see log.txt in this folder")
+    assert line.endswith(f"see {tmp_path / 'out' / 'log.txt'}")
     assert "Traceback" not in done.stdout

@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(result or 0)
     except FedfmsError as error:
         return _fail(error.line(), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again", 130)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted; run the same command again", 130)
     except BrokenPipeError:  # the reader, for example `head`, has closed the pipe
         sys.stdout = None  # otherwise Python flushes it at exit, and fails again
         return 0

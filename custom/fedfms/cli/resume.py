@@ -33,7 +33,7 @@ def add_commands(commands: Commands) -> None:
 
 def _resume(args: argparse.Namespace) -> str | int:
     from fedfms.flare.resume_job import next_job
-    from fedfms.flare.simulator_runs import is_simulated
+    from fedfms.flare.simulator_runs import is_simulated, run_workspace
 
     if (args.folder / "table.json").is_file():
         from fedfms.experiments.folder import read_record
@@ -41,6 +41,9 @@ def _resume(args: argparse.Namespace) -> str | int:
         return f"resume a table with its own command: {read_record(args.folder).command}"
     if is_simulated(args.folder):
         return _simulator(args)
+    if is_simulated(run_workspace(args.folder)):
+        do = "resume it with the command that started it"
+        raise StudyError("this is a folder of `fedfms run`", where=args.folder.name, do=do)
     if not args.folder.is_dir():
         raise StudyError(f"no folder {args.folder}", where="resume", do="name a run's, a table's or a job's")
     if args.out is None:

@@ -26,6 +26,7 @@ The same command resumes an interrupted run after its last finished round, and p
 NVFLARE's own output is in OUT/log.txt. Exit code: 0 if the run is valid, 1 if it is not, 130 after Ctrl-C.
 """
 _LOG = "log.txt"
+_OWN = {_LOG, "job", "workspace", "site.yaml"}  # of a run's folder; the last three by `run_study`
 _MAX_DIFFERENCES = 3
 
 
@@ -75,20 +76,19 @@ def _check_folder(folder: Path, study: Study) -> None:
     from fedfms.flare.job import read_study
     from fedfms.flare.simulator_runs import run_job
 
-    do = "name another folder: --out"
+    name, do = folder.resolve().name, "name another folder: --out"
     if folder.exists() and not folder.is_dir():
-        raise StudyError(f"{folder.name} is a file", where="--out", do=do)
+        raise StudyError(f"{name} is a file", where="--out", do=do)
     job = run_job(folder)
-    if not job.is_dir():
-        # a run that was interrupted before it had a job has left its log
-        if folder.is_dir() and any(path.name[0] != "." and path.name != _LOG for path in folder.iterdir()):
-            raise StudyError(f"{folder.name} contains something other than a run", where="--out", do=do)
+    if not job.is_dir():  # new, or interrupted when it had no job
+        if folder.is_dir() and any(path.name[0] != "." and path.name not in _OWN for path in folder.iterdir()):
+            raise StudyError(f"{name} contains something other than a run", where="--out", do=do)
         return
     old, new = _flat(read_study(job).to_dict()), _flat(study.to_dict())
     differing = [f"{key} {old.get(key)!r}, now {new.get(key)!r}" for key in new if new[key] != old.get(key)]
     if differing:
         more = f" and {len(differing) - _MAX_DIFFERENCES} more" if len(differing) > _MAX_DIFFERENCES else ""
-        what = f"{folder.name} holds a run of another study: {'; '.join(differing[:_MAX_DIFFERENCES])}{more}"
+        what = f"{name} holds a run of another study: {'; '.join(differing[:_MAX_DIFFERENCES])}{more}"
         raise StudyError(what, where="--out", do=do)
 
 
@@ -143,6 +143,7 @@ def _train(
 
     Raises:
         TrainingError: the simulator failed; the reason is its own, or the last error in the log.
+        KeyboardInterrupt: with a line that says after which round the same command resumes.
     """
     from fedfms.cli.run_progress import RunProgress
     from fedfms.flare.simulator_runs import run_study, run_workspace
@@ -151,11 +152,15 @@ def _train(
     log = folder / _LOG
     console.print(f"NVFLARE's output: {log}", markup=False, highlight=False, soft_wrap=True)
     with log.open("ab") as file, RunProgress(study, folder, console) as progress:
+        begin = file.tell()
         try:
             run_study(study, settings, folder, lock, threads=threads, log=file, watch=progress.poll)
         except TrainingError as error:
             progress.poll(last=True)
-            reason = progress.failure() or error.what
-            raise TrainingError(reason, where=folder.name, do=f"see {_LOG} in this folder") from None
+            reason = progress.failure(log.read_bytes()[begin:].decode(errors="replace")) or error.what
+            raise TrainingError(reason, where=folder.resolve().name, do=f"see {log}") from None
+        except KeyboardInterrupt:
+            after = f" after round {progress.done} of {study.train.rounds}" if progress.done else ""
+            raise KeyboardInterrupt(f"interrupted{after}; the same command resumes the run") from None
         progress.poll(last=True)
     return make_report(run_workspace(folder))

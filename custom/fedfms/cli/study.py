@@ -1,13 +1,11 @@
 """The study that a command line describes, for `fedfms job build` and `fedfms run`."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from fedfms.cli import nnunet
 from fedfms.cli.options import add_shared, at_least
-from fedfms.errors import StudyError
-from fedfms.study import PHANTOM, PHANTOM_SITES, Study, check_sites_known, find_study, load_study
+from fedfms.study import PHANTOM, Study, check_sites_known, find_study, load_study
 
 _MIN_SUGGESTED = 3  # a mean over fewer images discloses the score of each
 
@@ -30,15 +28,24 @@ def resolved_study(args: argparse.Namespace, method: str, *, named_sites: bool =
     Raises:
         StudyError, CheckpointError: the options or the checkpoint do not fit.
     """
-    from fedfms.methods import make_method, resolve_study
-    from fedfms.settings import SiteSettings
-    from fedfms.training.build import check_weights
+    from fedfms.experiments.choice import choose_study
 
-    study = _study(args, method, named_sites)
-    study = resolve_study(study, make_method(method, study.method_options))
-    if args.checkpoint is not None:  # check now, not later at each site
-        check_weights(study, SiteSettings(checkpoints=args.checkpoint.resolve().parent))
-    return study
+    phantom = {"data.dataset": PHANTOM} if args.phantom else {}
+    if not args.phantom:  # the phantom accepts any site name
+        base = load_study(find_study(args.study), preset=args.preset, overrides=args.set)
+        check_sites_known(base, args.sites or (), "--sites")
+        check_sites_known(base, args.held_out or (), "--held-out")
+    return choose_study(
+        args.study, method, preset=args.preset, overrides=args.set, sites=args.sites, held_out=args.held_out,
+        checkpoint=args.checkpoint, named_sites=named_sites,
+        **{
+            "seed": args.seed,
+            "model.backbone": args.backbone,
+            "method_options.plan": None if args.plan is None else nnunet.read_plan(args.plan),
+            "train.rounds": args.rounds,
+            **phantom,
+        },
+    )  # fmt: skip
 
 
 def description(study: Study) -> str:
@@ -67,43 +74,3 @@ def suppression_note(study: Study) -> list[str]:
         f"note: of {most} images a site scores about {aside}, and scores over fewer than {least} images are "
         f"suppressed: no curve, no best model; provide more images{lower}"
     ]
-
-
-def _study(args: argparse.Namespace, method: str, named_sites: bool) -> Study:
-    """The study of the command line, for one method; pooled data must have named sites as well."""
-    from fedfms.flare.job import with_checkpoint
-    from fedfms.methods import METHODS
-
-    path, held_out, sites = find_study(args.study), args.held_out, args.sites
-    base = load_study(path, preset=args.preset, overrides=args.set)
-    if not args.phantom:  # the phantom accepts any site name
-        check_sites_known(base, sites or (), "--sites")
-        check_sites_known(base, held_out or (), "--held-out")
-    if sites is None and held_out:
-        sites = _without(held_out, base)
-    pooled = method in METHODS and METHODS[method].centralised
-    if (pooled or named_sites) and not sites and not base.sites and (args.phantom or base.data.dataset == PHANTOM):
-        excluded = base.held_out if held_out is None else held_out
-        sites = [site for site in PHANTOM_SITES if site not in excluded]
-    return load_study(
-        path, preset=args.preset, overrides=args.set,
-        **{
-            "method": method,
-            "seed": args.seed,
-            "sites": sites,
-            "held_out": held_out,
-            "model.backbone": args.backbone,
-            "method_options.plan": None if args.plan is None else nnunet.read_plan(args.plan),
-            "train.rounds": args.rounds,
-            "data.dataset": PHANTOM if args.phantom else None,
-            **({} if args.checkpoint is None else with_checkpoint(args.checkpoint)),
-        },
-    )  # fmt: skip
-
-
-def _without(held_out: Sequence[str], study: Study) -> list[str]:
-    """The study's training sites except the held-out ones; empty if the study names no sites."""
-    remaining = [name for name in study.sites if name not in held_out]
-    if study.sites and not remaining:
-        raise StudyError("every site is held out", where=study.name, do="leave one that trains")
-    return remaining

@@ -77,8 +77,8 @@ def build_job(study: Study, out: Path, *, bundle_code: bool = False, resume: Seq
 
 def _is_replaceable(folder: Path) -> bool:
     """Whether `folder` does not exist, is empty, or is a job of `build_job` without additional files."""
-    if not folder.exists():
-        return True
+    if not folder.is_dir():
+        return not folder.exists()
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     ours = {"meta.json", f"{APP}/config/{_SERVER}", f"{APP}/config/{CLIENT_CONFIG}", f"{APP}/custom/{_NOTE}"}
     bundled = f"{APP}/custom/fedfms/"

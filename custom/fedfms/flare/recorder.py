@@ -76,8 +76,8 @@ class Recorder(FLComponent):
         if not persistor.sizes:  # there is no model, and it has reported why; NVFLARE fires this event all the same
             return
         assert persistor.study is not None and persistor.checkpoint is not None
-        if persistor.saved is not None:
-            self._resume(persistor, persistor.saved.server.round, self._folder(fl_ctx))
+        rounds_done = 0 if persistor.saved is None else persistor.saved.server.round
+        self._resume(persistor, rounds_done, self._folder(fl_ctx))
         run = {
             "format": 1,
             "study": persistor.study.to_dict(),
@@ -97,7 +97,7 @@ class Recorder(FLComponent):
         self._progress.start(persistor.study)
 
     def _resume(self, persistor: SharedModelPersistor, round_: int, folder: Path) -> None:
-        """Begin with the records of the earlier job's completed rounds."""
+        """Begin with the records of the earlier job's completed rounds, without those of a round that failed."""
         checkpoint = persistor.checkpoint
         assert checkpoint is not None
         for name, lines in (("rounds.jsonl", checkpoint.rounds), ("mixing.jsonl", checkpoint.mixing)):

@@ -73,7 +73,10 @@ def simulate(
     """
     at_once = threads or min(len(names), usable_cores())
     process = subprocess.Popen(
-        [sys.executable, "-m", _ENGINE, str(job), "-w", str(workspace), "-c", ",".join(names), "-t", str(at_once)],
+        [
+            sys.executable, "-m", _ENGINE, str(job), "-w", str(workspace), "-c", ",".join(names), "-t", str(at_once),
+            "--parent", str(os.getpid()),
+        ],
         env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         pass_fds=(lock,), start_new_session=True,
     )  # fmt: skip
@@ -83,8 +86,21 @@ def simulate(
             time.sleep(_POLL_S)
         return process.wait()
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # includes the sites' processes
+        _end(process)
+
+
+def _end(simulator: "subprocess.Popen[bytes]") -> None:
+    """Kill a simulator that runs, and its sites' processes, each of which leads a process group of its own."""
+    processes: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        processes = psutil.Process(simulator.pid).children(recursive=True)
+    with suppress(ProcessLookupError):
+        os.killpg(simulator.pid, signal.SIGKILL)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=_GRACE_S)
+    simulator.wait()
 
 
 def run_study(
@@ -114,7 +130,9 @@ def run_study(
     returned = simulate(job, workspace, names, at_once, {ENV: str(site_file)}, lock, log=log, watch=watch)
     records = records_folder(folder)
     if returned or not (records / "final.json").is_file():
-        raise TrainingError("the simulator ended without final scores", where=folder.name, do="see its log.txt")
+        killed = returned in (-signal.SIGKILL, 256 - signal.SIGKILL)  # by the simulator's own process, or inside it
+        what = "was killed, possibly for lack of memory" if killed else "ended without final scores"
+        raise TrainingError(f"the simulator {what}", where=folder.name, do="see its log.txt")
     return records
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 import fedfms
-from fedfms.errors import DataError
+from fedfms.errors import DataError, SettingsError
 from fedfms.files import replace_folder
 from fedfms.inference.bundle import FILES, write_bundle
 from fedfms.inference.card import model_card
@@ -27,8 +27,10 @@ def export(loaded: LoadedModel, rule: InputRule, out: Path, *, formats: Collecti
 
     Raises:
         DataError: `out` contains other files, or cannot be written.
-        SettingsError: a format needs a package that is not installed.
+        SettingsError: a format is unknown, or needs a package that is not installed.
     """
+    if unknown := sorted(set(formats) - set(FORMATS)):
+        raise SettingsError(f"unknown formats {unknown}", where="export", do=f"some of {list(FORMATS)}")
     card = model_card(loaded.file, licence)
 
     def fill(folder: Path) -> None:

@@ -39,8 +39,14 @@ def find_study(name: str) -> Path:
     return path
 
 
-def load_study(path: Path, *, preset: str | None = None, overrides: Sequence[str] = (), **values: Any) -> Study:
-    """Read a study's YAML, then apply a preset, `key=value` overrides and `values` (dotted keys), in this order.
+def load_study(
+    path: Path, *, preset: str | None = None, overrides: Mapping[str, Any] | Sequence[str] = (), **values: Any
+) -> Study:
+    """Read a study's YAML, then apply a preset, overrides and `values`, in this order.
+
+    Args:
+        overrides: values by dotted key, or `key=value` texts.
+        values: by dotted key; None leaves the study's value.
 
     Raises:
         StudyError: the file is missing or not YAML; an unknown key, preset or type.
@@ -54,8 +60,8 @@ def load_study(path: Path, *, preset: str | None = None, overrides: Sequence[str
         if preset not in PRESETS:
             raise StudyError(f"unknown preset {preset!r}", where=raw["name"], do=f"known ones: {sorted(PRESETS)}")
         raw = merge(raw, PRESETS[preset])
-    for text in overrides:
-        raw = merge(raw, _override(text, raw["name"]))
+    for change in _changes(overrides, raw["name"]):
+        raw = merge(raw, change)
     for key, value in values.items():
         if value is not None:
             raw = merge(raw, _nested(key, value))
@@ -99,6 +105,12 @@ def _set_option(key: str, names: Sequence[str]) -> str:
     except yaml.YAMLError:
         plain = False
     return f"--set {key}=[{text}]" if plain else f"--set {shlex.quote(f'{key}={json.dumps(names)}')}"
+
+
+def _changes(overrides: Mapping[str, Any] | Sequence[str], where: str) -> list[dict[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return [_nested(str(key), value) for key, value in overrides.items()]
+    return [_override(text, where) for text in overrides]
 
 
 def _override(text: str, where: str) -> dict[str, Any]:
