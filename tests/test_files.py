@@ -9,7 +9,7 @@ from typing import BinaryIO
 import pytest
 
 from fedfms import files
-from fedfms.files import append_line, json_text, write_atomic
+from fedfms.files import append_line, json_text, replace_folder, write_atomic
 
 
 def _mode(path: Path) -> int:
@@ -116,3 +116,50 @@ def test_json_has_one_line_per_record() -> None:
     assert json_text("x" * 200) == f'"{"x" * 200}"\n'
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_text([float("nan")])
+
+
+def _job(folder: Path) -> Path:
+    (folder / "job").mkdir()
+    (folder / "job" / "a").write_text("old")
+    return folder / "job"
+
+
+@pytest.mark.parametrize("moves", [0, 1])
+def test_an_interrupted_replacement_leaves_the_old_folder(
+    moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, rename, calls = _job(tmp_path), Path.rename, list[Path]()
+
+    def interrupted(source: Path, target: Path) -> Path:
+        calls.append(source)
+        if len(calls) == moves + 1:
+            raise KeyboardInterrupt
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(job, lambda folder: (folder / "a").write_text("new"))
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["job", "job/a"]
+    assert (job / "a").read_text() == "old"
+
+
+def test_a_folder_whose_replacement_was_killed_is_not_lost(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    job.rename(tmp_path / ".job.old")  # what a kill between the two moves leaves
+
+    def fails(_: Path) -> None:
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        replace_folder(job, fails)
+    assert (job / "a").read_text() == "old"
+    replace_folder(job, lambda folder: (folder / "a").write_text("new"))
+    assert [path.read_text() for path in tmp_path.rglob("a")] == ["new"]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "job").write_text("mine")
+    with pytest.raises(NotADirectoryError):
+        replace_folder(tmp_path / "job", lambda folder: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["job"]
+    assert (tmp_path / "job").read_text() == "mine"

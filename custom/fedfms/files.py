@@ -58,21 +58,31 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write a new folder next to `target`, then replace `target` with it.
 
     Raises:
-        OSError: no folder, no permission, disk full; also whatever `fill` raises. `target` is then unchanged.
+        OSError: `target` is a file; no folder, no permission, disk full; also whatever `fill` raises. `target` is then
+            unchanged.
     """
     target = target.resolve()
     fresh, old = (target.with_name(f".{target.name}.{name}") for name in ("new", "old"))
-    for left in (fresh, old):  # by a kill
+    _restore(old, target)  # after a kill
+    for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         fill(fresh)
         if target.exists():
+            if not target.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             target.rename(old)  # a kill during removal would leave a part of it
         fresh.rename(target)
         shutil.rmtree(old, ignore_errors=True)
     finally:
+        _restore(old, target)  # after an error
         shutil.rmtree(fresh, ignore_errors=True)  # exists only after an error
+
+
+def _restore(old: Path, target: Path) -> None:
+    if old.exists() and not target.exists():
+        old.rename(target)
 
 
 def nearest(path: Path) -> Path:
