@@ -35,24 +35,21 @@ class PromptEncoder(nn.Module):
         dense: (dim,), added to the embedding of the image at each position.
     """
 
+    tokens: Tensor | None
+    dense: Tensor | None
+
     def __init__(self, dim: int, input_px: int, kind: Kind) -> None:
         super().__init__()
         self.pe_layer = sa.PositionEmbeddingRandom(dim // 2)
         self._input_px = input_px
-        self.tokens: Tensor | None = None
-        self.dense: Tensor | None = None
-        if kind == "none":
-            return
-        # Without a checkpoint: as the prompt encoder of segment-anything draws its embeddings.
-        drawn = torch.randn(3, dim)
-        values = {"tokens": self._corners(self.pe_layer.positional_encoding_gaussian_matrix) + drawn[:2]}
-        values["dense"] = drawn[2]
-        for name, value in values.items():
-            if kind == "learned":
-                delattr(self, name)
+        tokens = dense = None
+        if kind != "none":  # without a checkpoint: as the prompt encoder of segment-anything draws its embeddings
+            *corners, dense = torch.randn(3, dim)
+            tokens = self._corners(self.pe_layer.positional_encoding_gaussian_matrix) + torch.stack(corners)
+        for name, value in (("tokens", tokens), ("dense", dense)):
+            if kind == "learned" and value is not None:
                 self.register_parameter(name, nn.Parameter(value))
             else:
-                delattr(self, name)
                 self.register_buffer(name, value)
 
     def forward(self, grid: int) -> Tensor:
