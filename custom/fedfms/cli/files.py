@@ -26,8 +26,9 @@ def write(path: Path, content: str | bytes) -> None:
         raise StudyError(f"cannot write {path.name} ({error.strerror})", do="name another place") from None
 
 
-def site_settings(root: Path | None, named: Path | None = None) -> SiteSettings:
-    """The settings of this site (`fedfms.settings.load_settings`), with another data root if one is given.
+def site_settings(root: Path | None, named: Path | None = None, checkpoint: Path | None = None) -> SiteSettings:
+    """The settings of this site (`fedfms.settings.load_settings`), with the data root and the folder of the checkpoint
+    that are given.
 
     Raises:
         SettingsError: as `load_settings`; `root` is not a folder.
@@ -37,4 +38,5 @@ def site_settings(root: Path | None, named: Path | None = None) -> SiteSettings:
     if root is not None and not root.is_dir():
         raise SettingsError("--root is not a folder", do="name the --out of `fedfms prepare`")
     settings = load_settings(named=named)
-    return settings if root is None else replace(settings, data_root=root.resolve())
+    settings = settings if root is None else replace(settings, data_root=root.resolve())
+    return settings if checkpoint is None else replace(settings, checkpoints=checkpoint.resolve().parent)

@@ -30,6 +30,18 @@ def _report(args: argparse.Namespace) -> int:
     return show(make_report(args.workspace, args.out))
 
 
+def finished(workspace: Path) -> Report | None:
+    """The report of a simulator's complete run; None if it has not started, or lacks rounds or the final scores."""
+    from fedfms.flare.simulator import has_checkpoint
+    from fedfms.reporting import ReportError, make_report
+
+    try:
+        report = make_report(workspace)
+    except ReportError:  # not started, or interrupted before its first record
+        return None
+    return report if report.results["complete"] and not has_checkpoint(workspace) else None
+
+
 def show(report: Report) -> int:
     """Print a report and the paths of its files; 0 if its run is valid, else 1."""
     console = Console()

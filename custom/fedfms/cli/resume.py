@@ -54,18 +54,12 @@ def _resume(args: argparse.Namespace) -> str | int:
 
 
 def _simulator(args: argparse.Namespace) -> int:
-    from fedfms.cli.report import show
-    from fedfms.flare.simulator import has_checkpoint
+    from fedfms.cli.report import finished, show
     from fedfms.flare.simulator_runs import resume_simulated
-    from fedfms.reporting import ReportError, make_report
+    from fedfms.reporting import make_report
 
-    try:
-        report = make_report(args.folder)
-    except ReportError:  # interrupted before its first record
-        pass
-    else:
-        if report.results["complete"] and not has_checkpoint(args.folder):
-            raise StudyError("the run is complete", where=args.folder.name, do="`fedfms report` shows it")
+    if finished(args.folder) is not None:
+        raise StudyError("the run is complete", where=args.folder.name, do="`fedfms report` shows it")
     resume_simulated(args.folder, args.threads)
     return show(make_report(args.folder))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ The same command resumes an interrupted run after its last finished round, and p
 NVFLARE's own output is in OUT/log.txt. Exit code: 0 if the run is valid, 1 if it is not, 130 after Ctrl-C.
 """
 _LOG = "log.txt"
-_OWN = {_LOG, "job", "workspace", "site.yaml"}  # of a run's folder; the last three by `run_study`
 _MAX_DIFFERENCES = 3
 
 
@@ -45,25 +43,23 @@ def add_commands(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from fedfms.cli.report import finished, show
     from fedfms.files import locked
+    from fedfms.flare.simulator_runs import run_workspace
 
-    console, settings = Console(), site_settings(args.root)
-    if args.checkpoint is not None:
-        settings = replace(settings, checkpoints=args.checkpoint.resolve().parent)
+    console, settings = Console(), site_settings(args.root, checkpoint=args.checkpoint)
     study = resolved_study(args, args.method, named_sites=True)
     if not study.sites:
         raise StudyError("the study names no sites", where=study.name, do="name those that train: --sites A,B")
     folder: Path = args.out or Path("workspace") / f"{study.name}-{study.method}"
     _check_folder(folder, study)
     with locked(folder) as lock:
-        report = _finished(folder)
+        report = finished(run_workspace(folder))
         if report is None:
             _check_sites(study, settings, console)
             report = _train(study, settings, folder, lock, args.threads, console)
         else:
             console.print(f"{folder.name} is complete; its report:", markup=False, highlight=False)
-    from fedfms.cli.report import show
-
     return show(report)
 
 
@@ -74,14 +70,16 @@ def _check_folder(folder: Path, study: Study) -> None:
         StudyError: it has other content, or another study.
     """
     from fedfms.flare.job import read_study
-    from fedfms.flare.simulator_runs import run_job
+    from fedfms.flare.simulator_runs import RUN_FILES, run_job
 
     name, do = folder.resolve().name, "name another folder: --out"
     if folder.exists() and not folder.is_dir():
         raise StudyError(f"{name} is a file", where="--out", do=do)
     job = run_job(folder)
     if not job.is_dir():  # new, or interrupted when it had no job
-        if folder.is_dir() and any(path.name[0] != "." and path.name not in _OWN for path in folder.iterdir()):
+        if folder.is_dir() and any(
+            path.name[0] != "." and path.name not in {_LOG, *RUN_FILES} for path in folder.iterdir()
+        ):
             raise StudyError(f"{name} contains something other than a run", where="--out", do=do)
         return
     old, new = _flat(read_study(job).to_dict()), _flat(study.to_dict())
@@ -97,19 +95,6 @@ def _flat(values: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(values, dict):
         return {prefix.removesuffix("."): values}
     return {key: value for name, inner in values.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
-
-
-def _finished(folder: Path) -> Report | None:
-    """The report of a complete run; None if rounds or the final scores are missing."""
-    from fedfms.flare.simulator import has_checkpoint
-    from fedfms.flare.simulator_runs import run_workspace
-    from fedfms.reporting import ReportError, make_report
-
-    try:
-        report = make_report(run_workspace(folder))
-    except ReportError:  # not started, or interrupted before its first record
-        return None
-    return report if report.results["complete"] and not has_checkpoint(run_workspace(folder)) else None
 
 
 def _check_sites(study: Study, settings: SiteSettings, console: Console) -> None:

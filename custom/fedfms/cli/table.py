@@ -90,9 +90,7 @@ def _experiment(args: argparse.Namespace) -> Experiment:
 def _settings(args: argparse.Namespace) -> SiteSettings:
     from fedfms.machine import threads_for
 
-    settings = site_settings(args.root)
-    if args.checkpoint is not None:
-        settings = replace(settings, checkpoints=args.checkpoint.resolve().parent)
+    settings = site_settings(args.root, checkpoint=args.checkpoint)
     if settings.cache is None:  # runs with the same initial weights share the outputs of the frozen encoder
         settings = replace(settings, cache=args.out.resolve() / "cache")
     return replace(settings, threads=threads_for(settings.threads, args.jobs))

@@ -35,7 +35,7 @@ _GRACE_S = 30.0
 _POLL_S = 0.3
 _PROCESS_BYTES = 2**29  # of a site's process without its step: Python, torch, NVFLARE
 _MEMORY_SHARE = 0.5  # of a run's free memory, for its sites; images and the server need the rest
-_JOB = "job"
+_JOB, _WORKSPACE, _SITE = RUN_FILES = ("job", "workspace", "site.yaml")  # in the folder of a run of `run_study`
 
 
 def sites_at_once(study: Study, settings: SiteSettings, sites: int) -> int:
@@ -124,7 +124,7 @@ def run_study(
     threads_each = settings.threads and max(1, settings.threads // len(names))
     allowed = [origin.distribution for origin in plugin_origins(study)]  # the sites are this person's own
     own = settings.to_dict() | {"threads": threads_each, "plugins": allowed}
-    site_file = folder.resolve() / "site.yaml"
+    site_file = folder.resolve() / _SITE
     write_atomic(site_file, yaml.safe_dump(own), mode=0o600)
     at_once = threads or sites_at_once(study, settings, len(names))
     returned = simulate(job, workspace, names, at_once, {ENV: str(site_file)}, lock, log=log, watch=watch)
@@ -138,7 +138,7 @@ def run_study(
 
 def run_workspace(folder: Path) -> Path:
     """The simulator's workspace of a run of `run_study`."""
-    return folder / "workspace"
+    return folder / _WORKSPACE
 
 
 def run_job(folder: Path) -> Path:
