@@ -117,3 +117,27 @@ def test_each_round_is_one_line_once_its_rows_are_written(study: Study, monkeypa
         (records / "ended.json").unlink()
         (records / "ended.json").write_text('{"reason": "too few sites"}')
         assert progress.failure("") == "too few sites"
+
+
+def test_the_last_error_in_the_log_is_the_reason_if_the_records_have_none(study: Study) -> None:
+    progress = RunProgress(study, Path("out"), Console(file=io.StringIO()))
+    lines = ["2026-01-02 03:04:05,006 - ERROR - ", "2026-01-02 03:04:05,006 - ERROR - Simulator run error: no port"]
+    assert progress.failure("\n".join([*lines, "2026-01-02 03:04:05,006 - INFO - after Error: text"])) == (
+        "Simulator run error: no port"
+    )
+    assert progress.failure("Traceback (most recent call last):\n  File x\nnvflare.apis.JobError: bad job\n") == (
+        "nvflare.apis.JobError: bad job"
+    )
+    assert progress.failure("2026-01-02 03:04:05,006 - INFO - ended") == ""
+
+
+def test_resume_says_that_a_run_is_resumed_by_its_own_command(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out/workspace/server/simulate_job").mkdir(parents=True)
+    assert main(["resume", "out"]) == 1
+    line = "fedfms: out: this is a folder of `fedfms run`; resume it with the command that started it\n"
+    assert capsys.readouterr().err == line
+
+
+def test_the_current_folder_is_named_if_it_holds_something_else(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("notes.txt").touch()
+    assert f"--out: {Path.cwd().name} contains something other" in _error("fedmsa --study phantom --out .", capsys)

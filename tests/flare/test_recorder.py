@@ -30,3 +30,13 @@ def test_a_round_with_too_few_updates_has_rows_and_no_mixing_weights() -> None:
     assert [(row["round"], row["site"]) for row in _lines(server, "rounds.jsonl")] == [
         (ROUND, "a"), (ROUND, "b"), (ROUND + 1, "a"),
     ]  # fmt: skip
+
+
+def test_a_start_removes_the_rows_of_a_round_that_an_earlier_start_did_not_finish() -> None:
+    server, recorder = Server(), Recorder()
+    folder = Path(server.run.name) / "fedfms"
+    folder.mkdir()
+    (folder / "rounds.jsonl").write_text('{"round": 0, "site": "a", "accepted": true}\n')
+    server.persistor.saved = None
+    recorder.handle_event(AppEventType.INITIAL_MODEL_LOADED, server.context)
+    assert sorted(path.name for path in folder.iterdir()) == ["run.json"]

@@ -35,8 +35,8 @@ def _run(folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
 
 
 @contextmanager
-def _started(folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    command, pipe = [sys.executable, "-m", "fedfms", *_command(folder)], subprocess.PIPE
+def _started(folder: Path, *more: str) -> Iterator["subprocess.Popen[str]"]:
+    command, pipe = [sys.executable, "-m", "fedfms", *_command(folder, *more)], subprocess.PIPE
     with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             yield process
@@ -106,3 +106,20 @@ def test_a_failed_run_names_the_reason_and_the_log(tmp_path: Path) -> None:
     assert "the loss became" in line
     assert line.endswith(f"see {tmp_path / 'out' / 'log.txt'}")
     assert "Traceback" not in done.stdout
+
+
+def test_a_site_that_loses_its_process_ends_the_run_and_not_the_rounds_before_it(tmp_path: Path) -> None:
+    """NVFLARE's simulator waits for it until the round's timeout, which is a day."""
+    more = ("--threads", "3", "--rounds", "50")
+    with _started(tmp_path, *more) as process:
+        _read_until(process, "round 1/50: 2 of 2 sites; val dice ")
+        worker = next(one for one in _processes(tmp_path) if f"{tmp_path}/out/workspace/b" in one.cmdline())
+        worker.kill()
+        _, error = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1
+    assert error.startswith(
+        "fedfms: out: site b: its process ended early, possibly for lack of memory; run fewer sites"
+    )
+    _wait_until_gone(tmp_path)
+    with _started(tmp_path, *more) as process:
+        _read_until(process, "resuming after round ")

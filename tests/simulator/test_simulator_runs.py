@@ -1,6 +1,7 @@
 """Resuming a simulator's run waits for orphaned workers of a killed simulator, and for no other process."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -97,3 +98,10 @@ def test_another_users_run_is_recognised_by_its_absolute_path(
     start("nvflare", "simulator", "job", "-w", str(tmp_path / "ws"))
     with pytest.raises(TrainingError, match="ws: the run is still running"):
         wait_for_end(tmp_path / "ws")
+
+
+@pytest.mark.slow
+def test_a_simulator_ends_when_its_parent_has_died_during_its_imports(tmp_path: Path) -> None:
+    line = ["-m", "fedfms.flare.simulator", "no-job", "-w", str(tmp_path / "ws"), "-c", "a", "--parent", "4194304"]
+    done = subprocess.run([sys.executable, *line], start_new_session=True, capture_output=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
