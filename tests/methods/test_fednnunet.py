@@ -48,9 +48,9 @@ def test_dice_and_cross_entropy_by_hand() -> None:
 def test_the_learning_rate_decays_by_round() -> None:
     spec = TrainSpec(rounds=10, lr=1.0)
     assert METHOD.learning_rate(spec, 0) == 0.01
-    assert METHOD.learning_rate(spec, 5) == pytest.approx(0.01 * 0.5**0.9)
-    assert METHOD.learning_rate(spec, 9) == pytest.approx(0.01 * 0.1**0.9)
-    assert METHOD.learning_rate(spec, 10) == METHOD.learning_rate(spec, 12) == 0.0  # rounds beyond the planned ones
+    assert METHOD.learning_rate(spec, 0.5) == pytest.approx(0.01 * 0.5**0.9)
+    assert METHOD.learning_rate(spec, 0.9) == pytest.approx(0.01 * 0.1**0.9)
+    assert METHOD.learning_rate(spec, 1.0) == METHOD.learning_rate(spec, 1.2) == 0.0  # rounds beyond the planned ones
 
 
 def test_a_step_by_hand() -> None:

@@ -41,5 +41,6 @@ def batch_of(model: Any, slices: int = 5) -> dict[str, Any]:
         "image": torch.rand(slices, 3, model.input_px, model.input_px, generator=draw),
         "label": masks,
         "key": [f"{index:064d}" for index in range(slices)],
+        "view": [f"{index:064d}" for index in range(slices)],
         "case": [f"{index:02d}" for index in range(slices)],
     }

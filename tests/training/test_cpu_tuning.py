@@ -104,7 +104,7 @@ def test_forward_and_backward_passes_use_onednn_only_with_cpu_tuning(
     trainer.gradients(batch, list(built.parameters()))
     assert seen == expected
     seen.clear()
-    trainer.epoch([batch], trainer.optimizer(0), built.shared(), cached=False)
+    trainer.epoch([batch], trainer.optimizer(0), built.shared())
     assert seen == expected
     seen.clear()
     trainer.predict(batch)

@@ -96,7 +96,7 @@ def test_nothing_of_a_failed_step_remains(method: str, fault: str) -> None:
                 raise FAULTS[fault]()
 
         next(iter(built.parameters().values())).register_post_accumulate_grad_hook(burst)
-        loss = trainer.epoch([batch], optimizer, received, cached=False)
+        loss = trainer.epoch([batch], optimizer, received)
         grads = {name: p.grad for name, p in built.parameters().items() if not name.endswith("k_proj.bias")}
         steps.append((loss, grads, asked[1:]))
     assert [asked for *_, asked in steps] == [[5], [5, 2, 2, 1]]
@@ -137,7 +137,7 @@ def test_out_of_memory_of_a_model_that_cannot_be_split_is_an_error() -> None:
     hold(built.model, 2)
     trainer = Trainer(built, of.train, of.structure_names)
     with pytest.raises(TrainingError, match="a batch of 5 slices, which this model cannot split; lower train"):
-        trainer.epoch([batch_of(built.model)], trainer.optimizer(0), {}, cached=False)
+        trainer.epoch([batch_of(built.model)], trainer.optimizer(0), {})
     assert trainer.predict(batch_of(built.model)).shape[0] == 5
 
 

@@ -23,7 +23,7 @@ def gradients_of_a_step(study: Study, settings: SiteSettings, slices: int = 5) -
     optimizer, received = trainer.optimizer(0), built.shared()
     built.method.before_training(built.model, 1, received)
     batch = batch_of(built.model, slices)
-    return built, [trainer.epoch([batch], optimizer, received, cached=False) for _ in range(2)][-1]
+    return built, [trainer.epoch([batch], optimizer, received) for _ in range(2)][-1]
 
 
 def assert_same_gradients(one: BuiltModel, other: BuiltModel, most: float) -> None:
@@ -56,7 +56,7 @@ def test_a_model_that_depends_on_the_whole_batch_is_not_split(monkeypatch: pytes
     monkeypatch.setattr(type(built.model), "prefix", lambda _, images: seen.append(len(images)) or images)
     trainer = Trainer(built, study.train, study.structure_names)
     batch = batch_of(built.model)
-    trainer.epoch([batch], trainer.optimizer(0), {}, cached=False)
+    trainer.epoch([batch], trainer.optimizer(0), {})
     assert seen == [5]
     trainer.predict(batch)
     assert seen == [5, 2, 2, 1]

@@ -24,7 +24,7 @@ from fedfms.data.manifest import (
 )
 from fedfms.data.phantom import make_phantom
 from fedfms.data.source import FolderSource, Item, MemorySource, Source, list_items
-from fedfms.data.transforms import make_transforms, plain
+from fedfms.data.transforms import VIEW, make_transforms, plain
 from fedfms.errors import DataError, SettingsError
 from fedfms.rng import rng
 from fedfms.settings import SiteSettings
@@ -74,7 +74,8 @@ class SiteData:
         """Samples of a part.
 
         Image float32 (3, input_px, input_px) in 0..1, label float32 (C, mask_px, mask_px) in {0, 1}, case str, slice
-        int, key str (content hash of the image). With `data.cache`, every slice of the part is decoded here, once, and
+        int, key str (content hash of the image), and view str, if there are few ways to augment the image
+        (`fedfms.data.transforms.VIEW`). With `data.cache`, every slice of the part is decoded here, once, and
         cached in memory.
 
         Args:
@@ -108,7 +109,7 @@ class _Slices(Dataset[dict[str, Any]]):
         random = rng(self._data.seed, self._data.site, self._round, f"augment:{item.key}")
         self._transforms.set_random_state(seed=int(random.integers(2**32)))
         channels_first = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-        sample = {"image": torch.from_numpy(channels_first), "label": torch.from_numpy(label[None])}
+        sample = {"image": torch.from_numpy(channels_first), "label": torch.from_numpy(label[None]), VIEW: item.key}
         sample = {name: plain(tensor) for name, tensor in self._transforms(sample).items()}
         return {**sample, "case": item.case, "slice": item.slice, "key": item.key}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose, MapTransform, RandFlipd, RandSpatialCropd
+from monai.transforms import Compose, DeleteItemsd, MapTransform, RandFlipd, RandSpatialCropd
 from torch.nn import functional
 
 from fedfms.data.augmentation import nnunet_intensity, nnunet_spatial, photometric
@@ -21,7 +21,21 @@ from fedfms.data.native import centres
 from fedfms.study import DataSpec, Structure
 
 KEYS = ("image", "label")
+VIEW = "view"
+"""Key of a sample: identifies the content of an image that was flipped or not changed; absent after other changes."""
 Sample = dict[Hashable, Any]
+
+
+class RandFlipViewd(RandFlipd):
+    """A random flip along one axis, which it appends to the sample's `VIEW`."""
+
+    def __init__(self, keys: Sequence[str], axis: int) -> None:
+        super().__init__(keys, prob=0.5, spatial_axis=axis)
+        self._axis = axis
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> Sample:
+        sample = super().__call__(data, lazy=lazy)
+        return {**sample, VIEW: f"{sample[VIEW]}-{self._axis}"} if self._do_transform else sample
 
 
 class MasksOfStructuresd(MapTransform):
@@ -79,7 +93,7 @@ def make_transforms(spec: DataSpec, *, input_px: int, mask_px: int, augment: boo
     if augment and spec.crop_px is not None:
         steps.append(RandSpatialCropd(KEYS, roi_size=(spec.crop_px, spec.crop_px), random_size=False))
     if augment and spec.augment != "none":
-        steps += [RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in (0, 1)]
+        steps += [RandFlipViewd(KEYS, axis) for axis in (0, 1)]
     if augment and spec.augment == "nnunet":
         steps += nnunet_spatial(KEYS)
     steps += [MasksOfStructuresd(("label",), spec.structures, mask_px), ResizeImaged(("image",), input_px)]
@@ -87,6 +101,8 @@ def make_transforms(spec: DataSpec, *, input_px: int, mask_px: int, augment: boo
         steps += photometric(("image",))
     if augment and spec.augment == "nnunet":
         steps += nnunet_intensity(("image",))
+    if augment and (spec.crop_px is not None or spec.augment not in ("none", "flip")):
+        steps.append(DeleteItemsd((VIEW,)))
     return Compose(steps)
 
 

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from fedfms.methods.losses import Loss, make_loss
+from fedfms.methods.optimizers import make_optimizer
 from fedfms.methods.schedule import SCHEDULES
 from fedfms.models.base import SegmentationModel
 from fedfms.study import Study, TrainSpec
@@ -38,16 +39,18 @@ class Layout:
         roles: parameter name -> one of `fedfms.models.base.ROLES`.
         adapters: names of the parameters of A_1..A_K, from input to output.
         buffers: names of buffers that training changes (batch statistics).
+        blocks_above: see `SegmentationModel.blocks_above`.
     """
 
     roles: Mapping[str, str]
     adapters: tuple[tuple[str, ...], ...] = ()
     buffers: tuple[str, ...] = ()
+    blocks_above: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: SegmentationModel) -> Layout:
         """The layout of a built model."""
-        return cls(model.roles(), tuple(model.adapters_in_order()), model.moving_buffers())
+        return cls(model.roles(), tuple(model.adapters_in_order()), model.moving_buffers(), model.blocks_above())
 
 
 @dataclass(frozen=True)
@@ -162,11 +165,13 @@ class Method:
     trained_roles: frozenset[str]
     adapters: bool = False
     plan: Mapping[str, Any] = MappingProxyType({})
+    layout: Layout = Layout({})
 
     # --- what is trained and shared
 
     def bind(self, layout: Layout) -> None:
-        """Remember what the method needs of its model; called once, before `partition`."""
+        """Remember the layout of its model; called once, before `partition`."""
+        self.layout = layout
 
     def partition(self, layout: Layout) -> Partition:
         """Split a model's tensors into shared, private and frozen ones."""
@@ -219,11 +224,11 @@ class Method:
 
     def optimizer(self, parameters: Mapping[str, torch.nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
         """The optimizer of a site's trained parameters; its state persists between rounds."""
-        return torch.optim.Adam(list(parameters.values()), lr=spec.lr, betas=(spec.beta1, spec.beta2))
+        return make_optimizer(parameters, spec, self.layout.blocks_above)
 
-    def learning_rate(self, spec: TrainSpec, round_: int) -> float:
-        """The learning rate of a round (from 0), by the study's schedule."""
-        return spec.lr * SCHEDULES[spec.lr_schedule](round_ / spec.rounds)
+    def learning_rate(self, spec: TrainSpec, done: float) -> float:
+        """The learning rate after the fraction `done` of the study's rounds, by its schedule."""
+        return spec.lr * SCHEDULES[spec.lr_schedule](done)
 
     def outgoing(self, round_: int, trained: Tensors, received: Collection[str]) -> Tensors:
         """What leaves the site after training: the trained tensors of `sent_names`."""

@@ -73,9 +73,9 @@ class FedNNUNet(FedAvg):
         optimizer.register_step_pre_hook(clip_gradients)
         return optimizer
 
-    def learning_rate(self, spec: TrainSpec, round_: int) -> float:
-        """lr (1 - round / rounds)^0.9: nnU-Net's decay, by round instead of epoch; 0 from `rounds` on."""
-        return self._lr * SCHEDULES["poly"](round_ / spec.rounds)
+    def learning_rate(self, spec: TrainSpec, done: float) -> float:
+        """lr (1 - done)^0.9: nnU-Net's decay, by round instead of epoch; 0 from the last planned round on."""
+        return self._lr * SCHEDULES["poly"](done)
 
 
 def deeply_supervised(loss: Loss) -> Loss:

@@ -66,6 +66,7 @@ class FedRA(FedMSA):
 
     def bind(self, layout: Layout) -> None:
         """Group adapters by block: two adjacent ones belong to one block."""
+        super().bind(layout)
         pairs = zip(layout.adapters[::2], layout.adapters[1::2], strict=True)
         self._blocks = tuple(frozenset(first + second) for first, second in pairs)
 

@@ -1,9 +1,37 @@
-"""Optimizers made of others: different ones for different parameters, and one with loss scaling for float16."""
+"""A study's optimizer, and optimizers made of others: for different parameters, and with loss scaling for float16."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+
+from fedfms.study import TrainSpec
+
+LR_SCALE = "lr_scale"  # key of a parameter group: factor of its learning rate
+_KINDS: Mapping[str, Callable[..., Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def make_optimizer(
+    parameters: Mapping[str, torch.nn.Parameter], spec: TrainSpec, blocks_above: Mapping[str, int]
+) -> Optimizer:
+    """The study's optimizer: one group of parameters, or with `encoder_lr_decay` one for each of the learning rates.
+
+    Args:
+        blocks_above: see `fedfms.models.base.SegmentationModel.blocks_above`.
+    """
+    by_scale: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_scale.setdefault(spec.encoder_lr_decay ** blocks_above.get(name, 0), []).append(parameter)
+    groups = [{"params": group, LR_SCALE: scale} for scale, group in by_scale.items()]
+    betas = (spec.beta1, spec.beta2)
+    return _KINDS[spec.optimizer](groups, lr=spec.lr, betas=betas, weight_decay=spec.weight_decay)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of each group of parameters, times the group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(LR_SCALE, 1.0)
 
 
 class CombinedOptimizer(Optimizer):
@@ -55,6 +83,10 @@ class ScaledOptimizer(CombinedOptimizer):
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
         """The scaled loss, whose `backward` to call."""
         return self._scaler.scale(loss)
+
+    def unscale(self) -> None:
+        """Unscale the gradients before the step, to clip them."""
+        self._scaler.unscale_(self._inner)
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Step on the unscaled gradients."""

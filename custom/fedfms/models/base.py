@@ -84,6 +84,10 @@ class SegmentationModel(nn.Module, abc.ABC):
         """Parameter names of the adapters A_1..A_K, from input to output; empty without adapters."""
         return []
 
+    def blocks_above(self) -> dict[str, int]:
+        """For each parameter of the encoder, the number of transformer blocks between it and the decoder."""
+        return {}
+
     def moving_buffers(self) -> tuple[str, ...]:
         """Names of the buffers that training changes: those of `extras`, and running batch statistics."""
         return tuple(name for name, _ in self.named_buffers() if name.startswith(EXTRAS))

@@ -1,5 +1,6 @@
 """SAM without prompts of a user: image encoder, SAM's mask decoder on a batch of images, structure head."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _ENCODER, _ADAPTERS, _DECODER, _PROMPTS = (
 UNUSED_PROMPT_KEYS = tuple(
     f"{_PROMPTS}{name}." for name in ("point_embeddings", "not_a_point_embed", "mask_downscaling", "no_mask_embed")
 ) + (f"{_PROMPTS}tokens", f"{_PROMPTS}dense")  # of a network with constant prompts
+_BLOCK = re.compile(r"(?:layers\.[1-9]\d*\.)?blocks\.\d+\.")  # a transformer block, by name in its encoder
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,16 @@ class PromptFreeSam(SegmentationModel):
             for index, pair in enumerate(self.image_encoder.adapters)
             for place, adapter in pair.named_children()
         ]
+
+    def blocks_above(self) -> dict[str, int]:
+        """See the base class; parameters are registered in the order of the forward pass."""
+        above, seen, depth = {}, set(), len(self.image_encoder.block_dims)
+        for name, _ in self.image_encoder.named_parameters():
+            if not name.startswith("adapters."):
+                if block := _BLOCK.match(name):
+                    seen.add(block[0])
+                above[_ENCODER + name] = depth - len(seen)
+        return above
 
     def skip_blocks(self, blocks: Collection[int]) -> None:
         """See the base class; a block is skipped with its adapters."""

@@ -145,9 +145,20 @@ class TrainSpec:
     rounds: Count = 100
     local_epochs: Count = 1
     batch_size: Count = 6
+    optimizer: Literal["adam", "adamw"] = "adam"
     lr: Positive = 1e-4
     lr_schedule: Literal["constant", "cosine", "poly"] = "constant"
-    """Learning rate by round; see `fedfms.methods.schedule`."""
+    """Learning rate over the study; see `fedfms.methods.schedule`."""
+    lr_by: Literal["round", "step"] = "round"
+    """Whether the learning rate changes after each round, or also at each step within a round."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of a site in which the learning rate rises linearly to its schedule."""
+    encoder_lr_decay: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate per transformer block, counted from the decoder: where the encoder itself is trained,
+    its lower blocks learn slower."""
+    clip_norm: Positive | None = None
+    """Maximum norm of a step's gradients, over all trained tensors; null: no limit."""
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     loss: Literal["bce", "dice_bce"] = "bce"

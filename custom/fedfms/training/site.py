@@ -4,6 +4,7 @@ The in-process loop and the NVFLARE executor use the same class. All that a roun
 (`StateStore`): NVFLARE's simulator starts a new process for every task when it has fewer threads than sites.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -171,28 +172,28 @@ class Site:
         return batches(Subset(self._dataset("train"), chosen), self.study.train.batch_size)
 
     def _fit(self, round_: int, optimizer: torch.optim.Optimizer, received: Tensors) -> float:
-        data, built = self.study.data, self.built
-        augmented = data.augment != "none" or data.crop_px is not None
+        built = self.built
         built.train_only({*received, *built.partition.private})
         built.method.before_training(built.model, round_, received)
         try:
-            return self._epochs(round_, optimizer, received, augmented)
+            return self._epochs(round_, optimizer, received)
         finally:  # a stopped task leaves the model usable for the next one
             built.method.after_training(built.model)
             built.train_only(built.partition.trained)
             built.model.zero_grad(set_to_none=True)
 
-    def _epochs(self, round_: int, optimizer: torch.optim.Optimizer, received: Tensors, augmented: bool) -> float:
+    def _epochs(self, round_: int, optimizer: torch.optim.Optimizer, received: Tensors) -> float:
         spec, loss = self.study.train, 0.0
-        for epoch in range(spec.local_epochs):
-            step = round_ * spec.local_epochs + epoch
+        steps = spec.local_epochs * math.ceil(self.samples / spec.batch_size)
+        rates = self._trainer.learning_rates(round_, steps)
+        for epoch in range(round_ * spec.local_epochs, (round_ + 1) * spec.local_epochs):
             loader = batches(
-                self._dataset("train", augment=augmented, round_=step),
+                self._dataset("train", augment=True, round_=epoch),
                 spec.batch_size,
                 workers=self._settings.workers,
-                shuffle=torch_rng(self.study.seed, self.name, step, "shuffle"),
+                shuffle=torch_rng(self.study.seed, self.name, epoch, "shuffle"),
             )
-            loss = self._trainer.epoch(loader, optimizer, received, cached=not augmented)
+            loss = self._trainer.epoch(loader, optimizer, received, rates)
         return loss
 
     def evaluate(self, received: Tensors, overlays: str | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fedfms.errors import FedfmsError, TrainingError
 from fedfms.methods import Tensors
-from fedfms.methods.optimizers import ScaledOptimizer
+from fedfms.methods.optimizers import ScaledOptimizer, set_learning_rate
 from fedfms.study import TrainSpec
 from fedfms.training.build import BuiltModel
 from fedfms.training.metrics import Scores
@@ -67,6 +67,8 @@ def _collate(items: list[Any]) -> Any:
 class Trainer:
     """Trains and scores a built model on batches {"image": (B,3,H,W), "label": (B,C,m,m), "key": [str], "case": [str]}.
 
+    "view": [str] besides, where it identifies the images' contents, so that prefix outputs may be cached.
+
     With `built.micro_batch`, a step splits its batch into micro-batches and sums their gradients, weighted by their
     share of the slices. That gives the same numbers, as the losses of `fedfms.methods.losses` are means over slices.
     A model that depends on the whole batch (it trains in training mode, or its buffers change with each batch) is not
@@ -114,18 +116,29 @@ class Trainer:
             optimizer = ScaledOptimizer(optimizer, torch.amp.GradScaler(self._device.type))
         if state is not None:
             optimizer.load_state_dict(state)
-        for group in optimizer.param_groups:
-            group["lr"] = self._built.method.learning_rate(self._spec, round_)
+        set_learning_rate(optimizer, self._built.method.learning_rate(self._spec, round_ / self._spec.rounds))
         return optimizer
 
+    def learning_rates(self, round_: int, steps: int) -> Iterator[float]:
+        """The learning rate of each of a round's `steps`: the method's, times a linear warm-up over the first steps."""
+        spec = self._spec
+        for step in range(steps):
+            done = round_ + step / steps if spec.lr_by == "step" else round_
+            warmup = min(1.0, (round_ * steps + step + 1) / max(spec.warmup_steps, 1))
+            yield warmup * self._built.method.learning_rate(spec, done / spec.rounds)
+
     def epoch(
-        self, loader: Iterable[Batch], optimizer: torch.optim.Optimizer, received: Tensors, *, cached: bool
+        self,
+        loader: Iterable[Batch],
+        optimizer: torch.optim.Optimizer,
+        received: Tensors,
+        rates: Iterator[float] | None = None,
     ) -> float:
         """Train on the batches once; returns the mean loss per slice.
 
         Args:
             received: the server's tensors, for methods whose loss refers to them.
-            cached: the images are not augmented, so that prefix outputs may be cached.
+            rates: the learning rate of each step; None: the optimizer's.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -137,15 +150,22 @@ class Trainer:
         model.train(model.train_mode)
         for batch in self.until_stopped(loader):
             slices = len(batch["image"])
-            value = self._training.run(slices, partial(self._backward, batch, optimizer, received, cached))
+            value = self._training.run(slices, partial(self._backward, batch, optimizer, received))
+            if rates is not None:
+                set_learning_rate(optimizer, next(rates))
+            self._clip_gradients(optimizer)
             optimizer.step()  # not retried: a partial step cannot be undone, but the round can be repeated from disk
             total, count = total + value * slices, count + slices
         model.eval()
         return total / max(count, 1)
 
-    def _backward(
-        self, batch: Batch, optimizer: torch.optim.Optimizer, received: Tensors, cached: bool, size: int
-    ) -> float:
+    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._spec.clip_norm is not None:
+            if isinstance(optimizer, ScaledOptimizer):
+                optimizer.unscale()
+            torch.nn.utils.clip_grad_norm_(self._built.parameters().values(), self._spec.clip_norm)
+
+    def _backward(self, batch: Batch, optimizer: torch.optim.Optimizer, received: Tensors, size: int) -> float:
         """Set the gradients to those of a batch, in micro-batches of `size` slices.
 
         Returns its loss, including the method's penalty, which is added once.
@@ -153,7 +173,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         value = 0.0
         for index, (part, share) in enumerate(_micro_batches(batch, size)):
-            loss = share * self._loss(self._logits(part, cached), part["label"].to(self._device))
+            loss = share * self._loss(self._logits(part), part["label"].to(self._device))
             penalty = None if index else self._built.method.penalty(self._built.model, received)
             if penalty is not None:
                 loss = loss + penalty
@@ -184,7 +204,7 @@ class Trainer:
         chosen = [parameters[name] for name in names]
         value, sums = 0.0, [torch.zeros_like(p) for p in chosen]
         for part, share in _micro_batches(batch, size):
-            loss = share * self._loss(self._logits(part, cached=True), part["label"].to(self._device))
+            loss = share * self._loss(self._logits(part), part["label"].to(self._device))
             value += float(loss.detach())
             with self._forward.matmul_context():
                 grads = torch.autograd.grad(loss * scale, chosen, allow_unused=True)
@@ -209,10 +229,10 @@ class Trainer:
 
     def _infer(self, batch: Batch) -> torch.Tensor:
         """Logits of a batch without training on it, on the CPU."""
-        return self._scoring.run(len(batch["image"]), lambda size: self._logits(batch, cached=True, size=size).cpu())
+        return self._scoring.run(len(batch["image"]), lambda size: self._logits(batch, size).cpu())
 
-    def _logits(self, batch: Batch, cached: bool, size: int = 0) -> torch.Tensor:
-        return self._forward.logits(batch["image"], batch["key"] if cached else None, size)
+    def _logits(self, batch: Batch, size: int = 0) -> torch.Tensor:
+        return self._forward.logits(batch["image"], batch.get("view"), size)
 
     def until_stopped(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches; raise an error that is among them, and `Aborted` once the run is stopped."""

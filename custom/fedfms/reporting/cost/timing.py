@@ -68,12 +68,12 @@ def measure(
     batch = _random_batch(built, study.train.batch_size)
     step_s, peak = 0.0, 0
     if training:
-        step_s = _median(lambda: trainer.epoch([batch], optimizer, received, cached=cache is not None), steps, gpu)
+        step_s = _median(lambda: trainer.epoch([batch], optimizer, received), steps, gpu)
         peak = _peak(gpu)
     if trainer.max_slices:  # the trainer has split the batch: not the requested step
         raise TrainingError("not measured: there is too little memory", do="--set train.batch_size=1")
     built.method.after_training(built.model)
-    predict_s = _median(lambda: trainer.predict({key: batch[key][:1] for key in ("image", "key")}), steps, gpu)
+    predict_s = _median(lambda: trainer.predict({key: batch[key][:1] for key in ("image", "view")}), steps, gpu)
     return Timing(
         device=torch.cuda.get_device_name() if gpu else "cpu",
         steps=steps,
@@ -90,7 +90,7 @@ def _random_batch(built: BuiltModel, batch_size: int) -> dict[str, Any]:
     return {
         "image": torch.rand(batch_size, 3, model.input_px, model.input_px),
         "label": masks.float(),
-        "key": [f"{index:064d}" for index in range(batch_size)],
+        "view": [f"{index:064d}" for index in range(batch_size)],
     }
 
 
