@@ -8,7 +8,7 @@ import torch
 from monai.transforms import Compose, RandRotated, RandZoomd
 
 from fedfms.data.augmentation import nnunet_spatial
-from fedfms.data.transforms import KEYS, make_transforms
+from fedfms.data.transforms import KEYS, VIEW, make_transforms
 from fedfms.study import DataSpec, Structure
 
 SPEC = DataSpec(augment="nnunet", structures=(Structure("disc", (1, 2)), Structure("cup", (2,))))
@@ -19,7 +19,7 @@ def _sample(channels: int = 3) -> dict[str, torch.Tensor]:
     label[0, 10:30, 12:40] = 1
     label[0, 14:22, 18:30] = 2
     image = np.repeat(label * 100 + 20, channels, axis=0)
-    return {"image": torch.from_numpy(image), "label": torch.from_numpy(label)}
+    return {"image": torch.from_numpy(image), "label": torch.from_numpy(label), VIEW: "a"}
 
 
 @pytest.mark.slow

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedfms.cli.files import write
 from fedfms.cli.options import Commands, add_command, add_shared, positive
+from fedfms.files import json_text
 from fedfms.study import find_study, load_study
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _cost(args: argparse.Namespace) -> None:
         console.print(table)
     for note in cost["notes"]:
         console.print(note, markup=False, highlight=False)
-    text = json.dumps(cost, indent=1, allow_nan=False) + "\n"
+    text = json_text(cost)
     if args.json is not None:
         write(args.json, text)
     if args.out is not None:

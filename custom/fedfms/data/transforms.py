@@ -101,7 +101,7 @@ def make_transforms(spec: DataSpec, *, input_px: int, mask_px: int, augment: boo
         steps += photometric(("image",))
     if augment and spec.augment == "nnunet":
         steps += nnunet_intensity(("image",))
-    if augment and (spec.crop_px is not None or spec.augment not in ("none", "flip")):
+    if augment and not spec.few_views:
         steps.append(DeleteItemsd((VIEW,)))
     return Compose(steps)
 

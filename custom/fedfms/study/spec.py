@@ -73,6 +73,11 @@ class DataSpec:
         if not is_name(self.dataset):
             raise StudyError(f"{self.dataset!r} is not a name", do=NAME_RULE)
 
+    @property
+    def few_views(self) -> bool:
+        """Whether training sees each image in few forms, whose features can be cached: unchanged, or flipped."""
+        return self.crop_px is None and self.augment in ("none", "flip")
+
 
 @dataclass(frozen=True, config=STRICT)
 class ModelSpec:

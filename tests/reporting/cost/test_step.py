@@ -86,6 +86,15 @@ def test_flops_are_those_of_a_step_that_runs() -> None:
     assert (work.forward, work.backward) == (forward.get_total_flops(), backward.get_total_flops())
 
 
+@pytest.mark.parametrize(
+    ("change", "share"), [((), 0.1), (("model.adapter_blocks=last:1",), 0.5), (("data.augment=photometric",), 0.0)]
+)
+def test_the_cached_part_grows_with_the_frozen_prefix(change: tuple[str, ...], share: float) -> None:
+    work = step_work(study("fedmsa", "model.backbone=tiny_vit", *change))
+    assert share * work.forward <= work.cached < work.forward
+    assert (work.cached > 0) == (share > 0)
+
+
 @pytest.mark.slow
 def test_counting_leaves_the_method_unchanged() -> None:
     """FedRA skips blocks in a step: fewer products than FedMSA, and the whole network afterwards."""

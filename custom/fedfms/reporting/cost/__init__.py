@@ -98,6 +98,7 @@ def _row(study: Study, traffic: Traffic, work: Work, need: int, timing: Timing |
         "study_down_mb": None if down_mb is None else down_mb * visits,
         "study_mb": None if pooled else traffic.total_mb,
         "forward_tflop": work.forward / 1e12,
+        "cached_tflop": work.cached / 1e12,
         "backward_tflop": work.backward / 1e12,
         "step_tflop": (work.forward + work.backward) / 1e12,
         "slice_tflop": (work.forward + work.backward) / batch / 1e12,

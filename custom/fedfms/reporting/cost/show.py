@@ -33,7 +33,7 @@ def _significant(key: str) -> Callable[[Row], str]:
     """Four significant digits, without an exponent."""
 
     def text(row: Row) -> str:
-        value = row[key]
+        value = row.get(key)  # a cost of an older version lacks some
         if value is None:
             return "-"
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.4g}'):.12f}".rstrip("0").rstrip(".")
@@ -63,7 +63,8 @@ VIEWS: Mapping[str, View] = {
         "rows", "A step, and a prediction",
         {
             "method": _text("method"), "px": _text("input_px"), "batch": _text("batch"),
-            "TFLOP forward": _significant("forward_tflop"), "TFLOP backward": _significant("backward_tflop"),
+            "TFLOP forward": _significant("forward_tflop"), "TFLOP cached": _significant("cached_tflop"),
+            "TFLOP backward": _significant("backward_tflop"),
             "TFLOP a slice": _significant("slice_tflop"), "TFLOP by layers": _significant("by_layers_tflop"),
             "MiB state": _number("state_mib", 0), "MiB a step": _number("need_mib", 0),
             "s a step": _significant("step_s"), "s a prediction": _significant("predict_s"),
@@ -71,7 +72,7 @@ VIEWS: Mapping[str, View] = {
         },
         ("TFLOP a slice", "MiB state", "s a prediction", "MiB before"),
         "TFLOP: 1e12 operations, two per multiply-add, of matrix products and convolutions in a step of the whole "
-        "batch, including the frozen prefix; by layers: linear and convolution layers only, with the backward pass as "
+        "batch, including the frozen prefix, which is computed once per image if it is cached; by layers: linear and convolution layers only, with the backward pass as "
         "twice the forward pass of the trained ones, which explains the papers' figures. MiB (2^20 bytes) state: "
         "weights, gradients and the optimizer's state; a step: memory estimated from shapes, in float32, on the "
         "default attention path, one slice times the batch size. Peak: measured, of the GPU if there is one, else of "

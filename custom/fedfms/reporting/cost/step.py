@@ -18,6 +18,7 @@ from fedfms.reporting.cost.traffic import planned_sites, shared_tensors
 from fedfms.settings import SiteSettings
 from fedfms.study import Study
 from fedfms.training.build import BuiltModel, build_on_meta
+from fedfms.training.prefix import PrefixCache
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -124,7 +125,8 @@ class Work:
     norms, activations, loss or optimizer.
 
     layers: the part of `forward` in linear and convolution layers, without attention's own products. trained_layers:
-    the part of `layers` in trained layers. state_bytes: weights, gradients and the optimizer's state.
+    the part of `layers` in trained layers. state_bytes: weights, gradients and the optimizer's state. cached: the part
+    of `forward` that a site computes once per image (`fedfms.training.prefix`).
     """
 
     forward: int
@@ -132,6 +134,7 @@ class Work:
     layers: int
     trained_layers: int
     state_bytes: int
+    cached: int = 0
 
     @property
     def by_layers(self) -> int:
@@ -185,7 +188,16 @@ def count(built: BuiltModel, study: Study) -> Work:
         layers=sum(flops for _, flops in layers),
         trained_layers=sum(flops for trained, flops in layers if trained),
         state_bytes=state,
+        cached=_cached(built, study, images),
     )
+
+
+def _cached(built: BuiltModel, study: Study, images: torch.Tensor) -> int:
+    if not (study.data.cache and study.data.few_views and PrefixCache.applies(built)):
+        return 0
+    with FlopCounterMode(display=False) as prefix, torch.no_grad():
+        built.model.prefix(images)
+    return int(prefix.get_total_flops())
 
 
 def _by_layer(model: nn.Module, counter: FlopCounterMode) -> list[tuple[bool, int]]:
