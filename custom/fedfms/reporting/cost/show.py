@@ -73,10 +73,10 @@ VIEWS: Mapping[str, View] = {
         ("TFLOP a slice", "MiB state", "s a prediction", "MiB before"),
         "TFLOP: 1e12 operations, two per multiply-add, of matrix products and convolutions in a step of the whole "
         "batch, including the frozen prefix, which is computed once per image if it is cached; by layers: linear and "
-        "convolution layers only, with the backward pass as twice the forward pass of the trained ones, which explains the papers' figures. MiB (2^20 bytes) state: "
-        "weights, gradients and the optimizer's state; a step: memory estimated from shapes, in float32, on the "
-        "default attention path, one slice times the batch size. Peak: measured, of the GPU if there is one, else of "
-        "the process, which used `before` without a model.",
+        "convolution layers only, with the backward pass as twice the forward pass of the trained ones, which "
+        "explains the papers' figures. MiB (2^20 bytes) state: weights, gradients and the optimizer's state; a step: "
+        "memory estimated from shapes, in float32, on the default attention path, one slice times the batch size. "
+        "Peak: measured, of the GPU if there is one, else of the process, which used `before` without a model.",
     ),
     "papers": View(
         "papers", "Compared with the papers",
