@@ -69,7 +69,8 @@ def _steps(args: argparse.Namespace) -> Rows:
 
 def _epoch(args: argparse.Namespace) -> Rows:
     study = step.make_study(args.method, args.backbone, args.size, args.batch)
-    cases = [step.Case(path, "float32", prefix) for path, prefix in product(("plain", "fast"), (False, True))]
+    options = (args.paths, args.dtypes, (False, True), args.adapter_blocks)
+    cases = [step.Case(*case) for case in product(*options)]
     return step.measure(study, cases, steps=args.steps, repeats=args.repeats, device=args.device)
 
 

@@ -60,10 +60,13 @@ def _add_model_benchmarks(commands: Commands) -> None:
     what = "seconds and peak memory of"
     step = _add(commands, "step", f"{what} a training step", *model, "--batch", *timed, lists=True)
     predict = _add(commands, "predict", f"{what} predicting one image", *model, *timed, lists=True)
-    _add(
-        commands, "epoch", "training steps with a cached frozen prefix", *model, "--batch", *timed,
-        backbone="tiny_vit", batch=4,
+    epoch = _add(
+        commands, "epoch", "training steps with a cached frozen prefix, as in a second epoch", *model, "--batch",
+        *timed, backbone="tiny_vit", batch=4,
     )  # fmt: skip
+    epoch.add_argument(
+        "--adapter-blocks", type=comma, default="all", metavar="A,B", help="e.g. all,last:4,none (default: all)"
+    )
     memory = _add(commands, "memory", "live bytes of a training step, counted on the meta device", *model, "--batch")
     for command in (step, predict, memory):
         paths = [path for path in PATHS if command is not predict or "checkpointed" not in path]
@@ -72,6 +75,8 @@ def _add_model_benchmarks(commands: Commands) -> None:
         _choose(command, "--paths", paths, [path for path in paths if not path.startswith("plain-")])
     for command in (step, predict):
         _choose(command, "--dtypes", _DTYPES, _DTYPES[:2])
+    _choose(epoch, "--paths", ("plain", "fast"), ("plain", "fast"))
+    _choose(epoch, "--dtypes", _DTYPES, ("float32",))
     loader = _add(commands, "loader", "images per second by settings of the loader", "--size", "--batch", batch=6)
     loader.add_argument("--images", type=positive, default=40, help="number of images (default: 40)")
     loader.add_argument("--workers", type=numbers, default="0,1,2", help="loader processes (default: 0,1,2)")

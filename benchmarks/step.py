@@ -26,11 +26,14 @@ ORACLE = ("plain", "float32")
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a key of `PATHS`, a precision, and whether a frozen prefix's outputs are cached."""
+    """One row: a key of `PATHS`, a precision, whether a frozen prefix's outputs are cached, and `model.adapter_blocks`
+    (None: as in the study).
+    """
 
     path: str
     dtype: str
     prefix: bool = False
+    blocks: str | None = None
 
 
 def make_study(method: str, backbone: str, size_px: int, batch: int) -> Study:
@@ -56,7 +59,7 @@ def measure(
     failed: dict[Case, str] = {}
     for case in [*cases] * repeats:
         if case not in failed:
-            made = replace(study, train=replace(study.train, precision=case.dtype))
+            made = _study_of(case, study)
             settings = replace(PATHS[case.path], device=device)
             try:
                 timing = measure_in_subprocess(made, settings, steps, None, prefix=case.prefix, training=training)
@@ -71,14 +74,19 @@ def measure(
         "method": study.method, "backbone": study.model.backbone, "size_px": study.model.input_px,
         "batch": study.train.batch_size if training else 1,
     }  # fmt: skip
-    counts = {"steps": steps * repeats, "trained_parameters": trained_parameters(study)}
     rows = []
     for case, timings in found.items():
+        counts = {"steps": steps * repeats, "trained_parameters": trained_parameters(_study_of(case, study))}
         key = "step_s" if training else "predict_s"
         timed = [key] if case.prefix or not training else [key, "predict_s"]  # a step has predicted the cached outputs
         figures = {"failed": failed[case]} if case in failed else _figures(_medians(timings), oracle, timed) | counts
         rows.append({**common, **_named(case), **figures})
     return rows
+
+
+def _study_of(case: Case, study: Study) -> Study:
+    model = replace(study.model, adapter_blocks=case.blocks or study.model.adapter_blocks)
+    return replace(study, model=model, train=replace(study.train, precision=case.dtype))
 
 
 def trained_parameters(study: Study) -> int:
@@ -97,6 +105,7 @@ def _named(case: Case) -> dict[str, Any]:
         "checkpointing": settings.gradient_checkpointing,
         "dtype": case.dtype,
         "prefix": "cached" if case.prefix else "-",
+        **({} if case.blocks is None else {"adapter_blocks": case.blocks}),
     }
 
 
